@@ -1,0 +1,253 @@
+//! Deterministic identities (rule R1).
+//!
+//! Ids are hashes, not dice: a re-executed parent submits its children under the same ids, so a
+//! retry is idempotent and a duplicate is recognised instead of prevented.
+
+use std::fmt;
+
+/// How many consecutive submissions of one strand share a run.
+pub const RUN_LEN: u64 = 512;
+
+/// Fixed number of slots that runs hash to; slots are dealt to shards.
+pub const SLOTS: u32 = 1024;
+
+/// Slots of an object id from here on are `put`s of the task, below are its return values.
+pub const FIRST_PUT_SLOT: u32 = 0x8000_0000;
+
+/// Hashes `parts` into 128 bits; every part is length-prefixed, so no two lists collide by
+/// concatenation.
+pub fn hash128(parts: &[&[u8]]) -> u128 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.digest128()
+}
+
+/// Hashes `parts` into 64 bits; same framing as [`hash128`].
+pub fn hash64(parts: &[&[u8]]) -> u64 {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    for part in parts {
+        hasher.update(&(part.len() as u64).to_le_bytes());
+        hasher.update(part);
+    }
+    hasher.digest()
+}
+
+macro_rules! number_id {
+    ($(#[$doc:meta])* $name:ident, $inner:ty, $prefix:literal) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+        pub struct $name(pub $inner);
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                write!(f, concat!($prefix, "{}"), self.0)
+            }
+        }
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+    };
+}
+
+number_id!(
+    /// One shard of the control store: one Raft group.
+    ShardId, u32, "shard-"
+);
+number_id!(
+    /// One life of one node daemon. Numbers are given by shard 0 and never reused; 0 is nobody.
+    Incarnation, u64, "inc-"
+);
+
+/// One program run against the cluster; chosen by its driver so that starting it is idempotent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct JobId(pub u64);
+
+impl fmt::Display for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "job-{:016x}", self.0)
+    }
+}
+impl fmt::Debug for JobId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A group of 512 consecutive submissions of one strand of one parent.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct RunId(pub u128);
+
+impl RunId {
+    /// The run of submission `index` of `strand` inside `parent`.
+    pub fn new(job: JobId, parent: TaskId, strand: u64, index: u64) -> Self {
+        RunId(hash128(&[
+            &job.0.to_le_bytes(),
+            &parent.to_bytes(),
+            &strand.to_le_bytes(),
+            &(index / RUN_LEN).to_le_bytes(),
+        ]))
+    }
+
+    /// The slot this run hashes to.
+    pub fn slot(self) -> u32 {
+        // The low bits of xxh3 are as good as any others.
+        (self.0 as u64 % u64::from(SLOTS)) as u32
+    }
+
+    /// The shard that owns this run when slots are dealt evenly to `shards` shards.
+    pub fn shard(self, shards: u32) -> ShardId {
+        shard_of_slot(self.slot(), shards)
+    }
+}
+
+impl fmt::Debug for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "run-{:032x}", self.0)
+    }
+}
+
+/// The shard of a slot: contiguous ranges, so that ranges can be moved later.
+pub fn shard_of_slot(slot: u32, shards: u32) -> ShardId {
+    ShardId((u64::from(slot) * u64::from(shards) / u64::from(SLOTS)) as u32)
+}
+
+/// The shard of a key-value key.
+pub fn shard_of_key(key: &[u8], shards: u32) -> ShardId {
+    shard_of_slot((hash64(&[key]) % u64::from(SLOTS)) as u32, shards)
+}
+
+/// A task: its run and its place in the run.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct TaskId {
+    /// The run it was submitted in.
+    pub run: RunId,
+    /// Its place in the run, below 512.
+    pub place: u16,
+}
+
+impl TaskId {
+    /// Bytes on the wire.
+    pub const LEN: usize = 18;
+
+    /// The id of submission `index` of `strand` inside `parent` (R1).
+    pub fn new(job: JobId, parent: TaskId, strand: u64, index: u64) -> Self {
+        TaskId { run: RunId::new(job, parent, strand, index), place: (index % RUN_LEN) as u16 }
+    }
+
+    /// The stand-in task of a job's driver: the parent of everything the driver submits or puts.
+    pub fn root(job: JobId) -> Self {
+        TaskId { run: RunId(hash128(&[b"root", &job.0.to_le_bytes()])), place: 0 }
+    }
+
+    /// Return value `slot` of this task.
+    pub fn output(self, slot: u32) -> ObjectId {
+        ObjectId { task: self, slot }
+    }
+
+    /// Big-endian bytes: sorts as the id sorts.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..16].copy_from_slice(&self.run.0.to_be_bytes());
+        out[16..].copy_from_slice(&self.place.to_be_bytes());
+        out
+    }
+
+    /// The inverse of [`TaskId::to_bytes`]; `None` for a wrong length.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let run = u128::from_be_bytes(bytes.get(..16)?.try_into().ok()?);
+        let place = u16::from_be_bytes(bytes.get(16..)?.try_into().ok()?);
+        Some(TaskId { run: RunId(run), place })
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}-{:03}", self.run.0, self.place)
+    }
+}
+impl fmt::Debug for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// An immutable object. The task that makes it is read off its id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct ObjectId {
+    /// The producing task; for a `put`, the task that did it.
+    pub task: TaskId,
+    /// Return index, or [`FIRST_PUT_SLOT`] + number of the `put`.
+    pub slot: u32,
+}
+
+impl ObjectId {
+    /// Bytes on the wire.
+    pub const LEN: usize = 22;
+
+    /// Whether this object was `put` rather than returned.
+    pub fn is_put(self) -> bool {
+        self.slot >= FIRST_PUT_SLOT
+    }
+
+    /// Big-endian bytes: sorts as the id sorts.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut out = [0; Self::LEN];
+        out[..TaskId::LEN].copy_from_slice(&self.task.to_bytes());
+        out[TaskId::LEN..].copy_from_slice(&self.slot.to_be_bytes());
+        out
+    }
+
+    /// The inverse of [`ObjectId::to_bytes`]; `None` for a wrong length.
+    pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let task = TaskId::from_bytes(bytes.get(..TaskId::LEN)?)?;
+        let slot = u32::from_be_bytes(bytes.get(TaskId::LEN..)?.try_into().ok()?);
+        Some(ObjectId { task, slot })
+    }
+}
+
+impl fmt::Display for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}#{:x}", self.task, self.slot)
+    }
+}
+impl fmt::Debug for ObjectId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_survive_the_wire_and_reject_wrong_lengths() {
+        let task = TaskId::new(JobId(7), TaskId::root(JobId(7)), 3, 1025);
+        assert_eq!(task.place, 1);
+        assert_eq!(TaskId::from_bytes(&task.to_bytes()), Some(task));
+        let object = task.output(FIRST_PUT_SLOT + 2);
+        assert_eq!(ObjectId::from_bytes(&object.to_bytes()), Some(object));
+        assert!(object.is_put());
+        assert_eq!(TaskId::from_bytes(&[0; 17]), None);
+        assert_eq!(ObjectId::from_bytes(&[0; 23]), None);
+    }
+
+    #[test]
+    fn a_run_is_one_shard_and_runs_spread() {
+        let root = TaskId::root(JobId(1));
+        let first = TaskId::new(JobId(1), root, 0, 0);
+        let last = TaskId::new(JobId(1), root, 0, RUN_LEN - 1);
+        assert_eq!(first.run, last.run);
+        assert_ne!(first.run, TaskId::new(JobId(1), root, 0, RUN_LEN).run);
+        assert_ne!(first.run, TaskId::new(JobId(1), root, 1, 0).run);
+        let mut seen = [0u32; 4];
+        for i in 0..400 {
+            seen[RunId::new(JobId(1), root, 0, i * RUN_LEN).shard(4).0 as usize] += 1;
+        }
+        assert!(seen.iter().all(|n| *n > 50), "{seen:?}");
+    }
+}

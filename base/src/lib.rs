@@ -1,0 +1,23 @@
+//! What every part of Mobula shares: identities, time as a value, seeded random streams,
+//! exact resources, and the disk seam.
+//!
+//! Nothing here waits, opens a socket or reads a clock; there is no tokio in this crate.
+//! Read it in this order:
+//!
+//! - [`ids`] — deterministic identities (rule R1): runs, tasks, objects, shards.
+//! - [`time`] — [`time::Instant`], nanoseconds handed in by whoever may look at a clock.
+//! - [`random`] — seeded streams that fork by name.
+//! - [`resources`] — fixed-point amounts that never drift.
+//! - [`disk`] — the [`disk::Disk`] trait, its real twin, and the simulated one that forgets
+//!   what was not synced.
+
+pub mod disk;
+pub mod ids;
+pub mod random;
+pub mod resources;
+pub mod sim_disk;
+pub mod time;
+
+pub use ids::{Incarnation, JobId, ObjectId, RunId, ShardId, TaskId};
+pub use resources::Resources;
+pub use time::Instant;

@@ -1,0 +1,279 @@
+//! A disk in memory that forgets: the simulated twin of [`crate::disk::RealDisk`].
+//!
+//! It keeps two views: what running code sees, and what a power cut would leave. A write reaches
+//! the second at `sync`, a name at `sync_dir`. [`SimDisk::power_cut`] drops the difference, but for
+//! a random prefix of the last unsynced write of each file (a torn write).
+
+use crate::disk::{Disk, DiskFile, parent};
+use crate::random::Random;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+#[derive(Clone, Default)]
+struct Inode {
+    now: Vec<u8>,
+    synced: Vec<u8>,
+    last_write: Option<(u64, Vec<u8>)>,
+}
+
+struct State {
+    inodes: BTreeMap<u64, Inode>,
+    next_inode: u64,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    dirs: BTreeSet<String>,
+    random: Random,
+    full: bool,
+    fail_sync: bool,
+    syncs: u64,
+}
+
+/// A shared handle: clones see the same disk. Keep one outside the simulated host, so that the
+/// disk outlives the host's crash.
+#[derive(Clone)]
+pub struct SimDisk(Arc<Mutex<State>>);
+
+impl SimDisk {
+    /// An empty disk; `seed` decides how torn writes tear.
+    pub fn new(seed: u64) -> Self {
+        SimDisk(Arc::new(Mutex::new(State {
+            inodes: BTreeMap::new(),
+            next_inode: 1,
+            names: BTreeMap::new(),
+            durable_names: BTreeMap::new(),
+            dirs: BTreeSet::new(),
+            random: Random::new(seed),
+            full: false,
+            fail_sync: false,
+            syncs: 0,
+        })))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().expect("a simulated disk is used by one thread")
+    }
+
+    /// Loses what was not synced, as a power cut does.
+    pub fn power_cut(&self) {
+        let mut state = self.state();
+        let mut random = state.random.clone();
+        state.names = state.durable_names.clone();
+        let live: BTreeSet<u64> = state.names.values().copied().collect();
+        state.inodes.retain(|inode, _| live.contains(inode));
+        for inode in state.inodes.values_mut() {
+            let torn = inode.last_write.take().filter(|_| random.below(2) == 0);
+            let mut left = inode.synced.clone();
+            if let Some((offset, bytes)) = torn {
+                let kept = random.below(bytes.len() as u64 + 1) as usize;
+                overwrite(&mut left, offset, &bytes[..kept]);
+            }
+            inode.now.clone_from(&left);
+            inode.synced = left;
+        }
+        state.random = random;
+    }
+
+    /// From now on writes that extend a file fail as on a full disk.
+    pub fn set_full(&self, full: bool) {
+        self.state().full = full;
+    }
+
+    /// From now on every sync fails.
+    pub fn set_fail_sync(&self, fail: bool) {
+        self.state().fail_sync = fail;
+    }
+
+    /// Syncs so far.
+    pub fn syncs(&self) -> u64 {
+        self.state().syncs
+    }
+
+    /// Flips one bit, on disk and in every view of it.
+    pub fn flip_bit(&self, path: &str, byte: u64) {
+        let mut state = self.state();
+        let Some(inode) = state.names.get(path).copied() else { return };
+        if let Some(inode) = state.inodes.get_mut(&inode) {
+            for view in [&mut inode.now, &mut inode.synced] {
+                if let Some(target) = view.get_mut(byte as usize) {
+                    *target ^= 1;
+                }
+            }
+        }
+    }
+}
+
+fn overwrite(view: &mut Vec<u8>, offset: u64, bytes: &[u8]) {
+    let end = offset as usize + bytes.len();
+    if view.len() < end {
+        view.resize(end, 0);
+    }
+    view[offset as usize..end].copy_from_slice(bytes);
+}
+
+fn not_found(path: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{path}: no such simulated file"))
+}
+
+impl Disk for SimDisk {
+    fn open(&self, path: &str, create: bool) -> io::Result<Box<dyn DiskFile>> {
+        let mut state = self.state();
+        let inode = match state.names.get(path).copied() {
+            Some(inode) => inode,
+            None if create => {
+                let dir = parent(path);
+                if !dir.is_empty() && !state.dirs.contains(dir) {
+                    return Err(not_found(dir));
+                }
+                let inode = state.next_inode;
+                state.next_inode += 1;
+                state.inodes.insert(inode, Inode::default());
+                state.names.insert(path.to_owned(), inode);
+                inode
+            }
+            None => return Err(not_found(path)),
+        };
+        Ok(Box::new(SimFile { disk: self.clone(), inode }))
+    }
+    fn read(&self, path: &str) -> io::Result<Vec<u8>> {
+        let state = self.state();
+        let inode = state.names.get(path).ok_or_else(|| not_found(path))?;
+        Ok(state.inodes[inode].now.clone())
+    }
+    fn list(&self, dir: &str) -> io::Result<Vec<String>> {
+        let state = self.state();
+        let own = state.names.keys().filter(|name| parent(name) == dir);
+        let sub = state.dirs.iter().filter(|name| parent(name) == dir && !name.is_empty());
+        let mut names: Vec<String> =
+            own.chain(sub).map(|name| name.rsplit('/').next().unwrap_or(name).to_owned()).collect();
+        names.sort();
+        Ok(names)
+    }
+    fn create_dir(&self, dir: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let mut at = dir;
+        while !at.is_empty() {
+            state.dirs.insert(at.to_owned());
+            at = parent(at);
+        }
+        Ok(())
+    }
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut state = self.state();
+        let inode = state.names.remove(from).ok_or_else(|| not_found(from))?;
+        state.names.insert(to.to_owned(), inode);
+        Ok(())
+    }
+    fn remove(&self, path: &str) -> io::Result<()> {
+        self.state().names.remove(path).map(|_| ()).ok_or_else(|| not_found(path))
+    }
+    fn sync_dir(&self, dir: &str) -> io::Result<()> {
+        let mut state = self.state();
+        if state.fail_sync {
+            return Err(io::Error::other("simulated sync failure"));
+        }
+        state.syncs += 1;
+        let now: BTreeMap<String, u64> =
+            state.names.iter().filter(|(name, _)| parent(name) == dir).map(|(n, i)| (n.clone(), *i)).collect();
+        state.durable_names.retain(|name, _| parent(name) != dir);
+        state.durable_names.extend(now);
+        Ok(())
+    }
+    fn blocks(&self) -> bool {
+        false
+    }
+    fn real_path(&self, _path: &str) -> Option<PathBuf> {
+        None
+    }
+}
+
+struct SimFile {
+    disk: SimDisk,
+    inode: u64,
+}
+
+impl SimFile {
+    fn with<R>(&self, f: impl FnOnce(&mut Inode) -> R) -> io::Result<R> {
+        let mut state = self.disk.state();
+        let inode = state.inodes.get_mut(&self.inode).ok_or_else(|| not_found("(lost in a power cut)"))?;
+        Ok(f(inode))
+    }
+}
+
+impl DiskFile for SimFile {
+    fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let full = self.disk.state().full;
+        self.with(|inode| {
+            if full && offset as usize + bytes.len() > inode.now.len() {
+                return Err(io::Error::new(io::ErrorKind::StorageFull, "simulated disk is full"));
+            }
+            overwrite(&mut inode.now, offset, bytes);
+            inode.last_write = Some((offset, bytes.to_vec()));
+            Ok(())
+        })?
+    }
+    fn sync(&mut self) -> io::Result<()> {
+        {
+            let mut state = self.disk.state();
+            if state.fail_sync {
+                return Err(io::Error::other("simulated sync failure"));
+            }
+            state.syncs += 1;
+        }
+        self.with(|inode| {
+            inode.synced.clone_from(&inode.now);
+            inode.last_write = None;
+        })
+    }
+    fn len(&self) -> io::Result<u64> {
+        self.with(|inode| inode.now.len() as u64)
+    }
+    fn set_len(&mut self, len: u64) -> io::Result<()> {
+        self.with(|inode| inode.now.resize(len as usize, 0))
+    }
+    fn read_at(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
+        self.with(|inode| {
+            let start = (offset as usize).min(inode.now.len());
+            let end = (start + len).min(inode.now.len());
+            inode.now[start..end].to_vec()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unsynced_bytes_and_names_are_lost() {
+        for seed in 0..20 {
+            let disk = SimDisk::new(seed);
+            disk.create_dir("log").expect("memory");
+            let mut kept = disk.open("log/kept", true).expect("memory");
+            kept.write_at(0, b"AAAA").expect("memory");
+            kept.sync().expect("memory");
+            disk.sync_dir("log").expect("memory");
+            kept.write_at(4, b"BBBB").expect("memory");
+            let mut unnamed = disk.open("log/unnamed", true).expect("memory");
+            unnamed.write_at(0, b"x").expect("memory");
+            unnamed.sync().expect("memory");
+            disk.power_cut();
+            let left = disk.read("log/kept").expect("its name was synced");
+            assert!(left.starts_with(b"AAAA") && b"AAAABBBB".starts_with(&left[..]), "{left:?}");
+            assert!(disk.read("log/unnamed").is_err(), "its directory was not synced");
+        }
+    }
+
+    #[test]
+    fn a_full_disk_refuses_and_keeps() {
+        let disk = SimDisk::new(1);
+        let mut file = disk.open("f", true).expect("memory");
+        file.write_at(0, b"abcd").expect("memory");
+        disk.set_full(true);
+        assert_eq!(file.write_at(2, b"zz").map_err(|e| e.kind()), Ok(()));
+        assert_eq!(file.write_at(3, b"zz").map_err(|e| e.kind()), Err(io::ErrorKind::StorageFull));
+        disk.set_full(false);
+        assert!(file.write_at(3, b"zz").is_ok());
+    }
+}

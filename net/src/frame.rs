@@ -1,0 +1,243 @@
+//! Length-prefixed messages: `u32` little-endian length, then the protobuf bytes.
+//!
+//! A connection has one [`Outbox`]. Whoever has something to say pushes it; the connection's
+//! writer takes everything that has queued up and makes one write of it. So batches are as large
+//! as the peer is slow, and no larger.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use mobula_proto::FRAME_MAX;
+use prost::Message;
+use std::io;
+use std::sync::{Arc, Mutex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::Notify;
+
+/// How many messages one frame carries at most, so that no frame nears [`FRAME_MAX`] by count.
+pub const BATCH_MAX: usize = 1024;
+
+/// Appends one frame to `out`.
+pub fn encode<M: Message>(message: &M, out: &mut BytesMut) {
+    let len = message.encoded_len();
+    out.reserve(4 + len);
+    out.put_u32_le(len as u32);
+    message.encode(out).expect("BytesMut grows");
+}
+
+/// Splits complete frames off a byte stream.
+#[derive(Default)]
+pub struct Decoder {
+    buffer: BytesMut,
+}
+
+impl Decoder {
+    /// The buffer to read into.
+    pub fn buffer(&mut self) -> &mut BytesMut {
+        self.buffer.reserve(64 * 1024);
+        &mut self.buffer
+    }
+
+    /// The next complete frame, if it has arrived.
+    ///
+    /// # Errors
+    /// A length beyond [`FRAME_MAX`]: the peer does not speak this protocol.
+    pub fn next_frame(&mut self) -> io::Result<Option<Bytes>> {
+        let Some(prefix) = self.buffer.get(..4) else { return Ok(None) };
+        let len = u32::from_le_bytes(prefix.try_into().expect("four bytes")) as usize;
+        if len > FRAME_MAX {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("frame of {len} bytes (at most {FRAME_MAX}): the peer is not a Mobula process"),
+            ));
+        }
+        if self.buffer.len() < 4 + len {
+            self.buffer.reserve(4 + len - self.buffer.len());
+            return Ok(None);
+        }
+        self.buffer.advance(4);
+        Ok(Some(self.buffer.split_to(len).freeze()))
+    }
+
+    /// The next message.
+    ///
+    /// # Errors
+    /// As [`Decoder::next_frame`], or bytes that are not an `M`.
+    pub fn next_message<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
+        match self.next_frame()? {
+            None => Ok(None),
+            Some(frame) => {
+                M::decode(frame).map(Some).map_err(|e| io::Error::new(io::ErrorKind::InvalidData, e))
+            }
+        }
+    }
+}
+
+/// Reads messages one by one.
+pub struct FrameReader<R> {
+    reader: R,
+    decoder: Decoder,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    /// Reads frames from `reader`.
+    pub fn new(reader: R) -> Self {
+        FrameReader { reader, decoder: Decoder::default() }
+    }
+
+    /// The next message; `None` when the peer closed the connection between frames.
+    pub async fn next<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
+        loop {
+            if let Some(message) = self.decoder.next_message()? {
+                return Ok(Some(message));
+            }
+            if self.reader.read_buf(self.decoder.buffer()).await? == 0 {
+                return Ok(None);
+            }
+        }
+    }
+
+    /// A message that is already here, without waiting.
+    pub fn ready<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
+        self.decoder.next_message()
+    }
+}
+
+/// Writes one message.
+pub async fn send<M: Message, W: AsyncWrite + Unpin>(writer: &mut W, message: &M) -> io::Result<()> {
+    let mut out = BytesMut::new();
+    encode(message, &mut out);
+    writer.write_all(&out).await
+}
+
+struct Queue<T> {
+    items: Vec<T>,
+    closed: bool,
+}
+
+/// The queue of messages that wait for one connection's writer.
+///
+/// It is unbounded by itself: what is queued is bounded by the windows of those who push (tasks in
+/// flight, resource slots), which are named where they are set.
+pub struct Outbox<T> {
+    queue: Arc<(Mutex<Queue<T>>, Notify)>,
+}
+
+impl<T> Clone for Outbox<T> {
+    fn clone(&self) -> Self {
+        Outbox { queue: self.queue.clone() }
+    }
+}
+
+impl<T> Default for Outbox<T> {
+    fn default() -> Self {
+        Outbox { queue: Arc::new((Mutex::new(Queue { items: Vec::new(), closed: false }), Notify::new())) }
+    }
+}
+
+impl<T> Outbox<T> {
+    /// Queues a message; dropped when the connection is closed.
+    pub fn push(&self, item: T) {
+        let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+        if queue.closed {
+            return;
+        }
+        queue.items.push(item);
+        if queue.items.len() == 1 {
+            self.queue.1.notify_one();
+        }
+    }
+
+    /// Queues many messages.
+    pub fn extend(&self, items: impl IntoIterator<Item = T>) {
+        let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+        if queue.closed {
+            return;
+        }
+        queue.items.extend(items);
+        self.queue.1.notify_one();
+    }
+
+    /// Ends the writer once everything queued is written.
+    pub fn close(&self) {
+        self.queue.0.lock().expect("never poisoned: nothing panics under this lock").closed = true;
+        self.queue.1.notify_one();
+    }
+
+    /// Takes everything that is queued without waiting.
+    pub fn take_now(&self) -> Vec<T> {
+        std::mem::take(&mut self.queue.0.lock().expect("never poisoned: nothing panics under this lock").items)
+    }
+
+    /// Takes everything that is queued, waiting for something; `None` once closed and empty.
+    pub async fn take(&self) -> Option<Vec<T>> {
+        loop {
+            {
+                let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+                if !queue.items.is_empty() {
+                    return Some(std::mem::take(&mut queue.items));
+                }
+                if queue.closed {
+                    return None;
+                }
+            }
+            self.queue.1.notified().await;
+        }
+    }
+
+    /// Writes what is pushed until [`Outbox::close`]; `wrap` makes a frame's message of a batch.
+    pub async fn write_to<W, M>(&self, mut writer: W, wrap: impl Fn(Vec<T>) -> M) -> io::Result<()>
+    where
+        W: AsyncWrite + Unpin,
+        M: Message,
+    {
+        let mut out = BytesMut::with_capacity(64 * 1024);
+        while let Some(mut items) = self.take().await {
+            while items.len() > BATCH_MAX {
+                let rest = items.split_off(BATCH_MAX);
+                encode(&wrap(std::mem::replace(&mut items, rest)), &mut out);
+                if out.len() > 1 << 20 {
+                    writer.write_all(&out).await?;
+                    out.clear();
+                }
+            }
+            encode(&wrap(items), &mut out);
+            writer.write_all(&out).await?;
+            out.clear();
+            if out.capacity() > 4 << 20 {
+                out = BytesMut::with_capacity(64 * 1024);
+            }
+        }
+        writer.shutdown().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_proto::{PeerHello, ToPeer};
+
+    #[tokio::test]
+    async fn frames_survive_any_split() {
+        let (mut a, b) = tokio::io::duplex(3);
+        let writer = tokio::spawn(async move {
+            for i in 0..5 {
+                let hello = PeerHello { incarnation: i, ..Default::default() };
+                send(&mut a, &hello).await.expect("open");
+            }
+        });
+        let mut reader = FrameReader::new(b);
+        for i in 0..5 {
+            let hello: PeerHello = reader.next().await.expect("valid").expect("open");
+            assert_eq!(hello.incarnation, i);
+        }
+        writer.await.expect("no panic");
+        assert!(reader.next::<ToPeer>().await.expect("clean end").is_none());
+    }
+
+    #[test]
+    fn a_foreign_peer_is_named() {
+        let mut decoder = Decoder::default();
+        decoder.buffer().extend_from_slice(b"GET / HTTP/1.1");
+        let error = decoder.next_frame().expect_err("not a length of ours");
+        assert!(error.to_string().contains("not a Mobula process"), "{error}");
+    }
+}

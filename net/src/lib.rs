@@ -1,0 +1,18 @@
+//! Connections: listen, dial, frames, gRPC over any transport.
+//!
+//! Production uses [`tcp::TcpNet`]; the simulator brings its own [`Net`] and runs the same code
+//! above it. This crate does not know what any message means.
+//!
+//! Read it in this order:
+//!
+//! - [`seam`] — the [`Net`] and [`Listener`] traits and the boxed byte stream.
+//! - [`tcp`] — the real network.
+//! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
+//! - [`grpc`] — tonic channels and servers over a [`Net`].
+
+pub mod frame;
+pub mod grpc;
+pub mod seam;
+pub mod tcp;
+
+pub use seam::{BoxFuture, Listener, Net, Stream};

@@ -1,0 +1,92 @@
+//! Messages that cross a process boundary or outlive a process, generated from
+//! `proto/mobula.proto`, and the few conversions every user of them needs.
+//!
+//! This crate knows nothing of what a message means.
+
+#[allow(missing_docs, clippy::all, clippy::pedantic)]
+pub mod v1 {
+    tonic::include_proto!("mobula.v1");
+}
+
+pub use v1::*;
+
+use bytes::Bytes;
+use mobula_base::{ObjectId, Resources, TaskId};
+
+/// First field of every hello: "MOBU".
+pub const MAGIC: u32 = 0x4d4f_4255;
+/// Version of the link and peer protocols; both ends must agree.
+pub const WIRE_VERSION: u32 = 1;
+/// Results up to this many bytes travel inside messages; larger ones through shared memory.
+pub const INLINE_MAX: usize = 100 * 1024;
+/// No frame of the link or peer protocols may be larger than this.
+pub const FRAME_MAX: usize = 64 << 20;
+
+/// A malformed field in a message from outside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Malformed(pub &'static str);
+
+impl std::fmt::Display for Malformed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "malformed message: {}", self.0)
+    }
+}
+impl std::error::Error for Malformed {}
+
+/// Reads a task id.
+pub fn task_id(bytes: &[u8]) -> Result<TaskId, Malformed> {
+    TaskId::from_bytes(bytes).ok_or(Malformed("task id is not 18 bytes"))
+}
+
+/// Reads an object id.
+pub fn object_id(bytes: &[u8]) -> Result<ObjectId, Malformed> {
+    ObjectId::from_bytes(bytes).ok_or(Malformed("object id is not 22 bytes"))
+}
+
+/// Writes a task id.
+pub fn task_bytes(id: TaskId) -> Bytes {
+    Bytes::copy_from_slice(&id.to_bytes())
+}
+
+/// Writes an object id.
+pub fn object_bytes(id: ObjectId) -> Bytes {
+    Bytes::copy_from_slice(&id.to_bytes())
+}
+
+impl v1::Failure {
+    /// A failure without a chain of causes.
+    pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {
+        v1::Failure { kind: kind as i32, message: message.into(), causes: Vec::new() }
+    }
+}
+
+impl v1::TaskSpec {
+    /// What the task needs while it runs.
+    pub fn demand(&self) -> Resources {
+        Resources {
+            cpu_milli: u64::from(self.cpu_milli),
+            named: self.resources.iter().map(|r| (r.name.clone(), r.milli)).collect(),
+        }
+    }
+
+    /// The digest of function, arguments and options (R2); `id`, `replay` and `parent` stay out.
+    pub fn compute_digest(&self) -> u64 {
+        let mut parts: Vec<&[u8]> = Vec::with_capacity(4 + self.args.len() * 2);
+        let function = self.function.to_le_bytes();
+        let options = (u64::from(self.cpu_milli) << 32 | u64::from(self.max_retries)).to_le_bytes();
+        parts.push(&function);
+        parts.push(&options);
+        for arg in &self.args {
+            match &arg.arg {
+                Some(arg::Arg::Value(value)) => parts.extend([&b"v"[..], &value[..]]),
+                Some(arg::Arg::Object(object)) => parts.extend([&b"o"[..], &object[..]]),
+                None => parts.push(b"-"),
+            }
+        }
+        let amounts: Vec<[u8; 8]> = self.resources.iter().map(|r| r.milli.to_le_bytes()).collect();
+        for (resource, milli) in self.resources.iter().zip(&amounts) {
+            parts.extend([resource.name.as_bytes(), &milli[..]]);
+        }
+        mobula_base::ids::hash64(&parts)
+    }
+}
