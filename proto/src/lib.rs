@@ -5,7 +5,7 @@
 
 #[allow(missing_docs, clippy::all, clippy::pedantic)]
 pub mod v1 {
-    tonic::include_proto!("mobula.v1");
+    include!(concat!(env!("OUT_DIR"), "/mobula.v1.rs"));
 }
 
 pub use v1::*;

@@ -1,1 +1,32 @@
-//! placeholder
+//! What one node decides: which tasks run where, what waits for what, and how lost objects come
+//! back.
+//!
+//! [`Core::step`] takes an event and says what should happen next. This crate opens no socket,
+//! starts no thread, reads no clock and knows neither where bytes live nor how a worker is
+//! started; `node` does those things and reports back through [`Event`].
+//!
+//! Read it in this order:
+//!
+//! - [`types`] — events, effects and values.
+//! - [`core`] — the state of a node and `step`, which only dispatches.
+//! - [`submit`] — a task arrives; its record goes to its shard, its arguments are awaited (R4).
+//! - [`placement`] — here, or which other node (local first, then locality and load).
+//! - [`execute`] — tasks on this node: arguments, workers, leases, results.
+//! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
+//! - [`objects`] — what this node knows of each object, and who waits for it.
+//! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
+//! - [`stream`] — the sequenced stream of records to each shard (R12).
+
+pub mod core;
+pub mod execute;
+pub mod map;
+pub mod objects;
+pub mod outcome;
+pub mod placement;
+pub mod recovery;
+pub mod stream;
+pub mod submit;
+pub mod types;
+
+pub use crate::core::{Config, Core};
+pub use types::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};

@@ -1,0 +1,243 @@
+//! Which objects this node holds in its arena, and in what state.
+
+use crate::arena::Arena;
+use mobula_base::{JobId, ObjectId};
+use std::collections::{BTreeMap, HashMap};
+
+/// Who creates an object: a link of the daemon, or the daemon itself (0) for transfers.
+pub type Creator = u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Creating(Creator),
+    Sealed { crc: u32 },
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    offset: u64,
+    len: u64,
+    job: JobId,
+    state: State,
+}
+
+/// A sealed object's place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Offset in the region, bytes.
+    pub offset: u64,
+    /// Length, bytes.
+    pub len: u64,
+    /// CRC-32 of the bytes.
+    pub crc: u32,
+}
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StoreError {
+    /// It can never hold this object.
+    TooLarge { len: u64, capacity: u64 },
+    /// No room now. In this version objects stay until their job ends.
+    Full { len: u64, used: u64, capacity: u64 },
+    /// The object is there already, sealed.
+    Exists(Place),
+    /// Another creator is writing it.
+    Busy,
+    /// This creator has not created it.
+    NotCreating,
+}
+
+impl std::fmt::Display for StoreError {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            StoreError::TooLarge { len, capacity } => write!(
+                f,
+                "an object of {len} bytes can never fit a store of {capacity} bytes; start the node with a larger --store"
+            ),
+            StoreError::Full { len, used, capacity } => write!(
+                f,
+                "the object store is full: {len} bytes asked, {used} of {capacity} used; objects stay until their \
+                 job ends, so end the job or start the node with a larger --store"
+            ),
+            StoreError::Exists(_) => write!(f, "the object exists already"),
+            StoreError::Busy => write!(f, "another process is writing this object"),
+            StoreError::NotCreating => write!(f, "the object was not created by this process"),
+        }
+    }
+}
+impl std::error::Error for StoreError {}
+
+/// The object table of one node.
+///
+/// Invariants, asserted by `check_invariants`:
+/// 1. A sealed object never changes its place, length or checksum.
+/// 2. Every entry owns one live allocation of the arena, and no other allocation exists.
+/// 3. An unsealed entry is readable by nobody and goes when its creator goes.
+#[derive(Debug)]
+pub struct Store {
+    arena: Arena,
+    entries: HashMap<ObjectId, Entry>,
+    by_job: BTreeMap<JobId, Vec<ObjectId>>,
+}
+
+impl Store {
+    /// An empty store over a region of `capacity` bytes.
+    pub fn new(capacity: u64) -> Self {
+        Store { arena: Arena::new(capacity), entries: HashMap::new(), by_job: BTreeMap::new() }
+    }
+
+    /// Makes room for an object; its creator writes `len` bytes at the returned offset, then seals.
+    ///
+    /// # Errors
+    /// See [`StoreError`]; `Exists` and `Busy` make creation idempotent.
+    pub fn create(&mut self, object: ObjectId, len: u64, job: JobId, creator: Creator) -> Result<u64, StoreError> {
+        match self.entries.get(&object) {
+            Some(Entry { offset, len, state: State::Sealed { crc }, .. }) => {
+                return Err(StoreError::Exists(Place { offset: *offset, len: *len, crc: *crc }));
+            }
+            // The same creator starts over: its earlier try is void.
+            Some(Entry { state: State::Creating(by), .. }) if *by == creator && creator != 0 => self.remove(object),
+            Some(Entry { state: State::Creating(_), .. }) => return Err(StoreError::Busy),
+            None => {}
+        }
+        if len > self.arena.capacity() {
+            return Err(StoreError::TooLarge { len, capacity: self.arena.capacity() });
+        }
+        let Some(offset) = self.arena.allocate(len) else {
+            return Err(StoreError::Full { len, used: self.arena.used_bytes(), capacity: self.arena.capacity() });
+        };
+        self.entries.insert(object, Entry { offset, len, job, state: State::Creating(creator) });
+        self.by_job.entry(job).or_default().push(object);
+        Ok(offset)
+    }
+
+    /// Makes an object readable and immutable.
+    ///
+    /// # Errors
+    /// `NotCreating` unless `creator` created it.
+    pub fn seal(&mut self, object: ObjectId, crc: u32, creator: Creator) -> Result<Place, StoreError> {
+        let entry = self.entries.get_mut(&object).ok_or(StoreError::NotCreating)?;
+        if entry.state != State::Creating(creator) {
+            return Err(StoreError::NotCreating);
+        }
+        entry.state = State::Sealed { crc };
+        Ok(Place { offset: entry.offset, len: entry.len, crc })
+    }
+
+    /// Forgets an object that its creator gave up.
+    pub fn abort(&mut self, object: ObjectId, creator: Creator) {
+        if self.entries.get(&object).is_some_and(|e| e.state == State::Creating(creator)) {
+            self.remove(object);
+        }
+    }
+
+    /// Where a sealed object is.
+    pub fn get(&self, object: ObjectId) -> Option<Place> {
+        match self.entries.get(&object) {
+            Some(Entry { offset, len, state: State::Sealed { crc }, .. }) => {
+                Some(Place { offset: *offset, len: *len, crc: *crc })
+            }
+            Some(Entry { state: State::Creating(_), .. }) | None => None,
+        }
+    }
+
+    /// Drops what a vanished process had begun.
+    pub fn creator_gone(&mut self, creator: Creator) {
+        let begun: Vec<ObjectId> =
+            self.entries.iter().filter(|(_, e)| e.state == State::Creating(creator)).map(|(o, _)| *o).collect();
+        for object in begun {
+            self.remove(object);
+        }
+    }
+
+    /// Frees everything of a job that ended.
+    pub fn free_job(&mut self, job: JobId) {
+        for object in self.by_job.remove(&job).unwrap_or_default() {
+            if let Some(entry) = self.entries.remove(&object) {
+                self.arena.free(entry.offset);
+            }
+        }
+    }
+
+    fn remove(&mut self, object: ObjectId) {
+        if let Some(entry) = self.entries.remove(&object) {
+            self.arena.free(entry.offset);
+            if let Some(objects) = self.by_job.get_mut(&entry.job) {
+                objects.retain(|o| *o != object);
+            }
+        }
+    }
+
+    /// Bytes in use, and in all.
+    pub fn usage(&self) -> (u64, u64) {
+        (self.arena.used_bytes(), self.arena.capacity())
+    }
+
+    /// Panics when an invariant does not hold.
+    pub fn check_invariants(&self) {
+        self.arena.check_invariants();
+        let bytes: u64 =
+            self.entries.values().map(|e| e.len.max(1).div_ceil(crate::arena::ALIGN) * crate::arena::ALIGN).sum();
+        assert_eq!(bytes, self.arena.used_bytes(), "allocations and entries differ");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_base::TaskId;
+    use proptest::prelude::*;
+
+    fn object(n: u32) -> ObjectId {
+        TaskId::root(JobId(1)).output(n)
+    }
+
+    #[test]
+    fn a_dead_creator_leaves_nothing() {
+        let mut store = Store::new(1 << 16);
+        store.create(object(1), 1000, JobId(1), 7).expect("fits");
+        store.create(object(2), 1000, JobId(1), 7).expect("fits");
+        store.seal(object(2), 42, 7).expect("created");
+        assert_eq!(store.create(object(1), 1000, JobId(1), 8), Err(StoreError::Busy));
+        store.creator_gone(7);
+        assert_eq!(store.get(object(1)), None);
+        assert_eq!(store.get(object(2)).map(|p| p.crc), Some(42), "sealed objects outlive their creator");
+        store.check_invariants();
+        store.free_job(JobId(1));
+        assert_eq!(store.usage().0, 0);
+    }
+
+    #[test]
+    fn too_large_and_full_are_told_apart() {
+        let mut store = Store::new(1024);
+        assert!(matches!(store.create(object(1), 2000, JobId(1), 1), Err(StoreError::TooLarge { .. })));
+        store.create(object(2), 1000, JobId(1), 1).expect("fits");
+        assert!(matches!(store.create(object(3), 100, JobId(1), 1), Err(StoreError::Full { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn invariants_hold_under_any_calls(steps in prop::collection::vec((0u8..5, 0u32..6, 1u64..3), 1..120)) {
+            let mut store = Store::new(8 * 1024);
+            let mut sealed: HashMap<ObjectId, Place> = HashMap::new();
+            for (what, n, who) in steps {
+                let object = object(n);
+                match what {
+                    0 | 1 => drop(store.create(object, u64::from(n) * 700, JobId(who), who)),
+                    2 => if let Ok(place) = store.seal(object, n, who) {
+                        sealed.insert(object, place);
+                    },
+                    3 => store.creator_gone(who),
+                    _ => {
+                        store.free_job(JobId(who));
+                        sealed.retain(|o, _| store.get(*o).is_some());
+                    }
+                }
+                store.check_invariants();
+                for (object, place) in &sealed {
+                    prop_assert_eq!(store.get(*object), Some(*place));
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! The state of one node, and `step`, which only dispatches.
+
+use crate::execute::{Run, Worker};
+use crate::map::IdMap;
+use crate::objects::Object;
+use crate::placement::{Class, Member};
+use crate::recovery::Timer;
+use crate::stream::Stream;
+use crate::types::{ClientId, Effect, Event};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_proto::TaskSpec;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This life of this node.
+    pub incarnation: Incarnation,
+    /// Shards of the control store.
+    pub shards: u32,
+    /// What it offers.
+    pub resources: Resources,
+    /// Worker processes per job, not counting those that wait inside a task.
+    pub workers: u32,
+    /// CRC-32, handed in so that this crate computes no checksums of its own.
+    pub crc: fn(&[u8]) -> u32,
+}
+
+/// A task that this node keeps (R4): it was submitted here, or its attempt was granted here.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub spec: TaskSpec,
+    pub attempt: u32,
+    pub client: Option<ClientId>,
+    pub state: KeptState,
+}
+
+/// Where a kept task stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeptState {
+    /// Its record must be committed first (no retries, or a replay).
+    AwaitCommit,
+    /// Its next attempt must be granted first (R7).
+    AwaitAttempt,
+    /// So many arguments do not exist yet.
+    AwaitDeps(u32),
+    /// Ready for a node.
+    Queued,
+    /// Given to a node.
+    Placed(Incarnation),
+    /// Finished there, but what it submitted is not all committed (R4).
+    Undurable(Incarnation),
+    /// Its done-record is on its way.
+    Finishing,
+}
+
+/// The deciding part of a node daemon.
+///
+/// Invariants, asserted by `check_invariants` in debug builds:
+/// 1. `free` plus what leases hold is what the node offers.
+/// 2. A worker's queue holds only runs of this node; a run sits in at most one queue.
+/// 3. `placed[n]` counts the kept tasks placed on n.
+pub struct Core {
+    pub(crate) config: Config,
+    pub(crate) now: Instant,
+    pub(crate) objects: IdMap<ObjectId, Object>,
+    pub(crate) by_job: BTreeMap<JobId, Vec<ObjectId>>,
+    pub(crate) kept: IdMap<TaskId, Kept>,
+    pub(crate) runs: IdMap<TaskId, Run>,
+    pub(crate) classes: Vec<Class>,
+    pub(crate) workers: BTreeMap<ClientId, Worker>,
+    pub(crate) starting: BTreeMap<JobId, u32>,
+    pub(crate) broken_jobs: BTreeMap<JobId, mobula_proto::Failure>,
+    pub(crate) spawn_failures: BTreeMap<JobId, u32>,
+    pub(crate) free: Resources,
+    pub(crate) streams: Vec<Stream>,
+    pub(crate) members: BTreeMap<Incarnation, Member>,
+    pub(crate) placed: BTreeMap<Incarnation, u32>,
+    pub(crate) placed_functions: IdMap<u64, u64>,
+    pub(crate) undurable: Vec<crate::execute::UndurableRun>,
+    pub(crate) to_locate: BTreeMap<ShardId, BTreeSet<ObjectId>>,
+    pub(crate) recovering: BTreeMap<TaskId, Vec<ObjectId>>,
+    pub(crate) rebuilding: BTreeSet<TaskId>,
+    pub(crate) fetch_queue: VecDeque<ObjectId>,
+    pub(crate) fetching: BTreeSet<ObjectId>,
+    pub(crate) timers: BTreeMap<(Instant, u64), Timer>,
+    pub(crate) next_timer: u64,
+    pub(crate) infeasible_since: BTreeSet<TaskId>,
+    pub(crate) jobs_seen: BTreeSet<JobId>,
+    pub(crate) jobs_ended: BTreeSet<JobId>,
+    pub(crate) blocked_runs: u32,
+    pub(crate) effects: Vec<Effect>,
+}
+
+impl Core {
+    /// A node that has just joined.
+    pub fn new(config: Config) -> Self {
+        let shards = config.shards as usize;
+        Core {
+            free: config.resources.clone(),
+            config,
+            now: Instant::default(),
+            objects: IdMap::default(),
+            by_job: BTreeMap::new(),
+            kept: IdMap::default(),
+            runs: IdMap::default(),
+            classes: Vec::new(),
+            workers: BTreeMap::new(),
+            starting: BTreeMap::new(),
+            broken_jobs: BTreeMap::new(),
+            spawn_failures: BTreeMap::new(),
+            streams: (0..shards).map(|_| Stream::default()).collect(),
+            members: BTreeMap::new(),
+            placed: BTreeMap::new(),
+            placed_functions: IdMap::default(),
+            undurable: Vec::new(),
+            to_locate: BTreeMap::new(),
+            recovering: BTreeMap::new(),
+            rebuilding: BTreeSet::new(),
+            fetch_queue: VecDeque::new(),
+            fetching: BTreeSet::new(),
+            timers: BTreeMap::new(),
+            next_timer: 0,
+            infeasible_since: BTreeSet::new(),
+            jobs_seen: BTreeSet::new(),
+            jobs_ended: BTreeSet::new(),
+            blocked_runs: 0,
+            effects: Vec::new(),
+        }
+    }
+
+    /// Takes events, in order, and says what should happen. `now` must never go backwards.
+    /// Placement and dispatch run once for the whole batch.
+    pub fn step(&mut self, events: impl IntoIterator<Item = Event>, now: Instant, out: &mut Vec<Effect>) {
+        assert!(self.now <= now, "time went backwards: {:?} then {now:?}", self.now);
+        self.now = now;
+        for event in events {
+            self.handle(event);
+        }
+        self.fire_timers();
+        self.place_queued();
+        self.dispatch();
+        self.start_fetches();
+        self.flush_locates();
+        self.flush_streams();
+        if cfg!(debug_assertions) {
+            self.check_invariants();
+        }
+        out.append(&mut self.effects);
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Submit { client, specs } => {
+                for spec in specs {
+                    self.submit(client, spec);
+                }
+            }
+            Event::Get { client, job, objects, want_value } => self.get(client, job, objects, want_value),
+            Event::Put { client: _, object, job, value, by_driver } => self.put(object, job, value, by_driver),
+            Event::ClientGone { client } => self.client_gone(client),
+            Event::WorkerUp { worker, job } => self.worker_up(worker, job),
+            Event::WorkerGone { worker } => self.worker_gone(worker),
+            Event::SpawnFailed { job, failure, fatal } => self.spawn_failed(job, failure, fatal),
+            Event::Finished { worker, outcomes } => self.finished(worker, outcomes),
+            Event::Blocked { worker, returned } => self.blocked(worker, returned),
+            Event::Unblocked { worker } => self.unblocked(worker),
+            Event::Assigned { from, assign } => self.assigned(from, assign),
+            Event::PeerResult { from, result } => self.peer_result(from, result),
+            Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
+            Event::Replicate { object, job, holder, output } => self.replicate(object, job, holder, output),
+            Event::Acked { shard, ack } => self.acked(shard, ack),
+            Event::Located { asked, answers } => self.located(asked, answers),
+            Event::Fetched { object, value } => self.fetched(object, value),
+            Event::FetchFailed { object, from, why } => self.fetch_failed(object, from, why),
+            Event::View(view) => self.view(view),
+            Event::JobEnded(job) => self.job_ended(job),
+            Event::Tick => {}
+        }
+    }
+
+    /// When `Event::Tick` will next have something to do.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.timers.keys().next().map(|(at, _)| *at)
+    }
+
+    /// Lineage records that are not yet acknowledged: the shell stops reading submissions when
+    /// there are too many.
+    pub fn unacknowledged(&self) -> u64 {
+        self.streams.iter().map(Stream::pending).sum()
+    }
+
+    /// What this node tells the others: free CPU and how much waits.
+    pub fn load(&self) -> (u64, u32) {
+        let queued: usize = self.classes.iter().map(|c| c.waiting.len() + c.urgent.len()).sum();
+        (self.free.cpu_milli, (queued + self.runs.len()) as u32)
+    }
+
+    pub(crate) fn shard_of(&self, task: TaskId) -> ShardId {
+        task.run.shard(self.config.shards)
+    }
+
+    pub(crate) fn stream_of(&mut self, task: TaskId) -> &mut Stream {
+        let shard = self.shard_of(task);
+        &mut self.streams[shard.0 as usize]
+    }
+
+    fn flush_streams(&mut self) {
+        for (index, stream) in self.streams.iter_mut().enumerate() {
+            if let Some(batch) = stream.next_batch(self.config.incarnation) {
+                self.effects.push(Effect::Send { shard: ShardId(index as u32), batch });
+            }
+        }
+    }
+
+    /// Panics when an invariant does not hold.
+    pub fn check_invariants(&self) {
+        let mut held = self.free.clone();
+        for worker in self.workers.values() {
+            if let Some(class) = worker.lease {
+                held.give(&self.classes[class].demand);
+            }
+            for task in &worker.queue {
+                assert!(self.runs.contains_key(task), "a worker holds {task}, which is no run of this node");
+            }
+        }
+        assert_eq!(held.cpu_milli, self.config.resources.cpu_milli, "CPU leaked or was taken twice");
+        assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= self.kept.len()));
+    }
+}

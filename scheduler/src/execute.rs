@@ -1,0 +1,372 @@
+//! Tasks on this node: arguments, workers, leases, results.
+
+use crate::core::Core;
+use crate::objects::State;
+use crate::submit::{arg_objects, dependency_failed};
+use crate::types::{ClientId, Effect, TaskOutcome, Value};
+use mobula_base::{Incarnation, JobId, ShardId, TaskId};
+use mobula_proto::{
+    Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_id, task_bytes, task_id,
+};
+use std::collections::{BTreeMap, VecDeque};
+
+/// A job whose workers fail to start this often in a row is told so.
+const SPAWN_FAILURES_MAX: u32 = 3;
+
+/// An attempt that runs on this node.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub spec: TaskSpec,
+    pub attempt: u32,
+    pub keeper: Incarnation,
+    pub class: usize,
+    /// Arguments whose bytes are not here yet.
+    pub missing: u32,
+    /// Last record it submitted to each shard (R4).
+    pub submitted: BTreeMap<ShardId, u64>,
+}
+
+/// A finished run whose submissions are not all committed.
+#[derive(Debug)]
+pub(crate) struct UndurableRun {
+    pub task: TaskId,
+    pub attempt: u32,
+    pub keeper: Incarnation,
+    pub pending: BTreeMap<ShardId, u64>,
+}
+
+/// A worker process.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub job: JobId,
+    /// The class whose demand it holds while it has work and is not blocked.
+    pub lease: Option<usize>,
+    /// What it was given, in the order it runs it; the first is running.
+    pub queue: VecDeque<TaskId>,
+    pub blocked: bool,
+}
+
+impl Core {
+    pub(crate) fn assigned(&mut self, from: Incarnation, assign: Assign) {
+        let Some(spec) = assign.spec else { return };
+        let job = JobId(spec.job);
+        if self.jobs_ended.contains(&job) || task_id(&spec.id).is_err() {
+            return;
+        }
+        for hint in assign.hints {
+            let Ok(id) = object_id(&hint.object) else { continue };
+            let object = self.object(id, job);
+            if !matches!(object.state, State::Unknown | State::Locating) {
+                continue;
+            }
+            if hint.has_inline {
+                object.state = State::Here(Value::Inline(hint.inline));
+                self.announce(id);
+            } else if let (Some(output), false) = (hint.output, hint.holders.is_empty()) {
+                let holders = hint.holders.into_iter().map(Incarnation).collect();
+                object.state = State::Elsewhere { holders, output };
+                self.announce(id);
+            }
+        }
+        self.start_run(spec, assign.attempt, from);
+    }
+
+    /// Begins an attempt here: brings its arguments, then queues it for a worker.
+    pub(crate) fn start_run(&mut self, spec: TaskSpec, attempt: u32, keeper: Incarnation) {
+        let Ok(task) = task_id(&spec.id) else { return };
+        if let Some(old) = self.runs.get(&task) {
+            // A repeated or older assignment changes nothing; a newer attempt waits for nobody.
+            if old.attempt >= attempt {
+                return;
+            }
+            self.forget_run(task);
+        }
+        let job = JobId(spec.job);
+        let class = self.class_of(&spec.demand());
+        let objects: Vec<_> = arg_objects(&spec).collect();
+        let run = Run { spec, attempt, keeper, class, missing: 0, submitted: BTreeMap::new() };
+        self.runs.insert(task, run);
+        let mut missing = 0;
+        for id in objects {
+            let object = self.object(id, job);
+            match &object.state {
+                State::Here(_) => {}
+                State::Failed(failure) => {
+                    let failure = dependency_failed(id, failure);
+                    self.fail_run(task, failure);
+                    return;
+                }
+                State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } => {
+                    object.runs_waiting.push(task);
+                    missing += 1;
+                    self.want_here(id);
+                }
+            }
+        }
+        let Some(run) = self.runs.get_mut(&task) else { return };
+        run.missing = missing;
+        if missing == 0 {
+            self.queue_run(task);
+        }
+    }
+
+    pub(crate) fn arg_here(&mut self, task: TaskId) {
+        let Some(run) = self.runs.get_mut(&task) else { return };
+        run.missing = run.missing.saturating_sub(1);
+        if run.missing == 0 {
+            self.queue_run(task);
+        }
+    }
+
+    fn queue_run(&mut self, task: TaskId) {
+        let Some(run) = self.runs.get(&task) else { return };
+        let (urgent, class) = (run.attempt > 1, run.class);
+        let class = &mut self.classes[class];
+        if urgent { class.runs_urgent.push_back(task) } else { class.runs.push_back(task) }
+    }
+
+    /// Gives queued runs to workers.
+    pub(crate) fn dispatch(&mut self) {
+        for class in 0..self.classes.len() {
+            loop {
+                let queues = &mut self.classes[class];
+                let urgent = !queues.runs_urgent.is_empty();
+                let queue = if urgent { &mut queues.runs_urgent } else { &mut queues.runs };
+                let Some(task) = queue.pop_front() else { break };
+                if !self.dispatch_one(class, task) {
+                    let queues = &mut self.classes[class];
+                    let queue = if urgent { &mut queues.runs_urgent } else { &mut queues.runs };
+                    queue.push_front(task);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Gives one run to a worker; false when none can take it now.
+    fn dispatch_one(&mut self, class: usize, task: TaskId) -> bool {
+        let Some(run) = self.runs.get(&task).filter(|r| r.missing == 0) else { return true };
+        let (job, function) = (JobId(run.spec.job), run.spec.function);
+        if let Some(failure) = self.broken_jobs.get(&job).cloned() {
+            self.fail_run(task, failure);
+            return true;
+        }
+        let depth = self.depth(function) as usize;
+        let fits = self.free.fits(&self.classes[class].demand);
+        let usable = self.workers.iter().filter(|(_, w)| w.job == job && !w.blocked);
+        let choice = usable
+            .filter(|(_, w)| match w.lease {
+                None => fits && w.queue.is_empty(),
+                Some(lease) => lease == class && w.queue.len() < depth,
+            })
+            .min_by_key(|(id, w)| (w.queue.len(), **id))
+            .map(|(id, _)| *id);
+        let Some(worker) = choice else {
+            if fits {
+                self.start_worker(job);
+            }
+            return false;
+        };
+        let entry = self.workers.get_mut(&worker).expect("just chosen");
+        if entry.lease.is_none() {
+            entry.lease = Some(class);
+            self.free.take(&self.classes[class].demand);
+        }
+        entry.queue.push_back(task);
+        let run = &self.runs[&task];
+        let args = self.arg_values(&run.spec);
+        self.effects.push(Effect::Run { worker, spec: run.spec.clone(), attempt: run.attempt, args });
+        true
+    }
+
+    fn arg_values(&self, spec: &TaskSpec) -> Vec<Value> {
+        spec.args
+            .iter()
+            .map(|a| match &a.arg {
+                Some(arg::Arg::Value(bytes)) => Value::Inline(bytes.clone()),
+                Some(arg::Arg::Object(bytes)) => {
+                    let here = object_id(bytes).ok().and_then(|id| self.value_of(id)).cloned();
+                    here.expect("a run is queued when all its arguments are here")
+                }
+                None => Value::Inline(bytes::Bytes::new()),
+            })
+            .collect()
+    }
+
+    /// Starts another worker for a job if its share of processes is not used up.
+    pub(crate) fn start_worker(&mut self, job: JobId) {
+        let awake = self.workers.values().filter(|w| w.job == job && !w.blocked).count() as u32;
+        let starting = self.starting.entry(job).or_default();
+        if awake + *starting < self.config.workers {
+            *starting += 1;
+            self.effects.push(Effect::Spawn { job });
+        }
+    }
+
+    pub(crate) fn worker_up(&mut self, worker: ClientId, job: JobId) {
+        if let Some(starting) = self.starting.get_mut(&job) {
+            *starting = starting.saturating_sub(1);
+        }
+        self.spawn_failures.remove(&job);
+        self.workers.insert(worker, Worker { job, lease: None, queue: VecDeque::new(), blocked: false });
+    }
+
+    pub(crate) fn spawn_failed(&mut self, job: JobId, failure: Failure, fatal: bool) {
+        if let Some(starting) = self.starting.get_mut(&job) {
+            *starting = starting.saturating_sub(1);
+        }
+        let failures = self.spawn_failures.entry(job).or_default();
+        *failures += 1;
+        if fatal || *failures >= SPAWN_FAILURES_MAX {
+            self.broken_jobs.insert(job, failure);
+        }
+    }
+
+    fn return_lease(&mut self, worker: ClientId) {
+        if let Some(w) = self.workers.get_mut(&worker)
+            && let Some(class) = w.lease.take()
+        {
+            self.free.give(&self.classes[class].demand);
+        }
+    }
+
+    pub(crate) fn worker_gone(&mut self, worker: ClientId) {
+        self.return_lease(worker);
+        let Some(gone) = self.workers.remove(&worker) else { return };
+        if gone.blocked {
+            self.blocked_runs = self.blocked_runs.saturating_sub(1);
+        }
+        let mut queue = gone.queue.into_iter();
+        // The first was running; the others never started and go to another worker.
+        if let Some(running) = queue.next() {
+            let message = "the worker process died while it ran the task (killed, out of memory, or it exited)";
+            self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
+        }
+        for task in queue.rev() {
+            self.requeue(task);
+        }
+    }
+
+    fn requeue(&mut self, task: TaskId) {
+        if let Some(run) = self.runs.get(&task) {
+            let class = run.class;
+            self.classes[class].runs.push_front(task);
+        }
+    }
+
+    pub(crate) fn blocked(&mut self, worker: ClientId, returned: Vec<TaskId>) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        if !w.blocked {
+            w.blocked = true;
+            self.blocked_runs += 1;
+        }
+        w.queue.retain(|t| !returned.contains(t));
+        self.return_lease(worker);
+        for task in returned.into_iter().rev() {
+            self.requeue(task);
+        }
+    }
+
+    pub(crate) fn unblocked(&mut self, worker: ClientId) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        if !std::mem::take(&mut w.blocked) {
+            return;
+        }
+        self.blocked_runs = self.blocked_runs.saturating_sub(1);
+        // It goes on at once; when its CPU was given away meanwhile, it runs without a lease
+        // rather than making a task in mid-run wait.
+        let class = w.queue.front().and_then(|t| self.runs.get(t)).map(|r| r.class);
+        if let Some(class) = class
+            && self.free.fits(&self.classes[class].demand)
+        {
+            self.free.take(&self.classes[class].demand);
+            if let Some(w) = self.workers.get_mut(&worker) {
+                w.lease = Some(class);
+            }
+        }
+    }
+
+    pub(crate) fn finished(&mut self, worker: ClientId, outcomes: Vec<TaskOutcome>) {
+        for outcome in outcomes {
+            if let Some(w) = self.workers.get_mut(&worker)
+                && let Some(at) = w.queue.iter().position(|t| *t == outcome.task)
+            {
+                w.queue.remove(at);
+            }
+            if self.runs.get(&outcome.task).is_some_and(|r| r.attempt == outcome.attempt) {
+                self.finish_run(outcome.task, outcome.value, outcome.ran_ns);
+            }
+        }
+        if self.workers.get(&worker).is_some_and(|w| w.queue.is_empty()) {
+            self.return_lease(worker);
+        }
+    }
+
+    pub(crate) fn fail_run(&mut self, task: TaskId, failure: Failure) {
+        if self.runs.contains_key(&task) {
+            self.finish_run(task, Err(failure), 0);
+        }
+    }
+
+    /// An attempt ended here: keeps its value and reports to the keeper.
+    fn finish_run(&mut self, task: TaskId, value: Result<Value, Failure>, ran_ns: u64) {
+        let Some(run) = self.runs.remove(&task) else { return };
+        let (job, me) = (JobId(run.spec.job), self.config.incarnation);
+        let streams = &self.streams;
+        let pending: BTreeMap<ShardId, u64> =
+            run.submitted.into_iter().filter(|(s, seq)| streams[s.0 as usize].acked() < *seq).collect();
+        let durable = pending.is_empty();
+        let attempt = run.attempt;
+        if ran_ns > 0 {
+            self.observe(run.spec.function, ran_ns);
+        }
+        if run.keeper == me {
+            self.result(task, attempt, me, value, durable);
+        } else {
+            let mut result =
+                PeerResult { task: task_bytes(task), attempt, durable, ran_ns, ..PeerResult::default() };
+            match value {
+                Err(failure) => result.failure = Some(failure),
+                Ok(value) => {
+                    result.output = Some(value.output(self.config.crc));
+                    if let Value::Inline(bytes) = &value {
+                        result.inline = bytes.clone();
+                        result.has_inline = true;
+                    }
+                    self.object(task.output(0), job).state = State::Here(value);
+                    self.announce(task.output(0));
+                }
+            }
+            self.effects.push(Effect::Result { to: run.keeper, result });
+        }
+        if !durable {
+            self.undurable.push(UndurableRun { task, attempt, keeper: run.keeper, pending });
+        }
+    }
+
+    /// Some records were acknowledged: which finished runs are durable now?
+    pub(crate) fn check_undurable(&mut self) {
+        let streams = &self.streams;
+        let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.undurable)
+            .into_iter()
+            .partition(|u| u.pending.iter().all(|(s, seq)| streams[s.0 as usize].acked() >= *seq));
+        self.undurable = waiting;
+        for run in done {
+            if run.keeper == self.config.incarnation {
+                self.durable(run.task, run.attempt);
+            } else {
+                let (task, attempt) = (run.task, run.attempt);
+                self.effects.push(Effect::Durable { to: run.keeper, task, attempt });
+            }
+        }
+    }
+
+    /// Takes an attempt out of every queue of this node. One that a worker is running ends by
+    /// itself; its result is then for nobody.
+    pub(crate) fn forget_run(&mut self, task: TaskId) {
+        let running = self.workers.values().any(|w| w.queue.contains(&task));
+        if !running {
+            self.runs.remove(&task);
+        }
+    }
+}

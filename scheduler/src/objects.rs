@@ -1,0 +1,328 @@
+//! What this node knows of each object, and who waits for it.
+
+use crate::core::Core;
+use crate::recovery::Timer;
+use crate::stream::About;
+use crate::types::{ClientId, Effect, FetchError, Ready, Value};
+use bytes::Bytes;
+use mobula_base::{Incarnation, JobId, ObjectId, TaskId};
+use mobula_proto::{Failure, FailureKind, Output, SmallPut, StreamItem, object_bytes, stream_item};
+use std::time::Duration;
+
+/// Transfers under way at once.
+pub const FETCHES_MAX: usize = 8;
+/// How long a failed transfer or an unhelpful answer waits before the shard is asked again.
+pub const RELOCATE_AFTER: Duration = Duration::from_millis(40);
+
+/// What is known of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum State {
+    /// Nothing; nobody has been asked.
+    Unknown,
+    /// The home shard is being asked.
+    Locating,
+    /// Its task is kept by this node and has not finished.
+    Pending,
+    /// Other nodes hold it.
+    Elsewhere { holders: Vec<Incarnation>, output: Output },
+    /// This node holds it.
+    Here(Value),
+    /// It will never exist.
+    Failed(Failure),
+}
+
+#[derive(Debug)]
+pub(crate) struct Object {
+    pub job: JobId,
+    pub state: State,
+    /// Kept tasks that take it as argument and wait until it exists.
+    pub tasks_waiting: Vec<TaskId>,
+    /// Runs of this node that need its bytes.
+    pub runs_waiting: Vec<TaskId>,
+    /// Clients that want to know that it exists.
+    pub subscribers: Vec<ClientId>,
+    /// Clients that want its bytes.
+    pub getters: Vec<ClientId>,
+    /// Keep a copy here although nobody asked.
+    pub replica: bool,
+}
+
+impl Object {
+    fn wanted_here(&self) -> bool {
+        self.replica || !self.runs_waiting.is_empty() || !self.getters.is_empty()
+    }
+    fn wanted(&self) -> bool {
+        self.wanted_here() || !self.tasks_waiting.is_empty() || !self.subscribers.is_empty()
+    }
+}
+
+impl Core {
+    pub(crate) fn object(&mut self, id: ObjectId, job: JobId) -> &mut Object {
+        let by_job = &mut self.by_job;
+        self.objects.entry(id).or_insert_with(|| {
+            by_job.entry(job).or_default().push(id);
+            Object {
+                job,
+                state: State::Unknown,
+                tasks_waiting: Vec::new(),
+                runs_waiting: Vec::new(),
+                subscribers: Vec::new(),
+                getters: Vec::new(),
+                replica: false,
+            }
+        })
+    }
+
+    pub(crate) fn is_known(&self, id: ObjectId) -> bool {
+        self.objects.get(&id).is_some_and(|o| o.state != State::Unknown)
+    }
+
+    /// The value, if this node holds it: for transfers to other nodes.
+    pub fn value_of(&self, id: ObjectId) -> Option<&Value> {
+        match &self.objects.get(&id)?.state {
+            State::Here(value) => Some(value),
+            State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } | State::Failed(_) => None,
+        }
+    }
+
+    /// Everything this node holds whose home is `shard`: its re-report after a leader change (R9).
+    pub fn held(&self, shard: mobula_base::ShardId) -> Vec<ObjectId> {
+        let mut held: Vec<ObjectId> = self
+            .objects
+            .iter()
+            .filter(|(id, object)| {
+                self.shard_of(id.task) == shard && matches!(object.state, State::Here(_))
+            })
+            .map(|(id, _)| *id)
+            .collect();
+        held.sort_unstable();
+        held
+    }
+
+    fn ready_of(&self, id: ObjectId) -> Option<Ready> {
+        match &self.objects.get(&id)?.state {
+            State::Here(value) => Some(Ready::Here(value.clone())),
+            State::Elsewhere { output, .. } => Some(Ready::Elsewhere(*output)),
+            State::Failed(failure) => Some(Ready::Failed(failure.clone())),
+            State::Unknown | State::Locating | State::Pending => None,
+        }
+    }
+
+    /// Tells `client` when the object exists, at once if it does.
+    pub(crate) fn subscribe(&mut self, client: ClientId, id: ObjectId, job: JobId) {
+        self.object(id, job);
+        match self.ready_of(id) {
+            Some(ready) => self.effects.push(Effect::Ready { client, object: id, ready }),
+            None => {
+                self.object(id, job).subscribers.push(client);
+                self.locate_if_unknown(id);
+            }
+        }
+    }
+
+    pub(crate) fn get(&mut self, client: ClientId, job: JobId, objects: Vec<ObjectId>, want_value: bool) {
+        for id in objects {
+            if want_value {
+                match self.object(id, job).state.clone() {
+                    State::Here(value) => {
+                        self.effects.push(Effect::Ready { client, object: id, ready: Ready::Here(value) });
+                    }
+                    State::Failed(failure) => {
+                        self.effects.push(Effect::Ready { client, object: id, ready: Ready::Failed(failure) });
+                    }
+                    State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } => {
+                        self.object(id, job).getters.push(client);
+                        self.want_here(id);
+                    }
+                }
+            } else {
+                self.subscribe(client, id, job);
+            }
+        }
+    }
+
+    /// Moves towards having the bytes here.
+    pub(crate) fn want_here(&mut self, id: ObjectId) {
+        match self.objects.get(&id).map(|o| &o.state) {
+            Some(State::Elsewhere { .. }) => {
+                if !self.fetching.contains(&id) && !self.fetch_queue.contains(&id) {
+                    self.fetch_queue.push_back(id);
+                }
+            }
+            Some(State::Unknown) => self.locate_if_unknown(id),
+            Some(State::Locating | State::Pending | State::Here(_) | State::Failed(_)) | None => {}
+        }
+    }
+
+    pub(crate) fn start_fetches(&mut self) {
+        while self.fetching.len() < FETCHES_MAX {
+            let Some(id) = self.fetch_queue.pop_front() else { return };
+            let Some(object) = self.objects.get(&id) else { continue };
+            if let State::Elsewhere { holders, output } = &object.state {
+                // Spread readers of one object over its holders.
+                let pick = (self.config.incarnation.0 as usize) % holders.len().max(1);
+                if let Some(from) = holders.get(pick) {
+                    let effect = Effect::Fetch { object: id, job: object.job, from: *from, output: *output };
+                    self.effects.push(effect);
+                    self.fetching.insert(id);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn fetched(&mut self, id: ObjectId, value: Value) {
+        self.fetching.remove(&id);
+        let Some(object) = self.objects.get_mut(&id) else { return };
+        if matches!(object.state, State::Here(_) | State::Failed(_)) {
+            return;
+        }
+        object.state = State::Here(value);
+        self.effects.push(Effect::Held { object: id });
+        self.announce(id);
+    }
+
+    pub(crate) fn fetch_failed(&mut self, id: ObjectId, from: Incarnation, why: FetchError) {
+        self.fetching.remove(&id);
+        let Some(object) = self.objects.get_mut(&id) else { return };
+        match why {
+            FetchError::StoreFull(text) => {
+                let failure = Failure::new(FailureKind::FailureStoreFull, text);
+                self.fail_waiting_here(id, &failure);
+            }
+            FetchError::Unreachable | FetchError::NotFound | FetchError::Corrupt => {
+                if let State::Elsewhere { holders, .. } = &mut object.state {
+                    holders.retain(|h| *h != from);
+                    if holders.is_empty() {
+                        object.state = State::Unknown;
+                        self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
+                    } else {
+                        self.want_here(id);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The object exists (or failed): tells everyone who waited.
+    pub(crate) fn announce(&mut self, id: ObjectId) {
+        let Some(ready) = self.ready_of(id) else { return };
+        let Some(object) = self.objects.get_mut(&id) else { return };
+        for client in std::mem::take(&mut object.subscribers) {
+            self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
+        }
+        let tasks = std::mem::take(&mut object.tasks_waiting);
+        let here = !matches!(ready, Ready::Elsewhere(_));
+        let (runs, getters) = if here {
+            (std::mem::take(&mut object.runs_waiting), std::mem::take(&mut object.getters))
+        } else {
+            (Vec::new(), Vec::new())
+        };
+        let wanted_here = object.wanted_here();
+        if wanted_here {
+            self.want_here(id);
+        }
+        for client in getters {
+            self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
+        }
+        match ready {
+            Ready::Failed(failure) => {
+                let failure = crate::submit::dependency_failed(id, &failure);
+                for task in tasks {
+                    self.fail_kept(task, failure.clone());
+                }
+                for task in runs {
+                    self.fail_run(task, failure.clone());
+                }
+            }
+            Ready::Here(_) | Ready::Elsewhere(_) => {
+                for task in tasks {
+                    self.dep_ready(task);
+                }
+                for task in runs {
+                    self.arg_here(task);
+                }
+            }
+        }
+    }
+
+    fn fail_waiting_here(&mut self, id: ObjectId, failure: &Failure) {
+        let Some(object) = self.objects.get_mut(&id) else { return };
+        object.replica = false;
+        let getters = std::mem::take(&mut object.getters);
+        for client in getters {
+            self.effects.push(Effect::Ready { client, object: id, ready: Ready::Failed(failure.clone()) });
+        }
+        for task in std::mem::take(&mut self.objects.get_mut(&id).expect("just seen").runs_waiting) {
+            self.fail_run(task, failure.clone());
+        }
+    }
+
+    /// Asks the home shard, unless that is under way or unnecessary.
+    pub(crate) fn locate_if_unknown(&mut self, id: ObjectId) {
+        if let Some(object) = self.objects.get_mut(&id)
+            && object.state == State::Unknown
+        {
+            object.state = State::Locating;
+            let shard = self.shard_of(id.task);
+            self.to_locate.entry(shard).or_default().insert(id);
+        }
+    }
+
+    /// The object's whereabouts are no longer known; asks again if anybody wants it.
+    pub(crate) fn forget_place(&mut self, id: ObjectId) {
+        if let Some(object) = self.objects.get_mut(&id) {
+            object.state = State::Unknown;
+            if object.wanted() {
+                self.locate_if_unknown(id);
+            }
+        }
+    }
+
+    pub(crate) fn put(&mut self, id: ObjectId, job: JobId, value: Value, by_driver: bool) {
+        if self.jobs_ended.contains(&job) {
+            return;
+        }
+        let output = value.output(self.config.crc);
+        let small = match &value {
+            Value::Inline(bytes) => Some(bytes.clone()),
+            Value::Shared { .. } => None,
+        };
+        self.object(id, job).state = State::Here(value);
+        if by_driver {
+            self.keep_put_safe(id, job, small, output);
+        } else {
+            self.effects.push(Effect::Held { object: id });
+        }
+        self.announce(id);
+    }
+
+    /// A driver's `put` has no task behind it: small ones go into the store, large ones get a
+    /// second copy (R6, default k = 2).
+    fn keep_put_safe(&mut self, id: ObjectId, job: JobId, small: Option<Bytes>, output: Output) {
+        match small {
+            Some(value) => {
+                let bytes = value.len() + 40;
+                let put = SmallPut { object: object_bytes(id), job: job.0, value };
+                let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
+                self.stream_of(id.task).push(item, bytes, About::Put(id));
+            }
+            None => {
+                self.effects.push(Effect::Held { object: id });
+                let me = self.config.incarnation;
+                let other = self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
+                if let Some(to) = other {
+                    self.effects.push(Effect::Replicate { to, object: id, job, output });
+                }
+            }
+        }
+    }
+
+    pub(crate) fn replicate(&mut self, id: ObjectId, job: JobId, holder: Incarnation, output: Output) {
+        let object = self.object(id, job);
+        if matches!(object.state, State::Unknown | State::Locating) {
+            object.state = State::Elsewhere { holders: vec![holder], output };
+        }
+        object.replica = true;
+        self.want_here(id);
+    }
+}

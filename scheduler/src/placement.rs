@@ -1,0 +1,253 @@
+//! Here, or which other node: local first, then locality and load.
+//!
+//! The view of the others costs no round trip: it is what this node has placed on them and what
+//! their heartbeats said. A node takes a little more than it can run, so that arguments travel
+//! while the tasks before are running; how much more depends on how long the function runs.
+
+use crate::core::{Core, Kept, KeptState};
+use crate::objects::State;
+use crate::recovery::Timer;
+use crate::submit::arg_objects;
+use crate::types::{Effect, Value};
+use mobula_base::{Incarnation, JobId, Resources, TaskId};
+use mobula_proto::{ArgHint, Assign, Failure, FailureKind, TaskSpec, object_bytes, task_bytes};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Tasks that one worker may have queued up, running included.
+pub const DEPTH_MAX: u64 = 256;
+/// A worker's queue should hold about this much work, nanoseconds.
+const QUEUE_NS: u64 = 500_000;
+/// Bytes already on a node are worth a detour from this on.
+const LOCALITY_MIN: u64 = 256 * 1024;
+/// How long a task that fits no known node waits for one to join.
+pub const INFEASIBLE_AFTER: Duration = Duration::from_secs(3);
+
+/// Tasks with one and the same demand.
+#[derive(Debug)]
+pub(crate) struct Class {
+    pub demand: Resources,
+    /// Kept tasks that wait for a node; re-executions first (R16).
+    pub urgent: VecDeque<TaskId>,
+    pub waiting: VecDeque<TaskId>,
+    /// Runs of this node that wait for a worker.
+    pub runs_urgent: VecDeque<TaskId>,
+    pub runs: VecDeque<TaskId>,
+}
+
+/// Another node (or this one) as the membership has it.
+#[derive(Clone, Debug)]
+pub(crate) struct Member {
+    pub name: String,
+    pub total: Resources,
+}
+
+impl Core {
+    pub(crate) fn class_of(&mut self, demand: &Resources) -> usize {
+        if let Some(index) = self.classes.iter().position(|c| c.demand == *demand) {
+            return index;
+        }
+        self.classes.push(Class {
+            demand: demand.clone(),
+            urgent: VecDeque::new(),
+            waiting: VecDeque::new(),
+            runs_urgent: VecDeque::new(),
+            runs: VecDeque::new(),
+        });
+        self.classes.len() - 1
+    }
+
+    /// Puts a kept task with all its arguments in line for a node.
+    pub(crate) fn queue(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        kept.state = KeptState::Queued;
+        let urgent = kept.attempt > 1;
+        let demand = kept.spec.demand();
+        let class = self.class_of(&demand);
+        let queue = if urgent { &mut self.classes[class].urgent } else { &mut self.classes[class].waiting };
+        queue.push_back(task);
+    }
+
+    pub(crate) fn place_queued(&mut self) {
+        for class in 0..self.classes.len() {
+            // Re-executions are placed whatever the backlog: what fills it may be waiting for them.
+            while let Some(task) = self.classes[class].urgent.pop_front() {
+                if !self.place(class, task, true) {
+                    self.classes[class].urgent.push_front(task);
+                    break;
+                }
+            }
+            while let Some(task) = self.classes[class].waiting.pop_front() {
+                if !self.place(class, task, false) {
+                    self.classes[class].waiting.push_front(task);
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Places one task; false when no node has room now.
+    fn place(&mut self, class: usize, task: TaskId, urgent: bool) -> bool {
+        let Some(kept) = self.kept.get(&task) else { return true };
+        if kept.state != KeptState::Queued {
+            return true;
+        }
+        let demand = &self.classes[class].demand;
+        let me = self.config.incarnation;
+        let feasible = self.config.resources.fits(demand) || self.members.values().any(|m| m.total.fits(demand));
+        if !feasible {
+            if self.infeasible_since.insert(task) {
+                self.set_timer(INFEASIBLE_AFTER, Timer::Infeasible(task));
+            }
+            return false;
+        }
+        let Some(node) = self.pick(kept, demand, urgent) else { return false };
+        let kept = self.kept.get_mut(&task).expect("seen above");
+        kept.state = KeptState::Placed(node);
+        let (spec, attempt) = (kept.spec.clone(), kept.attempt);
+        if node == me {
+            self.start_run(spec, attempt, me);
+        } else {
+            *self.placed.entry(node).or_default() += 1;
+            let assign = Assign { hints: self.hints(&spec), spec: Some(spec), attempt };
+            self.effects.push(Effect::Assign { to: node, assign });
+        }
+        true
+    }
+
+    /// How many tasks of a function one CPU should have in line.
+    pub(crate) fn depth(&self, function: u64) -> u64 {
+        match self.placed_functions.get(&function) {
+            Some(mean_ns) => (QUEUE_NS / (*mean_ns).max(1)).clamp(1, DEPTH_MAX),
+            None => 1,
+        }
+    }
+
+    pub(crate) fn observe(&mut self, function: u64, ran_ns: u64) {
+        let mean = self.placed_functions.entry(function).or_insert(ran_ns);
+        *mean = (*mean * 7 + ran_ns) / 8;
+    }
+
+    /// The best node with room: one that has (nearly) the most argument bytes, then this one, then
+    /// the emptiest. A re-execution goes even where there is no room.
+    fn pick(&self, kept: &Kept, demand: &Resources, urgent: bool) -> Option<Incarnation> {
+        let me = self.config.incarnation;
+        let per_cpu = self.depth(kept.spec.function) + 1;
+        let bytes = self.bytes_by_node(&kept.spec);
+        let most = bytes.values().copied().max().unwrap_or(0);
+        let local_load = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
+        let others = self.members.iter().filter(|(node, _)| **node != me);
+        let others = others.map(|(node, m)| {
+            (*node, &m.total, u64::from(self.placed.get(node).copied().unwrap_or(0)))
+        });
+        std::iter::once((me, &self.config.resources, local_load))
+            .chain(others)
+            .filter(|(_, total, _)| total.fits(demand))
+            .filter_map(|(node, total, load)| {
+                let room = (total.cpu_milli.max(1000) / 1000) * per_cpu;
+                let near = bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
+                let idle = 1000u64.saturating_sub(load * 1000 / room);
+                (urgent || load < room).then_some(((near, node == me, idle), node))
+            })
+            // The first of equals, so that the order of the members decides.
+            .fold(None, |best: Option<((bool, bool, u64), Incarnation)>, next| match best {
+                Some(best) if best.0 >= next.0 => Some(best),
+                Some(_) | None => Some(next),
+            })
+            .map(|(_, node)| node)
+    }
+
+    /// Argument bytes on each node; empty when they are too few to matter.
+    fn bytes_by_node(&self, spec: &TaskSpec) -> BTreeMap<Incarnation, u64> {
+        let mut bytes = BTreeMap::new();
+        for object in arg_objects(spec) {
+            match self.objects.get(&object).map(|o| &o.state) {
+                Some(State::Here(Value::Shared { len, .. })) => {
+                    *bytes.entry(self.config.incarnation).or_default() += *len;
+                }
+                Some(State::Elsewhere { holders, output }) => {
+                    for holder in holders {
+                        *bytes.entry(*holder).or_default() += output.size;
+                    }
+                }
+                Some(State::Here(Value::Inline(_)) | State::Unknown | State::Locating | State::Pending)
+                | Some(State::Failed(_))
+                | None => {}
+            }
+        }
+        bytes
+    }
+
+    /// What this node knows of the arguments, so that the executor need not ask.
+    fn hints(&self, spec: &TaskSpec) -> Vec<ArgHint> {
+        arg_objects(spec)
+            .map(|object| {
+                let mut hint = ArgHint { object: object_bytes(object), ..Default::default() };
+                match self.objects.get(&object).map(|o| &o.state) {
+                    Some(State::Here(Value::Inline(bytes))) => {
+                        hint.inline = bytes.clone();
+                        hint.has_inline = true;
+                    }
+                    Some(State::Here(value @ Value::Shared { .. })) => {
+                        hint.holders = vec![self.config.incarnation.0];
+                        hint.output = Some(value.output(self.config.crc));
+                    }
+                    Some(State::Elsewhere { holders, output }) => {
+                        hint.holders = holders.iter().map(|h| h.0).collect();
+                        hint.output = Some(*output);
+                    }
+                    Some(State::Unknown | State::Locating | State::Pending | State::Failed(_)) | None => {}
+                }
+                hint
+            })
+            .collect()
+    }
+
+    pub(crate) fn unplace(&mut self, node: Incarnation) {
+        if let Some(n) = self.placed.get_mut(&node) {
+            *n = n.saturating_sub(1);
+        }
+    }
+
+    /// A task has waited for a node that could ever take it.
+    pub(crate) fn infeasible(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get(&task).filter(|k| k.state == KeptState::Queued) else { return };
+        let demand = kept.spec.demand();
+        let known: Vec<&Member> = self.members.values().collect();
+        if self.config.resources.fits(&demand) || known.iter().any(|m| m.total.fits(&demand)) {
+            return;
+        }
+        let offers: Vec<String> = known.iter().map(|m| format!("{} has {}", m.name, m.total)).collect();
+        let message = format!(
+            "the task can never be placed: it asks for {demand}, and no node offers that ({}); ask for less or add a node",
+            if offers.is_empty() { "no node is known".to_owned() } else { offers.join("; ") }
+        );
+        self.fail_kept(task, Failure::new(FailureKind::FailureInfeasible, message));
+    }
+
+    /// Gives the task of a job that ended, or of a dead keeper, no further thought.
+    pub(crate) fn drop_kept(&mut self, task: TaskId) {
+        if let Some(kept) = self.kept.remove(&task)
+            && let KeptState::Placed(node) | KeptState::Undurable(node) = kept.state
+        {
+            self.unplace(node);
+        }
+    }
+
+    pub(crate) fn set_kept_state(&mut self, task: TaskId, state: KeptState) {
+        if let Some(kept) = self.kept.get_mut(&task) {
+            kept.state = state;
+        }
+    }
+
+    pub(crate) fn notice(&mut self, job: JobId, kind: &str, text: String, task: Option<TaskId>, bytes: u64) {
+        let notice = mobula_proto::Notice {
+            kind: kind.to_owned(),
+            text,
+            task: task.map(task_bytes).unwrap_or_default(),
+            bytes,
+            incarnation: self.config.incarnation.0,
+        };
+        self.effects.push(Effect::Notice { job, notice });
+    }
+}

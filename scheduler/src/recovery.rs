@@ -1,0 +1,401 @@
+//! Locate, compare-and-set on the attempt, dead nodes (R7, R10).
+//!
+//! Whoever needs an object asks its home shard. When the answer is *lost*, it proposes the next
+//! attempt in its own stream; the shard grants it to one proposer, who then keeps the task. The
+//! arguments of that task are awaited like those of any other, so the walk down the lineage is
+//! iterative, parallel, and stops at the first thing that still exists.
+
+use crate::core::{Core, Kept, KeptState};
+use crate::map::sorted_keys;
+use crate::objects::{RELOCATE_AFTER, State};
+use crate::placement::Member;
+use crate::stream::About;
+use crate::types::{ClientId, Effect, Value};
+use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_proto::{
+    ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, TaskState, TaskView, item_outcome, located,
+    object_id,
+};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// Objects in one question to a shard at most.
+const LOCATE_MAX: usize = 1024;
+
+/// What a timer is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// Ask for the object again.
+    Relocate(ObjectId),
+    /// See whether the task can be placed by now.
+    Infeasible(TaskId),
+}
+
+impl Core {
+    pub(crate) fn set_timer(&mut self, after: Duration, timer: Timer) {
+        self.next_timer += 1;
+        self.timers.insert((self.now + after, self.next_timer), timer);
+    }
+
+    pub(crate) fn fire_timers(&mut self) {
+        while let Some((&(at, n), &timer)) = self.timers.iter().next() {
+            if at > self.now {
+                return;
+            }
+            self.timers.remove(&(at, n));
+            match timer {
+                Timer::Relocate(object) => {
+                    if self.objects.get(&object).is_some_and(|o| o.state == State::Unknown) {
+                        self.forget_place(object);
+                    }
+                }
+                Timer::Infeasible(task) => {
+                    self.infeasible_since.remove(&task);
+                    self.infeasible(task);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn flush_locates(&mut self) {
+        for (shard, mut objects) in std::mem::take(&mut self.to_locate) {
+            while !objects.is_empty() {
+                let batch: Vec<ObjectId> = objects.iter().take(LOCATE_MAX).copied().collect();
+                objects.retain(|o| !batch.contains(o));
+                self.effects.push(Effect::Locate { shard, objects: batch });
+            }
+        }
+    }
+
+    /// The home shard answered (or could not): each object is known, recovered, or asked again.
+    pub(crate) fn located(&mut self, asked: Vec<ObjectId>, answers: Vec<Located>) {
+        let mut open: BTreeSet<ObjectId> = asked.into_iter().collect();
+        for answer in answers {
+            let Ok(id) = object_id(&answer.object) else { continue };
+            if self.objects.get(&id).is_none_or(|o| o.state != State::Locating) {
+                open.remove(&id);
+                continue;
+            }
+            if self.located_one(id, answer.answer) {
+                open.remove(&id);
+            }
+        }
+        for id in open {
+            if self.objects.get(&id).is_some_and(|o| o.state == State::Locating) {
+                let shard = self.shard_of(id.task);
+                self.to_locate.entry(shard).or_default().insert(id);
+            }
+        }
+    }
+
+    /// Takes one answer; false when the object must be asked for again at once.
+    fn located_one(&mut self, id: ObjectId, answer: Option<located::Answer>) -> bool {
+        match answer {
+            Some(located::Answer::Here(here)) => {
+                let me = self.config.incarnation;
+                let holders: Vec<Incarnation> =
+                    here.holders.iter().map(|h| Incarnation(h.incarnation)).filter(|h| *h != me).collect();
+                match (here.output, holders.is_empty()) {
+                    (Some(output), false) => {
+                        self.set_object_state(id, State::Elsewhere { holders, output });
+                        self.announce(id);
+                    }
+                    (_, true) | (None, _) => {
+                        // Said to be here, but it is not: ask again when the news has settled.
+                        self.set_object_state(id, State::Unknown);
+                        self.set_timer(RELOCATE_AFTER, crate::recovery::Timer::Relocate(id));
+                    }
+                }
+                true
+            }
+            Some(located::Answer::Lost(attempt)) => {
+                self.recover(id, attempt);
+                true
+            }
+            Some(located::Answer::Failed(failure)) => {
+                self.set_object_state(id, State::Failed(failure));
+                self.announce(id);
+                true
+            }
+            Some(located::Answer::Value(value)) => {
+                self.set_object_state(id, State::Here(Value::Inline(value)));
+                self.announce(id);
+                true
+            }
+            Some(located::Answer::Making(_) | located::Answer::Unknown(_)) | None => false,
+        }
+    }
+
+    pub(crate) fn set_object_state(&mut self, id: ObjectId, state: State) {
+        if let Some(object) = self.objects.get_mut(&id) {
+            object.state = state;
+        }
+    }
+
+    /// An object is lost: proposes that its task runs again, once however many objects need it.
+    fn recover(&mut self, id: ObjectId, attempt: u32) {
+        let task = id.task;
+        self.set_object_state(id, State::Pending);
+        if let Some(kept) = self.kept.get(&task) {
+            // This node is at it already; what is left to do will announce the object.
+            if kept.state == KeptState::Finishing {
+                self.set_object_state(id, State::Unknown);
+                self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
+            } else {
+                self.recovering.entry(task).or_default().push(id);
+            }
+            return;
+        }
+        let waiting = self.recovering.entry(task).or_default();
+        waiting.push(id);
+        if waiting.len() == 1 {
+            self.propose_next(task, attempt, false);
+        }
+    }
+
+    pub(crate) fn acked(&mut self, shard: ShardId, ack: StreamAck) {
+        let items = self.streams[shard.0 as usize].acknowledge(ack.mark);
+        let mut outcomes = ack.outcomes.into_iter().peekable();
+        for (seq, about) in items {
+            let outcome = if outcomes.peek().is_some_and(|o| o.seq == seq) { outcomes.next() } else { None };
+            self.item_acked(about, ack.revision, outcome);
+        }
+        if !self.undurable.is_empty() {
+            self.check_undurable();
+        }
+    }
+
+    fn item_acked(&mut self, about: About, revision: u64, outcome: Option<ItemOutcome>) {
+        match (about, outcome.and_then(|o| o.outcome)) {
+            (About::Submit(task), None) => self.submit_committed(task, revision),
+            (About::Submit(task), Some(outcome)) => self.submit_answered(task, outcome),
+            (About::Done(task), outcome) => {
+                if let Some(item_outcome::Outcome::DivergedDone(view)) = outcome {
+                    self.diverged(task, &view);
+                }
+                if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
+                    self.kept.remove(&task);
+                }
+            }
+            (About::Next(task), Some(item_outcome::Outcome::Granted(view))) => self.granted(task, view),
+            (About::Next(task), Some(item_outcome::Outcome::Refused(view))) => self.refused(task, view),
+            (About::Next(_) | About::Put(_), _) => {}
+        }
+    }
+
+    /// A re-execution made other bytes than were recorded (G3): said aloud; the first record stands.
+    fn diverged(&mut self, task: TaskId, view: &TaskView) {
+        let job = self.objects.get(&task.output(0)).map(|o| o.job).unwrap_or_default();
+        let text = format!("task {task} made other bytes than at attempt {}: it is not deterministic", view.attempt);
+        self.notice(job, "diverged", text, Some(task), 0);
+    }
+
+    fn submit_committed(&mut self, task: TaskId, revision: u64) {
+        let Some(kept) = self.kept.get(&task) else { return };
+        if let Some(client) = kept.client {
+            self.effects.push(Effect::Committed { client, task, revision });
+        }
+        if kept.state == KeptState::AwaitCommit {
+            self.await_deps(task);
+        }
+    }
+
+    fn submit_answered(&mut self, task: TaskId, outcome: item_outcome::Outcome) {
+        let job = self.kept.get(&task).map(|k| JobId(k.spec.job));
+        match outcome {
+            item_outcome::Outcome::Known(view) => self.already_known(task, view),
+            item_outcome::Outcome::Failed(failure) => self.fail_submitted(task, job, failure),
+            item_outcome::Outcome::Diverged(view) => {
+                let message = format!(
+                    "task {task} was submitted before with another function or other arguments (digest {:016x}); \
+                     the first stands. A task that submits others must do so deterministically",
+                    view.digest
+                );
+                self.fail_submitted(task, job, Failure::new(FailureKind::FailureDiverged, message));
+            }
+            item_outcome::Outcome::Granted(_)
+            | item_outcome::Outcome::Refused(_)
+            | item_outcome::Outcome::DivergedDone(_) => {}
+        }
+    }
+
+    fn fail_submitted(&mut self, task: TaskId, job: Option<JobId>, failure: Failure) {
+        self.drop_kept(task);
+        let id = task.output(0);
+        if job.is_some() && self.objects.contains_key(&id) {
+            self.set_object_state(id, State::Failed(failure));
+            self.announce(id);
+        }
+    }
+
+    /// The shard had this record already: a replayed parent submitted again what its earlier
+    /// attempt had submitted. Nothing runs twice: the object is looked up instead.
+    fn already_known(&mut self, task: TaskId, view: TaskView) {
+        let Some(kept) = self.kept.get(&task) else { return };
+        if view.keeper == self.config.incarnation.0 && view.attempt == kept.attempt {
+            self.submit_committed(task, view.revision);
+            return;
+        }
+        if kept.state != KeptState::AwaitCommit {
+            return;
+        }
+        if view.state == TaskState::TaskPending as i32 && view.keeper_fenced {
+            self.propose_next(task, view.attempt, false);
+            return;
+        }
+        self.drop_kept(task);
+        self.forget_place(task.output(0));
+    }
+
+    fn granted(&mut self, task: TaskId, view: TaskView) {
+        let Some(spec) = view.spec else { return };
+        let job = JobId(spec.job);
+        if self.jobs_ended.contains(&job) {
+            return;
+        }
+        let old = self.kept.remove(&task);
+        let client = old.and_then(|k| k.client);
+        self.object(task.output(0), job);
+        if !matches!(self.objects[&task.output(0)].state, State::Here(_)) {
+            self.set_object_state(task.output(0), State::Pending);
+        }
+        self.kept.insert(task, Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0) });
+        if self.rebuilding.insert(task) {
+            self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
+        }
+        self.await_deps(task);
+    }
+
+    /// Somebody else was faster, or there is nothing to grant.
+    fn refused(&mut self, task: TaskId, view: TaskView) {
+        self.drop_kept(task);
+        let mut waiting = self.recovering.remove(&task).unwrap_or_default();
+        waiting.push(task.output(0));
+        let failure = (view.state == TaskState::TaskFailed as i32).then_some(view.failure).flatten();
+        waiting.sort_unstable();
+        waiting.dedup();
+        for id in waiting {
+            match &failure {
+                Some(failure) => {
+                    self.set_object_state(id, State::Failed(failure.clone()));
+                    self.announce(id);
+                }
+                None => {
+                    if self.objects.get(&id).is_some_and(|o| o.state == State::Pending) {
+                        self.forget_place(id);
+                    }
+                }
+            }
+        }
+        if failure.is_some() && self.rebuilding.remove(&task) {
+            let job = self.objects.get(&task.output(0)).map(|o| o.job).unwrap_or_default();
+            self.notice(job, "rebuild-done", "it failed for good".into(), Some(task), 0);
+        }
+    }
+
+    /// The membership changed: takes note of who is there, and of who is dead.
+    pub(crate) fn view(&mut self, view: ClusterView) {
+        let mut alive = BTreeSet::new();
+        for node in &view.nodes {
+            if node.alive {
+                let incarnation = Incarnation(node.incarnation);
+                alive.insert(incarnation);
+                let total = Resources {
+                    cpu_milli: u64::from(node.cpu_milli),
+                    named: node.resources.iter().map(|r| (r.name.clone(), r.milli)).collect(),
+                };
+                self.members.insert(incarnation, Member { name: node.name.clone(), total });
+            }
+        }
+        let dead: Vec<Incarnation> = self.members.keys().filter(|n| !alive.contains(n)).copied().collect();
+        for node in dead {
+            self.node_dead(node);
+        }
+        for job in view.jobs {
+            let id = JobId(job.job);
+            if job.ended {
+                if self.jobs_seen.contains(&id) {
+                    self.job_ended(id);
+                }
+            } else if !self.jobs_ended.contains(&id) && self.jobs_seen.insert(id) {
+                // Workers start while the job's first tasks are on their way.
+                for _ in 0..self.config.workers {
+                    self.start_worker(id);
+                }
+            }
+        }
+    }
+
+    /// The death of a node is committed: nothing it held or ran counts any more (R10).
+    fn node_dead(&mut self, node: Incarnation) {
+        let Some(member) = self.members.remove(&node) else { return };
+        self.placed.remove(&node);
+        let jobs: Vec<JobId> = self.jobs_seen.difference(&self.jobs_ended).copied().collect();
+        for job in jobs {
+            self.notice(job, "node-dead", member.name.clone(), None, node.0);
+        }
+        let ran = sorted_keys(&self.kept, |k| k.state == KeptState::Placed(node));
+        for task in ran {
+            let attempt = self.kept[&task].attempt;
+            self.propose_next(task, attempt, true);
+        }
+        let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node));
+        for task in undurable {
+            let attempt = self.kept[&task].attempt;
+            self.propose_next(task, attempt, false);
+        }
+        let held = sorted_keys(&self.objects, |o| {
+            matches!(&o.state, State::Elsewhere { holders, .. } if holders.contains(&node))
+        });
+        for id in held {
+            self.holder_gone(id, node);
+        }
+        let orphans = sorted_keys(&self.runs, |r| r.keeper == node);
+        for task in orphans {
+            self.forget_run(task);
+        }
+    }
+
+    fn holder_gone(&mut self, id: ObjectId, node: Incarnation) {
+        let Some(object) = self.objects.get_mut(&id) else { return };
+        if let State::Elsewhere { holders, .. } = &mut object.state {
+            holders.retain(|h| *h != node);
+            if holders.is_empty() && !self.fetching.contains(&id) {
+                self.forget_place(id);
+            }
+        }
+    }
+
+    pub(crate) fn client_gone(&mut self, client: ClientId) {
+        for kept in self.kept.values_mut() {
+            if kept.client == Some(client) {
+                kept.client = None;
+            }
+        }
+    }
+
+    /// A job ended: everything of it goes.
+    pub(crate) fn job_ended(&mut self, job: JobId) {
+        if !self.jobs_ended.insert(job) {
+            return;
+        }
+        for task in sorted_keys(&self.kept, |k| k.spec.job == job.0) {
+            self.drop_kept(task);
+        }
+        for task in sorted_keys(&self.runs, |r| r.spec.job == job.0) {
+            self.runs.remove(&task);
+        }
+        for id in self.by_job.remove(&job).unwrap_or_default() {
+            self.objects.remove(&id);
+        }
+        let workers: Vec<ClientId> = self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();
+        for worker in workers {
+            if let Some(w) = self.workers.get_mut(&worker) {
+                w.queue.clear();
+            }
+            self.worker_gone(worker);
+        }
+        self.starting.remove(&job);
+        self.effects.push(Effect::FreeJob(job));
+    }
+}

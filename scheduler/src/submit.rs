@@ -1,0 +1,116 @@
+//! A task arrives: its record goes to its shard, its arguments are awaited.
+
+use crate::core::{Core, Kept, KeptState};
+use crate::objects::State;
+use crate::stream::About;
+use crate::types::{ClientId, Effect, Ready};
+use mobula_base::{JobId, ObjectId, TaskId};
+use mobula_proto::{Failure, FailureKind, StreamItem, TaskSpec, arg, object_id, stream_item, task_id};
+
+/// The objects a task takes as arguments; malformed ids were refused when the task arrived.
+pub(crate) fn arg_objects(spec: &TaskSpec) -> impl Iterator<Item = ObjectId> + '_ {
+    spec.args.iter().filter_map(|a| match &a.arg {
+        Some(arg::Arg::Object(bytes)) => object_id(bytes).ok(),
+        Some(arg::Arg::Value(_)) | None => None,
+    })
+}
+
+fn spec_bytes(spec: &TaskSpec) -> usize {
+    let args: usize = spec
+        .args
+        .iter()
+        .map(|a| match &a.arg {
+            Some(arg::Arg::Value(b) | arg::Arg::Object(b)) => b.len() + 6,
+            None => 2,
+        })
+        .sum();
+    100 + args
+}
+
+impl Core {
+    pub(crate) fn submit(&mut self, client: ClientId, spec: TaskSpec) {
+        let Ok(task) = task_id(&spec.id) else { return };
+        let job = JobId(spec.job);
+        let output = task.output(0);
+        if self.jobs_ended.contains(&job) {
+            return;
+        }
+        // A duplicate is recognised, not run again (R2): the client hears of the first.
+        if self.kept.contains_key(&task) || self.is_known(output) {
+            self.subscribe(client, output, job);
+            return;
+        }
+        if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if object_id(b).is_err())) {
+            let failure = Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
+            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
+            return;
+        }
+        self.object(output, job).state = State::Pending;
+        self.subscribe(client, output, job);
+        let shard = self.shard_of(task);
+        let item = StreamItem { item: Some(stream_item::Item::Submit(spec.clone())) };
+        let seq = self.streams[shard.0 as usize].push(item, spec_bytes(&spec), About::Submit(task));
+        // What a task submits must be committed before its own done-record (R4).
+        if let Ok(parent) = task_id(&spec.parent)
+            && let Some(run) = self.runs.get_mut(&parent)
+        {
+            run.submitted.insert(shard, seq);
+        }
+        let wait = spec.max_retries == 0 || spec.replay;
+        let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
+        self.kept.insert(task, Kept { spec, attempt: 1, client: Some(client), state });
+        if !wait {
+            self.await_deps(task);
+        }
+    }
+
+    /// Counts the arguments that do not exist yet; queues the task when there are none.
+    pub(crate) fn await_deps(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get(&task) else { return };
+        let job = JobId(kept.spec.job);
+        let objects: Vec<ObjectId> = arg_objects(&kept.spec).collect();
+        let mut missing = 0;
+        for object in objects {
+            let entry = self.object(object, job);
+            match &entry.state {
+                State::Here(_) | State::Elsewhere { .. } => {}
+                State::Failed(failure) => {
+                    let failure = dependency_failed(object, failure);
+                    self.fail_kept(task, failure);
+                    return;
+                }
+                State::Unknown | State::Pending | State::Locating => {
+                    entry.tasks_waiting.push(task);
+                    missing += 1;
+                    self.locate_if_unknown(object);
+                }
+            }
+        }
+        self.set_kept_state(task, KeptState::AwaitDeps(missing));
+        if missing == 0 {
+            self.queue(task);
+        }
+    }
+
+    /// One argument of `task` exists now.
+    pub(crate) fn dep_ready(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        if let KeptState::AwaitDeps(missing) = &mut kept.state {
+            *missing -= 1;
+            if *missing == 0 {
+                self.queue(task);
+            }
+        }
+    }
+}
+
+/// The failure of a task whose argument failed; the chain of causes grows by one.
+pub(crate) fn dependency_failed(object: ObjectId, cause: &Failure) -> Failure {
+    let mut causes = vec![format!("{}: {}", object.task, cause.message)];
+    causes.extend(cause.causes.iter().take(15).cloned());
+    Failure {
+        kind: FailureKind::FailureDependency as i32,
+        message: format!("an argument was never made: task {} failed: {}", object.task, cause.message),
+        causes,
+    }
+}

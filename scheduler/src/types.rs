@@ -1,0 +1,154 @@
+//! Events in, effects out. Both are closed: a new one should break every place that must think
+//! about it.
+
+use bytes::Bytes;
+use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
+use mobula_proto::{
+    Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, TaskSpec,
+};
+
+/// A local link of the daemon: one driver or one worker. Never reused.
+pub type ClientId = u64;
+
+/// A value in this node's memory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Value {
+    /// Small: travels inside messages.
+    Inline(Bytes),
+    /// Sealed in the shared region.
+    Shared {
+        /// Offset in the region, bytes.
+        offset: u64,
+        /// Length, bytes.
+        len: u64,
+        /// CRC-32 of the bytes.
+        crc: u32,
+    },
+}
+
+impl Value {
+    /// Size and checksum; `crc_of` computes the checksum of inline bytes.
+    pub fn output(&self, crc_of: impl Fn(&[u8]) -> u32) -> Output {
+        match self {
+            Value::Inline(bytes) => Output { crc: crc_of(bytes), size: bytes.len() as u64 },
+            Value::Shared { len, crc, .. } => Output { crc: *crc, size: *len },
+        }
+    }
+}
+
+/// What a client is told about an object.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Ready {
+    /// It is in this node's memory.
+    Here(Value),
+    /// It exists on another node.
+    Elsewhere(Output),
+    /// It will never exist.
+    Failed(Failure),
+}
+
+/// How one attempt of a task ended on this node.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TaskOutcome {
+    /// The task.
+    pub task: TaskId,
+    /// The attempt that ended.
+    pub attempt: u32,
+    /// Its value, or why there is none.
+    pub value: Result<Value, Failure>,
+    /// How long the function ran, nanoseconds.
+    pub ran_ns: u64,
+}
+
+/// Why a transfer did not happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FetchError {
+    /// The holder could not be reached or the connection broke.
+    Unreachable,
+    /// The holder does not have it.
+    NotFound,
+    /// The bytes do not match their checksum.
+    Corrupt,
+    /// This node's store has no room.
+    StoreFull(String),
+}
+
+/// What happened.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A driver or worker submits tasks.
+    Submit { client: ClientId, specs: Vec<TaskSpec> },
+    /// A client wants to know of objects, or (`want_value`) have them in this node's memory.
+    Get { client: ClientId, job: JobId, objects: Vec<ObjectId>, want_value: bool },
+    /// A client stored a value.
+    Put { client: ClientId, object: ObjectId, job: JobId, value: Value, by_driver: bool },
+    /// A driver's link closed.
+    ClientGone { client: ClientId },
+    /// A worker is ready.
+    WorkerUp { worker: ClientId, job: JobId },
+    /// A worker's link closed.
+    WorkerGone { worker: ClientId },
+    /// A worker could not be started.
+    SpawnFailed { job: JobId, failure: Failure, fatal: bool },
+    /// A worker finished tasks, in the order it ran them.
+    Finished { worker: ClientId, outcomes: Vec<TaskOutcome> },
+    /// A worker waits inside its task; these queued tasks come back (R16).
+    Blocked { worker: ClientId, returned: Vec<TaskId> },
+    /// It goes on.
+    Unblocked { worker: ClientId },
+    /// Another node's keeper wants a task run here.
+    Assigned { from: Incarnation, assign: Assign },
+    /// An executor reports.
+    PeerResult { from: Incarnation, result: PeerResult },
+    /// All that an earlier reported task had submitted is committed.
+    PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
+    /// A peer asks this node to keep a copy.
+    Replicate { object: ObjectId, job: JobId, holder: Incarnation, output: Output },
+    /// A shard acknowledged the batch in flight.
+    Acked { shard: ShardId, ack: StreamAck },
+    /// Answers of a home shard. Objects asked and not answered are asked again.
+    Located { asked: Vec<ObjectId>, answers: Vec<Located> },
+    /// A transfer ended.
+    Fetched { object: ObjectId, value: Value },
+    /// A transfer failed.
+    FetchFailed { object: ObjectId, from: Incarnation, why: FetchError },
+    /// The membership and the jobs, as committed.
+    View(ClusterView),
+    /// The job of a driver of this node ended.
+    JobEnded(JobId),
+    /// The deadline passed.
+    Tick,
+}
+
+/// What should happen.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// Give a task to a worker.
+    Run { worker: ClientId, spec: TaskSpec, attempt: u32, args: Vec<Value> },
+    /// Start a worker process.
+    Spawn { job: JobId },
+    /// Hand a task to another node.
+    Assign { to: Incarnation, assign: Assign },
+    /// Report to a keeper.
+    Result { to: Incarnation, result: PeerResult },
+    /// Report that a task's submissions are committed.
+    Durable { to: Incarnation, task: TaskId, attempt: u32 },
+    /// Send the next batch of a stream; repeat it until it is acknowledged.
+    Send { shard: ShardId, batch: StreamBatch },
+    /// Ask the home shard.
+    Locate { shard: ShardId, objects: Vec<ObjectId> },
+    /// Copy an object from another node.
+    Fetch { object: ObjectId, job: JobId, from: Incarnation, output: Output },
+    /// Tell a client about an object.
+    Ready { client: ClientId, object: ObjectId, ready: Ready },
+    /// Tell a client that a lineage record is durable.
+    Committed { client: ClientId, task: TaskId, revision: u64 },
+    /// Tell the home shard that this node holds a copy (soft state).
+    Held { object: ObjectId },
+    /// Ask a node to keep a copy.
+    Replicate { to: Incarnation, object: ObjectId, job: JobId, output: Output },
+    /// For whoever watches the job.
+    Notice { job: JobId, notice: Notice },
+    /// Free all objects and stop all workers of a job.
+    FreeJob(JobId),
+}

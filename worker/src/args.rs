@@ -1,0 +1,164 @@
+//! Arguments: given as values or references, taken as values.
+
+use crate::reference::ObjectRef;
+use crate::value;
+use bytes::Bytes;
+use mobula_proto::{Arg, Failure, FailureKind, arg, object_bytes};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::VecDeque;
+
+/// The encoded arguments of one submission.
+#[derive(Default, Debug)]
+pub struct Args {
+    pub(crate) args: Vec<Arg>,
+    pub(crate) error: Option<String>,
+}
+
+impl Args {
+    fn push_value<T: Serialize + ?Sized>(&mut self, value: &T) {
+        match value::encode(value) {
+            Ok(bytes) => self.args.push(Arg { arg: Some(arg::Arg::Value(bytes.into())) }),
+            Err(error) => self.error = Some(error),
+        }
+    }
+
+    fn push_ref<T>(&mut self, reference: &ObjectRef<T>) {
+        self.args.push(Arg { arg: Some(arg::Arg::Object(object_bytes(reference.id()))) });
+    }
+}
+
+/// What can be given for a parameter of type `T`: a `T`, or a reference to one.
+pub trait IntoArg<T> {
+    /// Appends it.
+    fn into_arg(self, args: &mut Args);
+}
+
+impl<T: Serialize> IntoArg<T> for T {
+    fn into_arg(self, args: &mut Args) {
+        args.push_value(&self);
+    }
+}
+
+impl<T> IntoArg<T> for ObjectRef<T> {
+    fn into_arg(self, args: &mut Args) {
+        args.push_ref(&self);
+    }
+}
+
+impl<T> IntoArg<T> for &ObjectRef<T> {
+    fn into_arg(self, args: &mut Args) {
+        args.push_ref(self);
+    }
+}
+
+/// A parameter that takes any number of references, all resolved before the task starts.
+#[derive(Debug, Clone, Default)]
+pub struct Many<T>(pub Vec<T>);
+
+impl<T> IntoArg<Many<T>> for Vec<ObjectRef<T>> {
+    fn into_arg(self, args: &mut Args) {
+        push_many(&self, args);
+    }
+}
+
+impl<T> IntoArg<Many<T>> for &[ObjectRef<T>] {
+    fn into_arg(self, args: &mut Args) {
+        push_many(self, args);
+    }
+}
+
+impl<T> IntoArg<Many<T>> for &Vec<ObjectRef<T>> {
+    fn into_arg(self, args: &mut Args) {
+        push_many(self, args);
+    }
+}
+
+/// The count travels as a value in front of the references.
+fn push_many<T>(references: &[ObjectRef<T>], args: &mut Args) {
+    args.push_value(&(references.len() as u32));
+    for reference in references {
+        args.push_ref(reference);
+    }
+}
+
+/// The resolved arguments of a running task.
+pub struct ArgReader {
+    values: VecDeque<ArgBytes>,
+    taken: usize,
+}
+
+/// Bytes of one argument: owned, or in shared memory.
+pub enum ArgBytes {
+    /// Came inside the message.
+    Inline(Bytes),
+    /// Lies in the region, pinned while the task runs.
+    Shared(mobula_objstore::Region, u64, u64),
+}
+
+impl ArgBytes {
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        match self {
+            ArgBytes::Inline(bytes) => bytes,
+            ArgBytes::Shared(region, offset, len) => region.view(*offset, *len),
+        }
+    }
+}
+
+impl ArgReader {
+    /// Reads `values` in order.
+    pub fn new(values: impl IntoIterator<Item = ArgBytes>) -> Self {
+        ArgReader { values: values.into_iter().collect(), taken: 0 }
+    }
+
+    /// The next argument as a `T`.
+    ///
+    /// # Errors
+    /// There is none, or it is no `T`.
+    pub fn value<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
+        self.taken += 1;
+        let bytes = self.values.pop_front().ok_or_else(|| bad(format!("argument {} is missing", self.taken)))?;
+        value::decode(bytes.as_slice()).map_err(|e| bad(format!("argument {}: {e}", self.taken)))
+    }
+
+    /// Checks that every argument was taken.
+    ///
+    /// # Errors
+    /// Some were not.
+    pub fn finish(&self) -> Result<(), Failure> {
+        match self.values.len() {
+            0 => Ok(()),
+            left => Err(bad(format!("{left} arguments too many"))),
+        }
+    }
+}
+
+fn bad(message: String) -> Failure {
+    Failure::new(
+        FailureKind::FailureBadArguments,
+        format!("{message}; the submitter and the worker disagree about the function's parameters"),
+    )
+}
+
+/// What a parameter can be.
+pub trait FromArgs: Sized {
+    /// Takes it off the reader.
+    ///
+    /// # Errors
+    /// The arguments do not match the parameter.
+    fn take(reader: &mut ArgReader) -> Result<Self, Failure>;
+}
+
+impl<T: DeserializeOwned> FromArgs for T {
+    fn take(reader: &mut ArgReader) -> Result<Self, Failure> {
+        reader.value()
+    }
+}
+
+impl<T: DeserializeOwned> FromArgs for Many<T> {
+    fn take(reader: &mut ArgReader) -> Result<Self, Failure> {
+        let count: u32 = reader.value()?;
+        (0..count).map(|_| reader.value()).collect::<Result<_, _>>().map(Many)
+    }
+}

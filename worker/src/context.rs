@@ -1,0 +1,63 @@
+//! Inside which task the code runs. Ids of what it submits and puts follow from it (R1).
+
+use crate::client::Client;
+use mobula_base::ids::FIRST_PUT_SLOT;
+use mobula_base::{JobId, ObjectId, TaskId};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+/// The submitting side of a running task, or of the driver.
+pub struct Context {
+    /// The job.
+    pub job: JobId,
+    /// The task that runs; the job's root for the driver.
+    pub task: TaskId,
+    /// Submissions are looked up before they are scheduled (R7).
+    pub replay: bool,
+    next_index: AtomicU64,
+    next_put: AtomicU32,
+}
+
+/// The strand of a task's own thread.
+const STRAND: u64 = 0;
+
+impl Context {
+    /// A fresh context: the first submission has index 0.
+    pub fn new(job: JobId, task: TaskId, replay: bool) -> Arc<Self> {
+        Arc::new(Context { job, task, replay, next_index: AtomicU64::new(0), next_put: AtomicU32::new(0) })
+    }
+
+    /// The id of the next submission.
+    pub fn next_task(&self) -> TaskId {
+        TaskId::new(self.job, self.task, STRAND, self.next_index.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// The id of the next `put`.
+    pub fn next_put(&self) -> ObjectId {
+        self.task.output(FIRST_PUT_SLOT + self.next_put.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+tokio::task_local! {
+    static CURRENT: Client;
+}
+
+/// The client of the task that runs on this thread or async task.
+///
+/// # Panics
+/// Outside a task: a driver uses the [`Client`] it connected.
+pub fn current() -> Client {
+    try_current().expect("there is a current client only inside a task; a driver submits with its Client")
+}
+
+pub(crate) fn try_current() -> Option<Client> {
+    CURRENT.try_with(Clone::clone).ok()
+}
+
+pub(crate) fn enter<R>(client: Client, run: impl FnOnce() -> R) -> R {
+    CURRENT.sync_scope(client, run)
+}
+
+pub(crate) async fn enter_async<F: Future>(client: Client, run: F) -> F::Output {
+    CURRENT.scope(client, run).await
+}

@@ -1,0 +1,165 @@
+//! The worker's loop: take a task, run its function, report.
+
+use crate::args::ArgReader;
+use crate::client::{Client, failed};
+use crate::context::{self, Context};
+use crate::error::Error;
+use crate::function::{Function, Run, RunFuture, RunResult};
+use crate::link;
+use mobula_base::JobId;
+use mobula_proto::{
+    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, task_id, value as wire_value,
+};
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::{Duration, Instant};
+
+/// Names the socket for a process that is to be a worker.
+pub const SOCKET_VARIABLE: &str = "MOBULA_WORKER_SOCKET";
+/// Names the token by which the daemon knows which start this is.
+pub const TOKEN_VARIABLE: &str = "MOBULA_WORKER_TOKEN";
+
+/// Call this first in `main`: when a node daemon has started this binary as a worker, it runs
+/// tasks until the daemon's socket closes and then exits; otherwise it returns at once.
+pub fn run_worker_if_asked() {
+    let (Some(socket), Some(token)) = (std::env::var_os(SOCKET_VARIABLE), std::env::var(TOKEN_VARIABLE).ok()) else {
+        return;
+    };
+    // A worker dies with its daemon even when it is stuck in user code.
+    let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
+    let connected = UnixStream::connect(&socket).map_err(|e| e.to_string()).and_then(|stream| {
+        let hash = link::executable_hash().map_err(|e| e.to_string())?;
+        let hello = link::worker_hello(token.parse().unwrap_or(0), hash);
+        link::connect_unix(stream, hello, Duration::from_secs(10)).map_err(|e| e.to_string())
+    });
+    match connected {
+        Ok(client) => {
+            run_tasks(&client);
+            std::process::exit(0)
+        }
+        Err(error) => {
+            eprintln!("worker cannot join its node daemon: {error}");
+            std::process::exit(1)
+        }
+    }
+}
+
+/// Runs tasks on this thread until the link closes.
+pub fn run_tasks(client: &Client) {
+    while let Some(task) = client.next_task() {
+        let started = Instant::now();
+        let (prepared, run) = prepare(client, task);
+        let outcome = match run {
+            Err(failure) => Err(failure),
+            Ok((Run::Sync(run), args)) => {
+                context::enter(prepared.client.clone(), || guarded(|| run(args)))
+            }
+            Ok((Run::Async(run), args)) => {
+                let future = context::enter_async(prepared.client.clone(), run(args));
+                guarded(|| futures::executor::block_on(future))
+            }
+        };
+        let ran_ns = started.elapsed().as_nanos() as u64;
+        let value = match outcome {
+            Err(failure) => failed(failure),
+            Ok(bytes) if bytes.len() <= INLINE_MAX => inline(bytes),
+            Ok(bytes) => {
+                let object = prepared.task.output(0);
+                shared(client.write_shared(object, &bytes, || client.wait_created(object)))
+            }
+        };
+        prepared.report(client, value, ran_ns);
+    }
+}
+
+/// Runs tasks on this async task until the link closes: for simulated workers.
+pub async fn run_tasks_async(client: &Client) {
+    while let Some(task) = client.next_task_async().await {
+        let (prepared, run) = prepare(client, task);
+        let outcome = match run {
+            Err(failure) => Err(failure),
+            Ok((Run::Sync(run), args)) => {
+                context::enter(prepared.client.clone(), || guarded(|| run(args)))
+            }
+            Ok((Run::Async(run), args)) => run_async(prepared.client.clone(), run(args)).await,
+        };
+        let value = match outcome {
+            Err(failure) => failed(failure),
+            Ok(bytes) if bytes.len() <= INLINE_MAX => inline(bytes),
+            Ok(bytes) => {
+                let object = prepared.task.output(0);
+                client.ask_create(object, bytes.len() as u64);
+                let offset = client.wait_created_async(object).await;
+                shared(offset.map(|offset| client.fill(offset, &bytes)))
+            }
+        };
+        // Simulated time does not pass while a function computes.
+        prepared.report(client, value, 1_000_000);
+    }
+}
+
+async fn run_async(client: Client, future: RunFuture) -> RunResult {
+    context::enter_async(client, future).await
+}
+
+struct Prepared {
+    task: mobula_base::TaskId,
+    spec: TaskSpec,
+    attempt: u32,
+    client: Client,
+}
+
+type Ready = Result<(Run, ArgReader), Failure>;
+
+fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
+    let spec = run.spec.unwrap_or_default();
+    let task = task_id(&spec.id).unwrap_or_default();
+    let replay = spec.replay || run.attempt > 1;
+    let client_of_task = client.for_task(Context::new(JobId(spec.job), task, replay));
+    let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
+    let run_with = match Function::find(spec.function) {
+        Some(function) => Ok((function.run, args)),
+        None => Err(Failure::new(
+            FailureKind::FailureFunctionNotRegistered,
+            format!(
+                "function {:016x} is not registered in the worker binary; mark it #[mobula::remote] in the binary \
+                 that serves as worker",
+                spec.function
+            ),
+        )),
+    };
+    (Prepared { task, spec, attempt: run.attempt, client: client_of_task }, run_with)
+}
+
+impl Prepared {
+    fn report(self, client: &Client, value: Value, ran_ns: u64) {
+        let result = TaskResult { task: self.spec.id, attempt: self.attempt, value: Some(value), ran_ns };
+        client.send_result(result);
+    }
+}
+
+fn inline(bytes: Vec<u8>) -> Value {
+    Value { value: Some(wire_value::Value::Inline(bytes.into())) }
+}
+
+fn shared(written: Result<Shared, Error>) -> Value {
+    match written {
+        Ok(shared) => Value { value: Some(wire_value::Value::Shared(shared)) },
+        Err(Error::Task { kind, message, causes }) => {
+            failed(Failure { kind: kind as i32, message, causes })
+        }
+        Err(other) => failed(Failure::new(FailureKind::FailureStoreFull, other.to_string())),
+    }
+}
+
+/// A panic of user code is the task's failure, not the worker's.
+fn guarded(run: impl FnOnce() -> RunResult) -> RunResult {
+    catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+        let text = panic
+            .downcast_ref::<&str>()
+            .map(|s| (*s).to_owned())
+            .or_else(|| panic.downcast_ref::<String>().cloned())
+            .unwrap_or_else(|| "a panic without a message".into());
+        Err(Failure::new(FailureKind::FailurePanic, text))
+    })
+}
