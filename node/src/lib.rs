@@ -1,1 +1,29 @@
-//! placeholder
+//! The node daemon: dull shells around the deciding cores.
+//!
+//! What runs where, what waits and what is rebuilt is decided by `mobula-scheduler`; what lies
+//! where in shared memory by `mobula-objstore`. This crate performs their effects: it reads and
+//! writes sockets, starts workers, talks to the control store. It holds no policy.
+//!
+//! Read it in this order:
+//!
+//! - [`config`] — what a node is told, and the seams it runs on ([`Parts`]).
+//! - [`daemon`] — joining, the loop, one life after another.
+//! - [`perform`] — effects of the core; [`input`] — everything that comes in.
+//! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
+//! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
+//! - [`control`] — everything towards the control store.
+//! - [`spawn`] — worker processes.
+
+pub mod config;
+pub mod control;
+pub mod daemon;
+pub mod input;
+pub mod links;
+pub mod local;
+pub mod peers;
+pub mod perform;
+pub mod spawn;
+pub mod transfer;
+
+pub use config::{Error, NodeConfig, Parts, Ready};
+pub use daemon::{run, run_with};

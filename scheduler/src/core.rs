@@ -174,6 +174,7 @@ impl Core {
             Event::Fetched { object, value } => self.fetched(object, value),
             Event::FetchFailed { object, from, why } => self.fetch_failed(object, from, why),
             Event::View(view) => self.view(view),
+            Event::JobStarted(job) => self.job_started(job),
             Event::JobEnded(job) => self.job_ended(job),
             Event::Tick => {}
         }

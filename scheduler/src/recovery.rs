@@ -317,11 +317,17 @@ impl Core {
                 if self.jobs_seen.contains(&id) {
                     self.job_ended(id);
                 }
-            } else if !self.jobs_ended.contains(&id) && self.jobs_seen.insert(id) {
-                // Workers start while the job's first tasks are on their way.
-                for _ in 0..self.config.workers {
-                    self.start_worker(id);
-                }
+            } else {
+                self.job_started(id);
+            }
+        }
+    }
+
+    /// Workers start while the job's first tasks are on their way.
+    pub(crate) fn job_started(&mut self, job: JobId) {
+        if !self.jobs_ended.contains(&job) && self.jobs_seen.insert(job) {
+            for _ in 0..self.config.workers {
+                self.start_worker(job);
             }
         }
     }

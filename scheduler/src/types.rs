@@ -114,6 +114,8 @@ pub enum Event {
     FetchFailed { object: ObjectId, from: Incarnation, why: FetchError },
     /// The membership and the jobs, as committed.
     View(ClusterView),
+    /// A driver of this node started a job.
+    JobStarted(JobId),
     /// The job of a driver of this node ended.
     JobEnded(JobId),
     /// The deadline passed.

@@ -1,0 +1,70 @@
+//! What a node is told, and the seams it runs on.
+
+use crate::local::LocalListener;
+use crate::spawn::Spawner;
+use mobula_net::Net;
+use mobula_objstore::Region;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What a node is told.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    /// What people call it.
+    pub name: String,
+    /// Addresses of the heads.
+    pub heads: Vec<String>,
+    /// Where it listens for other nodes; port 0 picks a free one.
+    pub listen: String,
+    /// The Unix socket for drivers and workers.
+    pub socket: PathBuf,
+    /// CPUs it offers, and worker processes per job.
+    pub workers: u32,
+    /// Named resources it offers.
+    pub resources: Vec<(String, f64)>,
+    /// Shared memory for objects, bytes.
+    pub store_bytes: u64,
+    /// Seed of its random streams; production draws it from the system.
+    pub seed: u64,
+}
+
+/// The seams. Production and simulation differ here and nowhere else.
+pub struct Parts {
+    /// The network.
+    pub net: Arc<dyn Net>,
+    /// Accepts drivers and workers.
+    pub local: Box<dyn LocalListener>,
+    /// Starts workers.
+    pub spawner: Box<dyn Spawner>,
+    /// The memory of the object store.
+    pub region: Region,
+}
+
+/// A node that has joined.
+#[derive(Debug, Clone)]
+pub struct Ready {
+    /// This life of it.
+    pub incarnation: u64,
+    /// Where other nodes reach it.
+    pub address: String,
+}
+
+/// Why a node cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A listener or the shared memory could not be had.
+    #[error("{what}: {source}")]
+    Io {
+        /// What was tried.
+        what: String,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The control store did not take the node.
+    #[error("cannot join the cluster: {0}")]
+    Join(#[from] mobula_gcs::Error),
+    /// The control store answered something else than asked.
+    #[error("cannot join the cluster: the control store answered {0}")]
+    Refused(String),
+}

@@ -1,0 +1,228 @@
+//! Everything a node says to the control store: its streams, questions, holdings, heartbeats.
+//!
+//! Each concern is its own task, so that a slow shard delays nothing else. Every call is
+//! idempotent and repeated until it is answered or the node's life ends.
+
+use crate::input::{Inbox, Input};
+use mobula_base::{Incarnation, ObjectId, ShardId};
+use mobula_gcs::Client;
+use mobula_proto::{
+    Command, HoldingRequest, JobEnd, JobStart, LocateRequest, NodeJoin, StreamBatch, call, call_reply, command,
+    holding_reply, locate_reply, object_bytes, reply,
+};
+use mobula_scheduler::Event;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Deadline of one try of a stream batch; it is repeated unchanged.
+const BATCH_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a question may be parked at the shard.
+const LOCATE_WAIT_MS: u32 = 1000;
+/// How often a node says that it lives.
+const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
+/// How often holdings are reported, and new leaders noticed.
+const HOLDING_EVERY: Duration = Duration::from_millis(100);
+/// Pause after a question that could not be asked.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// Deadline of an operation a person waits for.
+const CALL_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A node's side of the control store.
+#[derive(Clone)]
+pub struct Control {
+    /// The client.
+    pub client: Client,
+    /// The daemon's loop.
+    pub inbox: Inbox,
+    /// This life.
+    pub incarnation: Incarnation,
+}
+
+/// Commits the start of a job.
+///
+/// # Errors
+/// The control store cannot be reached or refuses.
+pub async fn start_job(client: &Client, start: JobStart) -> Result<(), String> {
+    let answer = client.call(ShardId(0), call::Op::JobStart(start), CALL_DEADLINE).await.map_err(|e| e.to_string())?;
+    match answer.reply {
+        Some(call_reply::Reply::Revision(_)) => Ok(()),
+        Some(call_reply::Reply::Failure(failure)) => Err(failure.message),
+        other => Err(format!("the control store answered {other:?}")),
+    }
+}
+
+/// Commits the end of a job; gives up only with the node.
+pub async fn end_job(client: &Client, job: u64, succeeded: bool) {
+    loop {
+        if client.call(ShardId(0), call::Op::JobEnd(JobEnd { job, succeeded }), CALL_DEADLINE).await.is_ok() {
+            return;
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+}
+
+/// Joins: gets this life's number.
+///
+/// # Errors
+/// The control store cannot be reached or refuses.
+pub async fn join(client: &Client, join: NodeJoin) -> Result<Incarnation, crate::config::Error> {
+    let answer = client.call(ShardId(0), call::Op::NodeJoin(join), CALL_DEADLINE).await?;
+    match answer.reply {
+        Some(call_reply::Reply::Incarnation(n)) => Ok(Incarnation(n)),
+        Some(call_reply::Reply::Failure(failure)) => Err(crate::config::Error::Refused(failure.message)),
+        other => Err(crate::config::Error::Refused(format!("{other:?}"))),
+    }
+}
+
+impl Control {
+    async fn say(&self, input: Input) {
+        let _ = self.inbox.send(input).await;
+    }
+
+    /// Sends the batches of one stream, one after the other, each until it is acknowledged (R12).
+    pub async fn run_stream(self, shard: ShardId, mut batches: mpsc::UnboundedReceiver<StreamBatch>) {
+        while let Some(batch) = batches.recv().await {
+            let command = Command { op: Some(command::Op::Stream(batch)) };
+            loop {
+                let answer = self.client.propose(shard, command.clone(), BATCH_DEADLINE).await;
+                match answer.ok().and_then(|r| r.reply) {
+                    Some(reply::Reply::Stream(ack)) => {
+                        self.say(Input::Core(Event::Acked { shard, ack })).await;
+                        break;
+                    }
+                    // A gap can only mean that the shard knows more of this life than it does.
+                    Some(reply::Reply::Fenced(_) | reply::Reply::ExpectedSeq(_)) => {
+                        self.say(Input::Fenced).await;
+                        return;
+                    }
+                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_)) | None => {
+                        tokio::time::sleep(RETRY_AFTER).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Asks a home shard about objects, once; what stays open is asked again by the core.
+    pub async fn locate(self, shard: ShardId, objects: Vec<ObjectId>) {
+        let request = LocateRequest {
+            shard: shard.0,
+            asker: self.incarnation.0,
+            objects: objects.iter().map(|o| object_bytes(*o)).collect(),
+            wait_ms: LOCATE_WAIT_MS,
+            ..LocateRequest::default()
+        };
+        let answers = match self.client.locate(shard, request, CALL_DEADLINE).await.ok().and_then(|r| r.result) {
+            Some(locate_reply::Result::Located(list)) => list.answers,
+            Some(locate_reply::Result::NotLeader(_) | locate_reply::Result::Refused(_)) | None => {
+                tokio::time::sleep(RETRY_AFTER).await;
+                Vec::new()
+            }
+        };
+        self.say(Input::Core(Event::Located { asked: objects, answers })).await;
+    }
+
+    /// Reports copies to one shard; tells a new leader everything (R9).
+    pub async fn run_holdings(self, shard: ShardId, mut held: mpsc::UnboundedReceiver<ObjectId>) {
+        let mut term = 0;
+        let mut waiting: Vec<ObjectId> = Vec::new();
+        loop {
+            tokio::time::sleep(HOLDING_EVERY).await;
+            while let Ok(object) = held.try_recv() {
+                waiting.push(object);
+            }
+            if held.is_closed() {
+                return;
+            }
+            let request = self.holding(shard, term, false, &waiting);
+            match self.client.holding(shard, request, CALL_DEADLINE).await.ok().and_then(|r| r.result) {
+                Some(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
+                Some(holding_reply::Result::ReportInFull(new)) => {
+                    let (reply, all) = oneshot::channel();
+                    self.say(Input::Held { shard, reply }).await;
+                    let Ok(all) = all.await else { return };
+                    let request = self.holding(shard, new, true, &all);
+                    let answer = self.client.holding(shard, request, CALL_DEADLINE).await;
+                    if let Ok(Some(holding_reply::Result::AcceptedTerm(_))) = answer.map(|r| r.result) {
+                        term = new;
+                        waiting.clear();
+                    }
+                }
+                Some(holding_reply::Result::Fenced(_)) => {
+                    self.say(Input::Fenced).await;
+                    return;
+                }
+                Some(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | None => {}
+            }
+        }
+    }
+
+    fn holding(&self, shard: ShardId, term: u64, full: bool, add: &[ObjectId]) -> HoldingRequest {
+        HoldingRequest {
+            shard: shard.0,
+            incarnation: self.incarnation.0,
+            term,
+            full,
+            add: add.iter().map(|o| object_bytes(*o)).collect(),
+            ..HoldingRequest::default()
+        }
+    }
+
+    /// Says that this node lives, and how busy it is.
+    pub async fn run_heartbeats(self) {
+        loop {
+            let (reply, load) = oneshot::channel();
+            self.say(Input::Load { reply }).await;
+            let Ok(load) = load.await else { return };
+            let request = mobula_proto::HeartbeatRequest {
+                incarnation: self.incarnation.0,
+                cpu_milli_free: load.cpu_milli_free as u32,
+                queued: load.queued,
+                store_bytes_used: load.store_bytes_used,
+                ..Default::default()
+            };
+            let answer = self.client.heartbeat(request, HEARTBEAT_EVERY * 5).await;
+            if let Ok(Some(mobula_proto::heartbeat_reply::Result::Fenced(_))) = answer.map(|r| r.result) {
+                self.say(Input::Fenced).await;
+                return;
+            }
+            tokio::time::sleep(HEARTBEAT_EVERY).await;
+        }
+    }
+
+    /// Follows the membership and the jobs.
+    pub async fn run_watch(self) {
+        let mut version = 0;
+        loop {
+            match self.client.watch(version, LOCATE_WAIT_MS, CALL_DEADLINE).await {
+                Ok(view) if view.version > version => {
+                    version = view.version;
+                    let gone = view.nodes.iter().any(|n| n.incarnation == self.incarnation.0 && !n.alive);
+                    self.say(Input::View(view)).await;
+                    if gone {
+                        self.say(Input::Fenced).await;
+                    }
+                }
+                Ok(_) => {}
+                Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+            }
+        }
+    }
+
+    /// Passes on the kernel's proof that a node is gone.
+    pub async fn suspect(&self, suspect: Incarnation, evidence: String) {
+        let request = mobula_proto::SuspectRequest {
+            suspect: suspect.0,
+            by: self.incarnation.0,
+            evidence,
+            ..Default::default()
+        };
+        let _ = self.client.suspect(request, CALL_DEADLINE).await;
+    }
+}
+
+/// Says goodbye, so that nobody has to find out. A node that cannot is declared dead later.
+pub async fn leave(client: &Client, incarnation: Incarnation) {
+    let leave = mobula_proto::NodeLeave { incarnation: incarnation.0 };
+    let _ = client.call(ShardId(0), call::Op::NodeLeave(leave), Duration::from_secs(1)).await;
+}

@@ -1,0 +1,311 @@
+//! A node's life: join, run the loop, and, when the cluster has declared it dead, join anew.
+
+use crate::config::{Error, NodeConfig, Parts, Ready};
+use crate::control::{self, Control};
+use crate::input::{INBOX_MAX, Inbox, Input};
+use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
+use crate::local::{LocalListener, UnixLocal};
+use crate::peers::Peers;
+use crate::spawn::{ProcessSpawner, Spawner};
+use mobula_base::{Incarnation, Instant, JobId, Resources, ShardId};
+use mobula_gcs::Client;
+use mobula_net::frame::Outbox;
+use mobula_net::tcp::TcpNet;
+use mobula_objstore::{Region, Store};
+use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome};
+use mobula_scheduler::{ClientId, Config, Core, Effect, Event};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::task::{JoinHandle, JoinSet};
+
+/// Inputs taken in one turn of the loop.
+const TURN_MAX: usize = 2048;
+/// How long a starting node looks for a head.
+const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
+/// Pause before a node that was declared dead joins again.
+const REJOIN_AFTER: Duration = Duration::from_millis(200);
+
+/// Runs a node on the real network until `shutdown`.
+///
+/// Must be awaited on a thread that lives as long as the process (see
+/// [`ProcessSpawner`]).
+///
+/// # Errors
+/// It cannot listen, has no memory, or the cluster does not take it.
+pub async fn run(
+    config: NodeConfig,
+    on_ready: impl FnOnce(Ready),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let io = |what: String| move |source| Error::Io { what, source };
+    let region = Region::shared(config.store_bytes)
+        .map_err(io(format!("cannot get {} bytes of shared memory", config.store_bytes)))?;
+    let local = UnixLocal::bind(&config.socket, region.clone())
+        .map_err(io(format!("cannot listen at {}", config.socket.display())))?;
+    let spawner = Box::new(ProcessSpawner { socket: config.socket.clone() });
+    let parts = Parts { net: Arc::new(TcpNet), local: Box::new(local), spawner, region };
+    run_with(config, parts, on_ready, shutdown).await
+}
+
+/// Runs a node on any parts until `shutdown`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn run_with(
+    config: NodeConfig,
+    mut parts: Parts,
+    on_ready: impl FnOnce(Ready),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    tokio::pin!(shutdown);
+    let client = Client::new(parts.net.clone(), config.heads.clone(), config.seed);
+    tokio::select! {
+        biased;
+        () = &mut shutdown => return Ok(()),
+        connected = client.connect(CONNECT_DEADLINE) => connected?,
+    }
+    let mut on_ready = Some(on_ready);
+    let mut address = config.listen.clone();
+    loop {
+        let listener = parts.net.listen(&address).await.map_err(|source| Error::Io {
+            what: format!("cannot listen at {address}; choose another --listen address"),
+            source,
+        })?;
+        // The next life answers at the same address.
+        address = listener.address();
+        let join = node_join(&config, &address);
+        let incarnation = tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            joined = control::join(&client, join) => joined?,
+        };
+        if let Some(tell) = on_ready.take() {
+            tell(Ready { incarnation: incarnation.0, address: address.clone() });
+        }
+        let mut life = Life::new(&config, &parts, client.clone(), incarnation);
+        let incoming = tokio::spawn(life.peers.clone().run_incoming(listener));
+        let end = life.run(&mut *parts.local, &mut *parts.spawner, shutdown.as_mut()).await;
+        incoming.abort();
+        let _ = incoming.await;
+        life.stop();
+        match end {
+            End::Shutdown => {
+                control::leave(&client, incarnation).await;
+                return Ok(());
+            }
+            End::Fenced => {
+                tracing::warn!(%incarnation, "the cluster declared this node dead: it joins again with nothing");
+                tokio::time::sleep(REJOIN_AFTER).await;
+            }
+        }
+    }
+}
+
+fn node_join(config: &NodeConfig, address: &str) -> NodeJoin {
+    NodeJoin {
+        name: config.name.clone(),
+        address: address.to_owned(),
+        cpu_milli: config.workers * 1000,
+        resources: config
+            .resources
+            .iter()
+            .map(|(name, amount)| NamedResource { name: name.clone(), milli: (amount * 1000.0).round() as u64 })
+            .collect(),
+        store_bytes: config.store_bytes,
+    }
+}
+
+/// Why a life ended.
+#[derive(Debug, PartialEq, Eq)]
+enum End {
+    Shutdown,
+    Fenced,
+}
+
+/// One driver or worker.
+pub(crate) struct Link {
+    pub outbox: Outbox<DaemonMsg>,
+    pub job: JobId,
+    /// A driver's job ends with its link; a worker has the token of its start.
+    pub token: Option<u64>,
+}
+
+/// One incarnation of the node: all of its state, and what the loop needs to perform effects.
+pub(crate) struct Life {
+    pub core: Core,
+    pub store: Store,
+    pub region: Region,
+    pub incarnation: Incarnation,
+    pub inbox: Inbox,
+    pub control: Control,
+    pub links: Arc<Links>,
+    pub peers: Arc<Peers>,
+    pub open: BTreeMap<ClientId, Link>,
+    pub jobs: BTreeMap<JobId, JobStart>,
+    pub streams: Vec<mpsc::UnboundedSender<StreamBatch>>,
+    pub holdings: Vec<mpsc::UnboundedSender<mobula_base::ObjectId>>,
+    pub outgoing: BTreeMap<Incarnation, Outbox<PeerMsg>>,
+    pub addresses: BTreeMap<Incarnation, String>,
+    pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
+    pub next_token: u64,
+    pub shards: u32,
+    pub fenced: bool,
+    receiver: Option<mpsc::Receiver<Input>>,
+    /// Long-running tasks of this life; they end with it.
+    pub tasks: JoinSet<()>,
+    next_client: ClientId,
+    started: tokio::time::Instant,
+}
+
+impl Life {
+    fn new(config: &NodeConfig, parts: &Parts, client: Client, incarnation: Incarnation) -> Self {
+        let (inbox, receiver) = mpsc::channel(INBOX_MAX);
+        let (shards, cluster) = (client.shards(), client.cluster());
+        let control = Control { client: client.clone(), inbox: inbox.clone(), incarnation };
+        let welcome = Welcome {
+            job: 0,
+            incarnation: incarnation.0,
+            arena_bytes: parts.region.len(),
+            cluster,
+            shards,
+            heads: client.heads(),
+        };
+        let links = Arc::new(Links {
+            inbox: inbox.clone(),
+            control: control.clone(),
+            welcome,
+            unacknowledged: std::sync::atomic::AtomicU64::new(0),
+            drained: tokio::sync::Notify::new(),
+        });
+        let resources = Resources {
+            cpu_milli: u64::from(config.workers) * 1000,
+            named: config.resources.iter().map(|(n, a)| (n.clone(), (a * 1000.0).round() as u64)).collect(),
+        };
+        let core =
+            Core::new(Config { incarnation, shards, resources, workers: config.workers, crc: crc32fast::hash });
+        let mut life = Life {
+            core,
+            store: Store::new(parts.region.len()),
+            region: parts.region.clone(),
+            incarnation,
+            peers: Peers::new(parts.net.clone(), inbox.clone(), control.clone(), cluster),
+            inbox,
+            control,
+            links,
+            open: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            streams: Vec::new(),
+            holdings: Vec::new(),
+            outgoing: BTreeMap::new(),
+            addresses: BTreeMap::new(),
+            spawned: BTreeMap::new(),
+            next_token: 1,
+            shards,
+            fenced: false,
+            receiver: Some(receiver),
+            tasks: JoinSet::new(),
+            next_client: 1,
+            started: tokio::time::Instant::now(),
+        };
+        life.start_tasks();
+        life
+    }
+
+    fn start_tasks(&mut self) {
+        for shard in (0..self.shards).map(ShardId) {
+            let (sender, batches) = mpsc::unbounded_channel();
+            self.streams.push(sender);
+            self.tasks.spawn(self.control.clone().run_stream(shard, batches));
+            let (sender, held) = mpsc::unbounded_channel();
+            self.holdings.push(sender);
+            self.tasks.spawn(self.control.clone().run_holdings(shard, held));
+        }
+        self.tasks.spawn(self.control.clone().run_heartbeats());
+        self.tasks.spawn(self.control.clone().run_watch());
+    }
+
+    fn now(&self) -> Instant {
+        Instant(self.started.elapsed().as_nanos() as u64)
+    }
+
+    async fn run(
+        &mut self,
+        local: &mut dyn LocalListener,
+        spawner: &mut dyn Spawner,
+        mut shutdown: std::pin::Pin<&mut impl Future<Output = ()>>,
+    ) -> End {
+        let mut receiver = self.receiver.take().expect("a life runs once");
+        let mut inputs = Vec::with_capacity(TURN_MAX);
+        let mut events: Vec<Event> = Vec::new();
+        let mut effects: Vec<Effect> = Vec::new();
+        loop {
+            let deadline = self.core.deadline().map(|at| self.started + Duration::from_nanos(at.0));
+            tokio::select! {
+                biased;
+                () = &mut shutdown => return End::Shutdown,
+                accepted = local.accept() => {
+                    match accepted {
+                        Ok(stream) => self.accept(stream),
+                        // Out of descriptors, say: let what is open go on.
+                        Err(error) => {
+                            tracing::warn!(%error, "cannot accept a driver or worker");
+                            tokio::time::sleep(Duration::from_millis(20)).await;
+                        }
+                    }
+                    continue;
+                }
+                n = receiver.recv_many(&mut inputs, TURN_MAX) => if n == 0 { return End::Shutdown },
+                () = sleep_until(deadline) => {}
+            }
+            for input in inputs.drain(..) {
+                self.input(input, &mut events);
+            }
+            if self.fenced {
+                return End::Fenced;
+            }
+            let now = self.now();
+            self.core.step(events.drain(..), now, &mut effects);
+            for effect in effects.drain(..) {
+                self.perform(effect, spawner);
+            }
+            let waiting = self.core.unacknowledged();
+            self.links.unacknowledged.store(waiting, Ordering::Relaxed);
+            if waiting <= UNACKNOWLEDGED_MAX {
+                self.links.drained.notify_waiters();
+            }
+        }
+    }
+
+    fn accept(&mut self, stream: mobula_net::Stream) {
+        let client = self.next_client;
+        self.next_client += 1;
+        self.tasks.spawn(links::serve(self.links.clone(), client, stream));
+        // Finished tasks are forgotten here, so that a long life does not remember each.
+        while self.tasks.try_join_next().is_some() {}
+    }
+
+    /// Ends everything of this life: links close, workers die.
+    fn stop(&mut self) {
+        for link in self.open.values() {
+            link.outbox.close();
+        }
+        for outbox in self.outgoing.values() {
+            outbox.close();
+        }
+        for (_, (_, worker)) in std::mem::take(&mut self.spawned) {
+            worker.abort();
+        }
+        self.tasks.abort_all();
+    }
+}
+
+async fn sleep_until(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
+    }
+}

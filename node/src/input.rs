@@ -1,0 +1,65 @@
+//! Everything that comes into the daemon's loop.
+
+use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
+use mobula_net::frame::Outbox;
+use mobula_objstore::StoreError;
+use mobula_objstore::table::Place;
+use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, PeerMsg};
+use crate::transfer::Held;
+use mobula_scheduler::{ClientId, Event, Value};
+use tokio::sync::{mpsc, oneshot};
+
+/// One thing that happened.
+pub enum Input {
+    /// For the core alone.
+    Core(Event),
+    /// A driver's job is committed: its link is open.
+    DriverUp { client: ClientId, job: JobId, start: JobStart, outbox: Outbox<DaemonMsg> },
+    /// A worker said hello.
+    WorkerHello { client: ClientId, hello: Hello, outbox: Outbox<DaemonMsg>, taken: oneshot::Sender<bool> },
+    /// A link spoke.
+    FromClient { client: ClientId, msgs: Vec<ClientMsg> },
+    /// A link closed.
+    ClientClosed { client: ClientId },
+    /// A worker process ended.
+    WorkerEnded { token: u64, how: String },
+    /// A peer spoke.
+    FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
+    /// The membership and jobs.
+    View(ClusterView),
+    /// A transfer wants the bytes and their CRC-32.
+    Lookup { object: ObjectId, reply: oneshot::Sender<Option<(Held, u32)>> },
+    /// A transfer wants room.
+    Reserve { object: ObjectId, len: u64, job: JobId, reply: oneshot::Sender<Result<u64, StoreError>> },
+    /// A transfer has filled its room.
+    Filled { object: ObjectId, crc: u32 },
+    /// A transfer gave its room up.
+    Abandoned { object: ObjectId },
+    /// What is held for a shard, for a re-report.
+    Held { shard: ShardId, reply: oneshot::Sender<Vec<ObjectId>> },
+    /// The load, for a heartbeat.
+    Load { reply: oneshot::Sender<Load> },
+    /// The cluster has declared this node dead (R10).
+    Fenced,
+}
+
+/// What a heartbeat says.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// Free CPU, thousandths.
+    pub cpu_milli_free: u64,
+    /// Tasks that wait or run here.
+    pub queued: u32,
+    /// Bytes used in the store.
+    pub store_bytes_used: u64,
+}
+
+/// The daemon's inbox. Bounded, so that a daemon that falls behind slows down who speaks to it.
+pub type Inbox = mpsc::Sender<Input>;
+/// Inputs that may wait.
+pub const INBOX_MAX: usize = 16 * 1024;
+
+/// A place in the store as a value of the core.
+pub fn shared(place: Place) -> Value {
+    Value::Shared { offset: place.offset, len: place.len, crc: place.crc }
+}

@@ -1,0 +1,124 @@
+//! Drivers and workers: hello, then messages both ways.
+
+use crate::control::Control;
+use crate::input::{Inbox, Input};
+use mobula_base::JobId;
+use mobula_gcs::Client;
+use mobula_net::Stream;
+use mobula_net::frame::{FrameReader, Outbox};
+use mobula_proto::{
+    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg,
+    daemon_msg,
+};
+use mobula_scheduler::ClientId;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::{Notify, oneshot};
+
+/// How long a peer may take to say hello.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// Unacknowledged lineage records beyond which submissions are not read: a driver slows down to
+/// the speed of the control store instead of filling this daemon's memory.
+pub const UNACKNOWLEDGED_MAX: u64 = 200_000;
+
+/// What every link of a daemon shares.
+pub struct Links {
+    /// The daemon's loop.
+    pub inbox: Inbox,
+    /// The control store.
+    pub control: Control,
+    /// Answers hellos.
+    pub welcome: Welcome,
+    /// Unacknowledged lineage records, kept up to date by the loop.
+    pub unacknowledged: AtomicU64,
+    /// Rung when they have become fewer.
+    pub drained: Notify,
+}
+
+/// Serves one link until it closes.
+pub async fn serve(links: Arc<Links>, client: ClientId, stream: Stream) {
+    let (read, write) = tokio::io::split(stream);
+    let mut reader = FrameReader::new(read);
+    let outbox: Outbox<DaemonMsg> = Outbox::default();
+    let writer = tokio::spawn({
+        let outbox = outbox.clone();
+        async move { outbox.write_to(write, |msgs| ToClient { msgs }).await }
+    });
+    if let Err(failure) = greet(&links, client, &mut reader, &outbox).await {
+        outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Refused(failure)) });
+        outbox.close();
+        let _ = writer.await;
+        return;
+    }
+    while let Ok(Some(frame)) = reader.next::<ToDaemon>().await {
+        while links.unacknowledged.load(Ordering::Relaxed) > UNACKNOWLEDGED_MAX && submits(&frame) {
+            links.drained.notified().await;
+        }
+        if links.inbox.send(Input::FromClient { client, msgs: frame.msgs }).await.is_err() {
+            break;
+        }
+    }
+    outbox.close();
+    let _ = links.inbox.send(Input::ClientClosed { client }).await;
+    writer.abort();
+}
+
+fn submits(frame: &ToDaemon) -> bool {
+    frame.msgs.iter().any(|m| matches!(m.msg, Some(client_msg::Msg::Submit(_))))
+}
+
+async fn greet<R: tokio::io::AsyncRead + Unpin>(
+    links: &Links,
+    client: ClientId,
+    reader: &mut FrameReader<R>,
+    outbox: &Outbox<DaemonMsg>,
+) -> Result<(), Failure> {
+    let refuse = |text: String| Failure::new(FailureKind::FailureUnspecified, text);
+    let first = tokio::time::timeout(HELLO_TIMEOUT, reader.next::<ToDaemon>()).await;
+    let frame = match first {
+        Ok(Ok(Some(frame))) => frame,
+        Ok(Ok(None)) => return Err(refuse("the connection ended before the hello".into())),
+        Ok(Err(error)) => return Err(refuse(format!("the peer is not a Mobula process: {error}"))),
+        Err(_) => return Err(refuse(format!("no hello within {HELLO_TIMEOUT:?}"))),
+    };
+    let mut msgs = frame.msgs.into_iter();
+    let Some(ClientMsg { msg: Some(client_msg::Msg::Hello(hello)) }) = msgs.next() else {
+        return Err(refuse("the first message was no hello: the peer is not a Mobula process".into()));
+    };
+    if hello.magic != MAGIC || hello.version != WIRE_VERSION {
+        return Err(refuse(format!(
+            "protocol version {} was offered, this daemon speaks {WIRE_VERSION}: use one Mobula release on both sides",
+            hello.version
+        )));
+    }
+    if hello.driver {
+        driver_up(links, client, hello, outbox).await?;
+    } else {
+        let (taken, answer) = oneshot::channel();
+        let up = Input::WorkerHello { client, hello, outbox: outbox.clone(), taken };
+        if links.inbox.send(up).await.is_err() || !answer.await.unwrap_or(false) {
+            return Err(refuse("this worker was not expected: its job ended, or its binary is another build".into()));
+        }
+    }
+    let rest: Vec<ClientMsg> = msgs.collect();
+    if !rest.is_empty() {
+        let _ = links.inbox.send(Input::FromClient { client, msgs: rest }).await;
+    }
+    Ok(())
+}
+
+/// Commits the job, then opens the link.
+async fn driver_up(links: &Links, client: ClientId, hello: Hello, outbox: &Outbox<DaemonMsg>) -> Result<(), Failure> {
+    let refuse = |text: String| Failure::new(FailureKind::FailureUnspecified, text);
+    let mut start = hello.job.ok_or_else(|| refuse("a driver's hello names its job".into()))?;
+    start.incarnation = links.welcome.incarnation;
+    start.executable_hash = hello.executable_hash;
+    let store: &Client = &links.control.client;
+    crate::control::start_job(store, start.clone()).await.map_err(refuse)?;
+    let job = JobId(start.job);
+    let welcome = Welcome { job: job.0, ..links.welcome.clone() };
+    outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
+    let up = Input::DriverUp { client, job, start, outbox: outbox.clone() };
+    links.inbox.send(up).await.map_err(|_| refuse("the daemon is stopping".into()))
+}

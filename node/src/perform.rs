@@ -1,0 +1,419 @@
+//! What comes in becomes events; what the core decides is done. No policy.
+
+use crate::daemon::{Life, Link};
+use crate::input::{Input, Load, shared};
+use crate::peers::msg;
+use crate::spawn::{SpawnOrder, Spawner};
+use crate::transfer::{self, Held, Order};
+use mobula_base::{Incarnation, JobId, ObjectId};
+use mobula_net::frame::Outbox;
+use mobula_objstore::StoreError;
+use mobula_proto::{
+    ClientMsg, ClusterView, Created, DaemonMsg, Failure, FailureKind, Hello, Notice, ObjectReady, PeerMsg, RunTask,
+    Shared, TaskResult, client_msg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    value as wire_value,
+};
+use mobula_scheduler::{ClientId, Effect, Event, Ready, TaskOutcome, Value};
+
+/// The creator of transfers in the store: no link has this number.
+const TRANSFER: u64 = 0;
+
+impl Life {
+    // ------------------------------------------------------------ in
+
+    pub(crate) fn input(&mut self, input: Input, events: &mut Vec<Event>) {
+        match input {
+            Input::Core(event) => events.push(event),
+            Input::DriverUp { client, job, start, outbox } => {
+                self.jobs.insert(job, start);
+                self.open.insert(client, Link { outbox, job, token: None });
+                events.push(Event::JobStarted(job));
+            }
+            Input::WorkerHello { client, hello, outbox, taken } => {
+                let _ = taken.send(self.worker_hello(client, &hello, outbox, events));
+            }
+            Input::FromClient { client, msgs } => self.client_msgs(client, msgs, events),
+            Input::ClientClosed { client } => self.client_closed(client, events),
+            Input::WorkerEnded { token, how } => self.worker_ended(token, &how, events),
+            Input::FromPeer { from, msgs } => {
+                for PeerMsg { msg } in msgs {
+                    self.peer_msg(from, msg, events);
+                }
+            }
+            Input::View(view) => self.view(view, events),
+            Input::Lookup { object, reply } => {
+                let _ = reply.send(self.lookup(object));
+            }
+            Input::Reserve { object, len, job, reply } => {
+                let _ = reply.send(self.store.create(object, len, job, TRANSFER));
+            }
+            Input::Filled { object, crc } => {
+                if let Ok(place) = self.store.seal(object, crc, TRANSFER) {
+                    events.push(Event::Fetched { object, value: shared(place) });
+                }
+            }
+            Input::Abandoned { object } => self.store.abort(object, TRANSFER),
+            Input::Held { shard, reply } => {
+                let _ = reply.send(self.core.held(shard));
+            }
+            Input::Load { reply } => {
+                let (cpu_milli_free, queued) = self.core.load();
+                let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used: self.store.usage().0 });
+            }
+            Input::Fenced => self.fenced = true,
+        }
+    }
+
+    fn lookup(&self, object: ObjectId) -> Option<(Held, u32)> {
+        match self.core.value_of(object)? {
+            Value::Inline(bytes) => Some((Held::Inline(bytes.clone()), crc32fast::hash(bytes))),
+            Value::Shared { offset, len, crc } => Some((Held::Shared(self.region.clone(), *offset, *len), *crc)),
+        }
+    }
+
+    /// Whether this worker was started by this life and is the job's build.
+    fn worker_hello(
+        &mut self,
+        client: ClientId,
+        hello: &Hello,
+        outbox: Outbox<DaemonMsg>,
+        events: &mut Vec<Event>,
+    ) -> bool {
+        let Some((job, _)) = self.spawned.get(&hello.worker_token) else { return false };
+        let job = *job;
+        let Some(start) = self.jobs.get(&job) else { return false };
+        if start.executable_hash != hello.executable_hash {
+            let message = format!(
+                "the worker binary {} has hash {:016x}, the driver's build has {:016x}: put the same build there",
+                start.executable, hello.executable_hash, start.executable_hash
+            );
+            let failure = Failure::new(FailureKind::FailureWorkerMismatch, message);
+            events.push(Event::SpawnFailed { job, failure, fatal: true });
+            return false;
+        }
+        let mut welcome = self.links.welcome.clone();
+        welcome.job = job.0;
+        outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
+        self.open.insert(client, Link { outbox, job, token: Some(hello.worker_token) });
+        events.push(Event::WorkerUp { worker: client, job });
+        true
+    }
+
+    fn worker_ended(&mut self, token: u64, how: &str, events: &mut Vec<Event>) {
+        let Some((job, _)) = self.spawned.remove(&token) else { return };
+        if self.open.values().any(|l| l.token == Some(token)) {
+            // Its link tells the core.
+            return;
+        }
+        let message = format!("a worker did not come up: {how}");
+        let failure = Failure::new(FailureKind::FailureWorkerMismatch, message);
+        events.push(Event::SpawnFailed { job, failure, fatal: false });
+    }
+
+    fn client_closed(&mut self, client: ClientId, events: &mut Vec<Event>) {
+        self.store.creator_gone(client);
+        let Some(link) = self.open.remove(&client) else { return };
+        match link.token {
+            Some(token) => {
+                if let Some((_, worker)) = self.spawned.remove(&token) {
+                    worker.abort();
+                }
+                events.push(Event::WorkerGone { worker: client });
+            }
+            None => {
+                events.push(Event::ClientGone { client });
+                // A driver that vanished takes its job along; a second end changes nothing.
+                self.end_job(link.job, false, None);
+                events.push(Event::JobEnded(link.job));
+            }
+        }
+    }
+
+    fn end_job(&mut self, job: JobId, succeeded: bool, tell: Option<Outbox<DaemonMsg>>) {
+        for outbox in self.outgoing.values() {
+            outbox.push(msg(peer_msg::Msg::JobEnded(job.0)));
+        }
+        let client = self.control.client.clone();
+        self.tasks.spawn(async move {
+            crate::control::end_job(&client, job.0, succeeded).await;
+            if let Some(outbox) = tell {
+                outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::JobEnded(true)) });
+            }
+        });
+    }
+
+    fn client_msgs(&mut self, client: ClientId, msgs: Vec<ClientMsg>, events: &mut Vec<Event>) {
+        let Some(link) = self.open.get(&client) else { return };
+        let (job, driver) = (link.job, link.token.is_none());
+        let outbox = link.outbox.clone();
+        let mut specs = Vec::new();
+        let mut outcomes = Vec::new();
+        for ClientMsg { msg } in msgs {
+            // Neighbours of one kind travel as one event; their order against others stays.
+            if !matches!(msg, Some(client_msg::Msg::Submit(_))) && !specs.is_empty() {
+                events.push(Event::Submit { client, specs: std::mem::take(&mut specs) });
+            }
+            if !matches!(msg, Some(client_msg::Msg::Finished(_))) && !outcomes.is_empty() {
+                events.push(Event::Finished { worker: client, outcomes: std::mem::take(&mut outcomes) });
+            }
+            match msg {
+                Some(client_msg::Msg::Submit(mut spec)) => {
+                    spec.job = job.0;
+                    specs.push(spec);
+                }
+                Some(client_msg::Msg::Finished(result)) => outcomes.extend(self.outcome(client, result)),
+                Some(client_msg::Msg::Get(get)) => {
+                    let objects = get.objects.iter().filter_map(|o| object_id(o).ok()).collect();
+                    events.push(Event::Get { client, job, objects, want_value: get.want_value });
+                }
+                Some(client_msg::Msg::Create(create)) => {
+                    let reply = self.create(client, job, &create.object, create.size);
+                    outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Created(reply)) });
+                }
+                Some(client_msg::Msg::Seal(seal)) => {
+                    if let Ok(object) = object_id(&seal.object)
+                        && let Ok(place) = self.store.seal(object, seal.crc, client)
+                    {
+                        events.push(Event::Put { client, object, job, value: shared(place), by_driver: driver });
+                    }
+                }
+                Some(client_msg::Msg::PutInline(put)) => {
+                    if let Ok(object) = object_id(&put.object) {
+                        let value = Value::Inline(put.value);
+                        events.push(Event::Put { client, object, job, value, by_driver: driver });
+                    }
+                }
+                Some(client_msg::Msg::Blocked(blocked)) => {
+                    let returned = blocked.returned.iter().filter_map(|t| task_id(t).ok()).collect();
+                    events.push(Event::Blocked { worker: client, returned });
+                }
+                Some(client_msg::Msg::Unblocked(_)) => events.push(Event::Unblocked { worker: client }),
+                Some(client_msg::Msg::EndJob(end)) => {
+                    self.end_job(job, end.succeeded, Some(outbox.clone()));
+                    events.push(Event::JobEnded(job));
+                }
+                Some(client_msg::Msg::Hello(_) | client_msg::Msg::Unpin(_)) | None => {}
+            }
+        }
+        if !specs.is_empty() {
+            events.push(Event::Submit { client, specs });
+        }
+        if !outcomes.is_empty() {
+            events.push(Event::Finished { worker: client, outcomes });
+        }
+    }
+
+    fn create(&mut self, client: ClientId, job: JobId, object: &[u8], size: u64) -> Created {
+        let mut reply = Created { object: bytes::Bytes::copy_from_slice(object), ..Created::default() };
+        let made = match object_id(object) {
+            Ok(id) => self.store.create(id, size, job, client),
+            Err(_) => Err(StoreError::NotCreating),
+        };
+        match made {
+            Ok(offset) => reply.offset = offset,
+            // Made before, by an earlier attempt: the same bytes are written again to the side.
+            Err(error) => {
+                reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
+            }
+        }
+        reply
+    }
+
+    fn outcome(&mut self, worker: ClientId, result: TaskResult) -> Option<TaskOutcome> {
+        let task = task_id(&result.task).ok()?;
+        let value = match result.value.and_then(|v| v.value) {
+            Some(wire_value::Value::Inline(bytes)) => Ok(Value::Inline(bytes)),
+            Some(wire_value::Value::Shared(Shared { crc, .. })) => match self.store.seal(task.output(0), crc, worker) {
+                Ok(place) => Ok(shared(place)),
+                Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
+            },
+            Some(wire_value::Value::Failure(failure)) => match self.store.get(task.output(0)) {
+                // The store refused because the object is there already: that is its value.
+                Some(place) if failure.kind() == FailureKind::FailureStoreFull => Ok(shared(place)),
+                Some(_) | None => Err(failure),
+            },
+            Some(wire_value::Value::Elsewhere(_)) | None => {
+                Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
+            }
+        };
+        Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns })
+    }
+
+    fn peer_msg(&mut self, from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Event>) {
+        match msg {
+            Some(peer_msg::Msg::Assign(assign)) => events.push(Event::Assigned { from, assign }),
+            Some(peer_msg::Msg::Result(result)) => events.push(Event::PeerResult { from, result }),
+            Some(peer_msg::Msg::Durable(d)) => {
+                if let Ok(task) = task_id(&d.task) {
+                    events.push(Event::PeerDurable { from, task, attempt: d.attempt });
+                }
+            }
+            Some(peer_msg::Msg::Replica(r)) => {
+                if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
+                    let (job, holder) = (JobId(r.job), Incarnation(r.holder));
+                    events.push(Event::Replicate { object, job, holder, output });
+                }
+            }
+            Some(peer_msg::Msg::Notice(notice)) => self.notice_drivers(None, &notice),
+            Some(peer_msg::Msg::JobEnded(job)) => events.push(Event::JobEnded(JobId(job))),
+            Some(peer_msg::Msg::Hello(_)) | None => {}
+        }
+    }
+
+    fn view(&mut self, view: ClusterView, events: &mut Vec<Event>) {
+        for node in &view.nodes {
+            let incarnation = Incarnation(node.incarnation);
+            if node.alive {
+                self.addresses.insert(incarnation, node.address.clone());
+            } else if self.addresses.remove(&incarnation).is_some() {
+                self.peers.bury(incarnation);
+                if let Some(outbox) = self.outgoing.remove(&incarnation) {
+                    outbox.close();
+                }
+            } else {
+                self.peers.bury(incarnation);
+            }
+        }
+        for job in &view.jobs {
+            if let (false, Some(start)) = (job.ended, &job.start) {
+                self.jobs.entry(JobId(job.job)).or_insert_with(|| start.clone());
+            }
+        }
+        events.push(Event::View(view));
+    }
+
+    // ------------------------------------------------------------ out
+
+    pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
+        match effect {
+            Effect::Run { worker, mut spec, attempt, args } => {
+                // The arguments travel resolved; the record's own copy of them stays here.
+                spec.args = Vec::new();
+                let args = args.into_iter().map(wire).collect();
+                self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args }));
+            }
+            Effect::Spawn { job } => self.spawn_worker(job, spawner),
+            Effect::Assign { to, assign } => self.tell_peer(to, peer_msg::Msg::Assign(assign)),
+            Effect::Result { to, result } => self.tell_peer(to, peer_msg::Msg::Result(result)),
+            Effect::Durable { to, task, attempt } => {
+                let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
+                self.tell_peer(to, peer_msg::Msg::Durable(durable));
+            }
+            Effect::Send { shard, batch } => {
+                let _ = self.streams[shard.0 as usize].send(batch);
+            }
+            Effect::Locate { shard, objects } => {
+                self.tasks.spawn(self.control.clone().locate(shard, objects));
+            }
+            Effect::Fetch { object, job, from, output: _ } => {
+                let address = self.addresses.get(&from).cloned();
+                let order = Order { object, job, from, address };
+                self.tasks.spawn(transfer::fetch(self.peers.clone(), self.region.clone(), order));
+            }
+            Effect::Ready { client, object, ready } => {
+                let value = match ready {
+                    Ready::Here(value) => wire(value),
+                    Ready::Elsewhere(output) => {
+                        mobula_proto::Value { value: Some(wire_value::Value::Elsewhere(output)) }
+                    }
+                    Ready::Failed(failure) => {
+                        mobula_proto::Value { value: Some(wire_value::Value::Failure(failure)) }
+                    }
+                };
+                let ready = ObjectReady { object: object_bytes(object), value: Some(value) };
+                self.tell(client, daemon_msg::Msg::Ready(ready));
+            }
+            Effect::Committed { client, task, revision } => {
+                let committed = mobula_proto::Committed { task: task_bytes(task), revision };
+                self.tell(client, daemon_msg::Msg::Committed(committed));
+            }
+            Effect::Held { object } => {
+                let shard = object.task.run.shard(self.shards);
+                let _ = self.holdings[shard.0 as usize].send(object);
+            }
+            Effect::Replicate { to, object, job, output } => {
+                let replica = mobula_proto::Replica {
+                    object: object_bytes(object),
+                    holder: self.incarnation.0,
+                    output: Some(output),
+                    job: job.0,
+                };
+                self.tell_peer(to, peer_msg::Msg::Replica(replica));
+            }
+            Effect::Notice { job, notice } => self.notice(job, notice),
+            Effect::FreeJob(job) => self.free_job(job),
+        }
+    }
+
+    fn tell(&self, client: ClientId, msg: daemon_msg::Msg) {
+        if let Some(link) = self.open.get(&client) {
+            link.outbox.push(DaemonMsg { msg: Some(msg) });
+        }
+    }
+
+    fn tell_peer(&mut self, to: Incarnation, message: peer_msg::Msg) {
+        let Some(address) = self.addresses.get(&to).cloned() else { return };
+        let (peers, tasks) = (&self.peers, &mut self.tasks);
+        let outbox = self.outgoing.entry(to).or_insert_with(|| {
+            let outbox = Outbox::default();
+            tasks.spawn(peers.clone().run_outgoing(to, address, outbox.clone()));
+            outbox
+        });
+        outbox.push(msg(message));
+    }
+
+    fn spawn_worker(&mut self, job: JobId, spawner: &mut dyn Spawner) {
+        let Some(start) = self.jobs.get(&job) else { return };
+        let token = self.next_token;
+        self.next_token += 1;
+        let order = SpawnOrder { executable: start.executable.clone(), job: job.0, token };
+        let worker = spawner.spawn(order);
+        let inbox = self.inbox.clone();
+        let watch = tokio::spawn(async move {
+            let how = worker.await;
+            let _ = inbox.send(Input::WorkerEnded { token, how }).await;
+        });
+        self.spawned.insert(token, (job, watch));
+    }
+
+    fn notice(&mut self, job: JobId, notice: Notice) {
+        let home = self.jobs.get(&job).map(|j| Incarnation(j.incarnation));
+        match home {
+            Some(home) if home != self.incarnation => {
+                // The driver's own node sees deaths itself.
+                if notice.kind != "node-dead" {
+                    self.tell_peer(home, peer_msg::Msg::Notice(notice));
+                }
+            }
+            Some(_) | None => self.notice_drivers(Some(job), &notice),
+        }
+    }
+
+    fn notice_drivers(&self, job: Option<JobId>, notice: &Notice) {
+        for link in self.open.values().filter(|l| l.token.is_none() && job.is_none_or(|j| j == l.job)) {
+            link.outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Notice(notice.clone())) });
+        }
+    }
+
+    fn free_job(&mut self, job: JobId) {
+        self.jobs.remove(&job);
+        for link in self.open.values().filter(|l| l.job == job && l.token.is_some()) {
+            link.outbox.close();
+        }
+        let tokens: Vec<u64> = self.spawned.iter().filter(|(_, (j, _))| *j == job).map(|(t, _)| *t).collect();
+        for token in tokens {
+            if let Some((_, worker)) = self.spawned.remove(&token) {
+                worker.abort();
+            }
+        }
+        self.store.free_job(job);
+    }
+}
+
+fn wire(value: Value) -> mobula_proto::Value {
+    let value = match value {
+        Value::Inline(bytes) => wire_value::Value::Inline(bytes),
+        Value::Shared { offset, len, crc } => wire_value::Value::Shared(Shared { offset, len, crc }),
+    };
+    mobula_proto::Value { value: Some(value) }
+}

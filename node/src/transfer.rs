@@ -1,0 +1,176 @@
+//! Bulk copies between nodes: their own connection, checksummed, straight into the arena.
+
+use crate::input::{Inbox, Input};
+use crate::peers::Peers;
+use bytes::Bytes;
+use mobula_base::{Incarnation, JobId, ObjectId};
+use mobula_net::frame::FrameReader;
+use mobula_objstore::Region;
+use mobula_proto::{Fetch, FetchReply, INLINE_MAX, object_bytes, object_id};
+use mobula_scheduler::{Event, FetchError, Value};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::oneshot;
+
+/// A transfer that makes no progress for this long is given up.
+const STALL: Duration = Duration::from_secs(2);
+/// Bytes read or written at once.
+const CHUNK: usize = 256 * 1024;
+
+/// Answers fetches on one connection until it closes. `region` is reached through the loop's
+/// answers: a sealed object never moves.
+pub async fn serve<R, W>(inbox: &Inbox, mut reader: FrameReader<R>, mut write: W)
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    while let Ok(Some(fetch)) = reader.next::<Fetch>().await {
+        if answer(inbox, &fetch, &mut write).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn answer<W: AsyncWrite + Unpin>(inbox: &Inbox, fetch: &Fetch, write: &mut W) -> io::Result<()> {
+    let value = match object_id(&fetch.object) {
+        Ok(object) => {
+            let (reply, value) = oneshot::channel();
+            inbox.send(Input::Lookup { object, reply }).await.map_err(io::Error::other)?;
+            value.await.map_err(io::Error::other)?
+        }
+        Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
+    };
+    let Some((bytes, crc)) = value else {
+        return mobula_net::frame::send(write, &FetchReply::default()).await;
+    };
+    let reply = FetchReply { found: true, size: bytes.as_slice().len() as u64, crc };
+    mobula_net::frame::send(write, &reply).await?;
+    for chunk in bytes.as_slice().chunks(CHUNK) {
+        tokio::time::timeout(STALL, write.write_all(chunk)).await.map_err(io::Error::other)??;
+    }
+    write.flush().await
+}
+
+/// Bytes of an object this node holds.
+pub enum Held {
+    /// On the heap.
+    Inline(Bytes),
+    /// In the region.
+    Shared(Region, u64, u64),
+}
+
+impl Held {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Held::Inline(bytes) => bytes,
+            Held::Shared(region, offset, len) => region.view(*offset, *len),
+        }
+    }
+}
+
+/// What to copy, from where.
+pub struct Order {
+    /// The object.
+    pub object: ObjectId,
+    /// Its job.
+    pub job: JobId,
+    /// Who holds it.
+    pub from: Incarnation,
+    /// Where that is, if it is known.
+    pub address: Option<String>,
+}
+
+/// Copies one object here and tells the loop how it went.
+pub async fn fetch(peers: Arc<Peers>, region: Region, order: Order) {
+    let (object, from) = (order.object, order.from);
+    let event = match copy(&peers, &region, &order).await {
+        Ok(Some(value)) => Event::Fetched { object, value },
+        // The loop seals and tells the core itself.
+        Ok(None) => return,
+        Err(why) => Event::FetchFailed { object, from, why },
+    };
+    let _ = peers.inbox.send(Input::Core(event)).await;
+}
+
+async fn copy(peers: &Peers, region: &Region, order: &Order) -> Result<Option<Value>, FetchError> {
+    let gone = |_: io::Error| FetchError::Unreachable;
+    let late = |_: tokio::time::error::Elapsed| FetchError::Unreachable;
+    let address = order.address.as_ref().ok_or(FetchError::Unreachable)?;
+    let mut stream = tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
+    mobula_net::frame::send(&mut stream, &peers.hello(true)).await.map_err(gone)?;
+    let request = Fetch { object: object_bytes(order.object), offset: 0 };
+    mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;
+    let reply = tokio::time::timeout(STALL, read_reply(&mut stream)).await.map_err(late)?.map_err(gone)?;
+    if !reply.found {
+        return Err(FetchError::NotFound);
+    }
+    if reply.size as usize <= INLINE_MAX {
+        let mut bytes = vec![0; reply.size as usize];
+        tokio::time::timeout(STALL, stream.read_exact(&mut bytes)).await.map_err(late)?.map_err(gone)?;
+        return match crc32fast::hash(&bytes) == reply.crc {
+            true => Ok(Some(Value::Inline(bytes.into()))),
+            false => Err(FetchError::Corrupt),
+        };
+    }
+    copy_shared(peers, region, order, stream, &reply).await
+}
+
+async fn read_reply(stream: &mut mobula_net::Stream) -> io::Result<FetchReply> {
+    // Read exactly the frame: what follows are raw bytes.
+    let len = stream.read_u32_le().await? as usize;
+    if len > 1024 {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "not a fetch reply"));
+    }
+    let mut frame = vec![0; len];
+    stream.read_exact(&mut frame).await?;
+    prost::Message::decode(&frame[..]).map_err(io::Error::other)
+}
+
+async fn copy_shared(
+    peers: &Peers,
+    region: &Region,
+    order: &Order,
+    mut stream: mobula_net::Stream,
+    reply: &FetchReply,
+) -> Result<Option<Value>, FetchError> {
+    let (answer, room) = oneshot::channel();
+    let reserve = Input::Reserve { object: order.object, len: reply.size, job: order.job, reply: answer };
+    peers.inbox.send(reserve).await.map_err(|_| FetchError::Unreachable)?;
+    let offset = match room.await.map_err(|_| FetchError::Unreachable)? {
+        Ok(offset) => offset,
+        Err(mobula_objstore::StoreError::Exists(place)) => return Ok(Some(crate::input::shared(place))),
+        Err(error) => return Err(FetchError::StoreFull(error.to_string())),
+    };
+    let result = fill(region, offset, &mut stream, reply).await;
+    let input = match result {
+        Ok(()) => Input::Filled { object: order.object, crc: reply.crc },
+        Err(_) => Input::Abandoned { object: order.object },
+    };
+    peers.inbox.send(input).await.map_err(|_| FetchError::Unreachable)?;
+    result.map(|()| None)
+}
+
+async fn fill(
+    region: &Region,
+    offset: u64,
+    stream: &mut mobula_net::Stream,
+    reply: &FetchReply,
+) -> Result<(), FetchError> {
+    let mut crc = crc32fast::Hasher::new();
+    let mut chunk = vec![0u8; CHUNK];
+    let mut at = 0u64;
+    while at < reply.size {
+        let want = CHUNK.min((reply.size - at) as usize);
+        let read = tokio::time::timeout(STALL, stream.read(&mut chunk[..want])).await;
+        let n = match read {
+            Ok(Ok(n)) if n > 0 => n,
+            Ok(Ok(_) | Err(_)) | Err(_) => return Err(FetchError::Unreachable),
+        };
+        crc.update(&chunk[..n]);
+        region.write(offset + at, &chunk[..n]);
+        at += n as u64;
+    }
+    if crc.finalize() == reply.crc { Ok(()) } else { Err(FetchError::Corrupt) }
+}

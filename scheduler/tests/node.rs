@@ -1,0 +1,328 @@
+//! One node's core, driven by hand: a story per test.
+
+use bytes::Bytes;
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_proto::{
+    Arg, ClusterView, Failure, FailureKind, Here, Holder, ItemOutcome, Located, NodeView, Output, PeerResult,
+    StreamAck, StreamBatch, TaskSpec, TaskView, arg, item_outcome, located, object_bytes, stream_item, task_bytes,
+};
+use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
+use std::time::Duration;
+
+const ME: Incarnation = Incarnation(1);
+const OTHER: Incarnation = Incarnation(2);
+const DRIVER: u64 = 100;
+const JOB: JobId = JobId(7);
+
+struct Node {
+    core: Core,
+    now: Instant,
+    /// Effects that nobody has looked at.
+    effects: Vec<Effect>,
+    /// Batches that are not acknowledged.
+    batches: Vec<(ShardId, StreamBatch)>,
+    auto_ack: bool,
+}
+
+impl Node {
+    fn new(cpus: u64) -> Self {
+        let config = Config {
+            incarnation: ME,
+            shards: 2,
+            resources: Resources::cpus_milli(cpus * 1000),
+            workers: cpus as u32,
+            crc: |b| b.len() as u32,
+        };
+        let core = Core::new(config);
+        let mut node = Node { core, now: Instant(0), effects: vec![], batches: vec![], auto_ack: true };
+        node.step(Event::JobStarted(JOB));
+        node.effects.clear();
+        node
+    }
+
+    fn step(&mut self, event: Event) {
+        self.now = self.now + Duration::from_millis(1);
+        let mut out = Vec::new();
+        self.core.step([event], self.now, &mut out);
+        for effect in out {
+            match effect {
+                Effect::Send { shard, batch } => self.batches.push((shard, batch)),
+                effect => self.effects.push(effect),
+            }
+        }
+        while self.auto_ack && !self.batches.is_empty() {
+            self.ack(vec![]);
+        }
+    }
+
+    /// Acknowledges the oldest batch with these outcomes.
+    fn ack(&mut self, outcomes: Vec<item_outcome::Outcome>) {
+        let (shard, batch) = self.batches.remove(0);
+        let outcomes = outcomes
+            .into_iter()
+            .map(|o| ItemOutcome { seq: batch.first_seq, outcome: Some(o) })
+            .collect();
+        let mark = batch.first_seq + batch.items.len() as u64 - 1;
+        self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 9, outcomes } });
+    }
+
+    fn take<T>(&mut self, pick: impl Fn(&Effect) -> Option<T>) -> Vec<T> {
+        let found = self.effects.iter().filter_map(&pick).collect();
+        self.effects.retain(|e| pick(e).is_none());
+        found
+    }
+
+    fn runs(&mut self) -> Vec<(u64, TaskId, u32)> {
+        self.take(|e| match e {
+            Effect::Run { worker, spec, attempt, .. } => {
+                Some((*worker, mobula_proto::task_id(&spec.id).expect("valid"), *attempt))
+            }
+            _ => None,
+        })
+    }
+
+    fn ready(&mut self) -> Vec<(ObjectId, Ready)> {
+        self.take(|e| match e {
+            Effect::Ready { object, ready, .. } => Some((*object, ready.clone())),
+            _ => None,
+        })
+    }
+
+    fn finish(&mut self, worker: u64, task: TaskId, attempt: u32, value: Result<Value, Failure>) {
+        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000 };
+        self.step(Event::Finished { worker, outcomes: vec![outcome] });
+    }
+
+    fn members(&mut self, alive: &[Incarnation]) {
+        let nodes = alive
+            .iter()
+            .map(|n| NodeView { incarnation: n.0, cpu_milli: 2000, alive: true, ..NodeView::default() })
+            .collect();
+        self.step(Event::View(ClusterView { version: 1, nodes, ..ClusterView::default() }));
+    }
+}
+
+fn spec(index: u64, args: &[ObjectId]) -> TaskSpec {
+    let args = args.iter().map(|o| Arg { arg: Some(arg::Arg::Object(object_bytes(*o))) }).collect();
+    TaskSpec {
+        id: task_bytes(task(index)),
+        job: JOB.0,
+        parent: task_bytes(TaskId::root(JOB)),
+        function: 1,
+        cpu_milli: 1000,
+        max_retries: 3,
+        args,
+        ..TaskSpec::default()
+    }
+}
+
+fn task(index: u64) -> TaskId {
+    TaskId::new(JOB, TaskId::root(JOB), 0, index)
+}
+
+fn small(text: &'static str) -> Result<Value, Failure> {
+    Ok(Value::Inline(Bytes::from_static(text.as_bytes())))
+}
+
+fn items(node: &Node) -> Vec<&stream_item::Item> {
+    node.batches.iter().flat_map(|(_, b)| &b.items).filter_map(|i| i.item.as_ref()).collect()
+}
+
+#[test]
+fn a_chain_runs_in_order_and_its_values_reach_the_driver() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    let specs = vec![spec(0, &[]), spec(1, &[task(0).output(0)])];
+    node.step(Event::Submit { client: DRIVER, specs });
+    assert_eq!(node.runs(), vec![(1, task(0), 1)]);
+    node.finish(1, task(0), 1, small("a"));
+    assert_eq!(node.runs(), vec![(1, task(1), 1)], "its argument exists now");
+    node.finish(1, task(1), 1, small("b"));
+    let ready: Vec<ObjectId> = node.ready().into_iter().map(|(o, _)| o).collect();
+    assert_eq!(ready, vec![task(0).output(0), task(1).output(0)]);
+    assert_eq!(node.core.unacknowledged(), 0);
+}
+
+#[test]
+fn a_failure_reaches_everything_that_needs_it_with_its_cause() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    let specs = vec![spec(0, &[]), spec(1, &[task(0).output(0)]), spec(2, &[task(1).output(0)])];
+    node.step(Event::Submit { client: DRIVER, specs });
+    node.finish(1, task(0), 1, Err(Failure::new(FailureKind::FailureUserError, "no such file")));
+    let ready = node.ready();
+    assert_eq!(ready.len(), 3);
+    for (_, ready) in ready {
+        let Ready::Failed(failure) = ready else { panic!("{ready:?}") };
+        assert!(failure.message.contains("no such file"), "{failure:?}");
+    }
+}
+
+#[test]
+fn a_blocked_worker_gives_back_its_cpu_and_what_was_queued_behind() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.runs();
+    // The parent submits a child and waits for it; there is one CPU.
+    let child = TaskId::new(JOB, task(0), 0, 0);
+    let child_spec = TaskSpec { id: task_bytes(child), parent: task_bytes(task(0)), ..spec(0, &[]) };
+    node.step(Event::Submit { client: 1, specs: vec![child_spec] });
+    assert_eq!(node.runs(), vec![], "the only CPU is taken");
+    node.step(Event::Blocked { worker: 1, returned: vec![] });
+    let spawned = node.take(|e| matches!(e, Effect::Spawn { .. }).then_some(()));
+    assert_eq!(spawned.len(), 1, "another worker is started for the child");
+    node.step(Event::WorkerUp { worker: 2, job: JOB });
+    assert_eq!(node.runs(), vec![(2, child, 1)]);
+    node.finish(2, child, 1, small("c"));
+    node.step(Event::Unblocked { worker: 1 });
+    node.finish(1, task(0), 1, small("p"));
+    assert_eq!(node.ready().len(), 2);
+}
+
+#[test]
+fn a_parent_is_done_only_when_what_it_submitted_is_committed() {
+    let mut node = Node::new(2);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.auto_ack = false;
+    let child = TaskId::new(JOB, task(0), 0, 0);
+    let child_spec = TaskSpec { id: task_bytes(child), parent: task_bytes(task(0)), ..spec(0, &[]) };
+    node.step(Event::Submit { client: 1, specs: vec![child_spec] });
+    node.finish(1, task(0), 1, small("p"));
+    assert!(node.ready().iter().any(|(o, _)| *o == task(0).output(0)), "the value may be used at once");
+    assert!(!items(&node).iter().any(|i| matches!(i, stream_item::Item::Done(_))), "R4");
+    node.ack(vec![]);
+    assert!(items(&node).iter().any(|i| matches!(i, stream_item::Item::Done(_))), "now it may go");
+}
+
+#[test]
+fn a_task_without_retries_starts_only_once_committed() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.auto_ack = false;
+    let once = TaskSpec { max_retries: 0, ..spec(0, &[]) };
+    node.step(Event::Submit { client: DRIVER, specs: vec![once] });
+    assert_eq!(node.runs(), vec![], "R7");
+    node.ack(vec![]);
+    assert_eq!(node.runs().len(), 1);
+}
+
+#[test]
+fn the_next_attempt_starts_only_when_granted() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.runs();
+    node.auto_ack = false;
+    node.step(Event::WorkerGone { worker: 1 });
+    node.step(Event::WorkerUp { worker: 2, job: JOB });
+    assert_eq!(node.runs(), vec![]);
+    let view = TaskView { attempt: 2, spec: Some(spec(0, &[])), ..TaskView::default() };
+    node.ack(vec![item_outcome::Outcome::Granted(view)]);
+    assert_eq!(node.runs(), vec![(2, task(0), 2)]);
+    // The answer of the dead attempt, should one come, is for nobody.
+    node.finish(2, task(0), 1, small("old"));
+    assert_eq!(node.ready(), vec![]);
+}
+
+#[test]
+fn work_spills_over_and_a_dead_node_s_work_comes_back() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: (0..5).map(|i| spec(i, &[])).collect() });
+    let assigned = node.take(|e| match e {
+        Effect::Assign { to, assign } => Some((*to, assign.spec.clone().expect("has a spec").id)),
+        _ => None,
+    });
+    assert!(!assigned.is_empty() && assigned.iter().all(|(to, _)| *to == OTHER));
+    node.auto_ack = false;
+    node.members(&[ME]);
+    let proposed =
+        items(&node).iter().filter(|i| matches!(i, stream_item::Item::Next(n) if n.from == 1 && n.failed)).count();
+    assert_eq!(proposed, assigned.len(), "each lost attempt is proposed again, once");
+}
+
+#[test]
+fn a_lost_object_is_asked_for_and_rebuilt_once() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    let lost = TaskId::new(JOB, TaskId::root(JOB), 9, 0).output(0);
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![lost], want_value: true });
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![lost], want_value: true });
+    let asked = node.take(|e| matches!(e, Effect::Locate { .. }).then_some(()));
+    assert_eq!(asked.len(), 1);
+    node.auto_ack = false;
+    let answer = Located { object: object_bytes(lost), answer: Some(located::Answer::Lost(1)) };
+    node.step(Event::Located { asked: vec![lost], answers: vec![answer] });
+    assert_eq!(items(&node).len(), 1, "one compare-and-set for two readers");
+    let again = TaskSpec { id: task_bytes(lost.task), ..spec(0, &[]) };
+    let view = TaskView { attempt: 2, spec: Some(again), ..TaskView::default() };
+    node.ack(vec![item_outcome::Outcome::Granted(view)]);
+    assert_eq!(node.runs(), vec![(1, lost.task, 2)]);
+    node.finish(1, lost.task, 2, small("again"));
+    assert_eq!(node.ready().len(), 2, "both readers get it");
+}
+
+#[test]
+fn a_holder_that_is_gone_sends_the_reader_back_to_the_shard() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    let object = TaskId::new(JOB, TaskId::root(JOB), 9, 0).output(0);
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![object], want_value: true });
+    let here = Here {
+        holders: vec![Holder { incarnation: OTHER.0, address: String::new() }],
+        output: Some(Output { crc: 1, size: 1 << 20 }),
+    };
+    let answer = Located { object: object_bytes(object), answer: Some(located::Answer::Here(here)) };
+    node.effects.clear();
+    node.step(Event::Located { asked: vec![object], answers: vec![answer] });
+    let fetches = node.take(|e| matches!(e, Effect::Fetch { from: OTHER, .. }).then_some(()));
+    assert_eq!(fetches.len(), 1);
+    node.step(Event::FetchFailed { object, from: OTHER, why: mobula_scheduler::FetchError::Unreachable });
+    assert_eq!(node.take(|e| matches!(e, Effect::Locate { .. }).then_some(())).len(), 0, "not at once");
+    node.now = node.now + Duration::from_millis(100);
+    node.step(Event::Tick);
+    assert_eq!(node.take(|e| matches!(e, Effect::Locate { .. }).then_some(())).len(), 1);
+}
+
+#[test]
+fn results_of_other_nodes_are_taken_once() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::Submit { client: DRIVER, specs: (0..5).map(|i| spec(i, &[])).collect() });
+    let assigned = node.take(|e| match e {
+        Effect::Assign { assign, .. } => assign.spec.clone().map(|s| s.id),
+        _ => None,
+    });
+    let id = assigned.first().expect("one spilled over").clone();
+    let result = PeerResult { task: id, attempt: 1, inline: Bytes::from_static(b"x"), has_inline: true, durable: true, ..PeerResult::default() };
+    node.step(Event::PeerResult { from: OTHER, result: result.clone() });
+    node.step(Event::PeerResult { from: OTHER, result });
+    assert_eq!(node.ready().len(), 1);
+}
+
+#[test]
+fn a_task_that_fits_nowhere_says_so() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::Submit { client: DRIVER, specs: vec![TaskSpec { cpu_milli: 64_000, ..spec(0, &[]) }] });
+    assert_eq!(node.ready(), vec![], "a node may be about to join");
+    node.now = node.now + Duration::from_secs(4);
+    node.step(Event::Tick);
+    let ready = node.ready();
+    let Some((_, Ready::Failed(failure))) = ready.first() else { panic!("{ready:?}") };
+    assert!(failure.message.contains("can never be placed") && failure.message.contains("cpu 64"), "{failure:?}");
+}
+
+#[test]
+fn the_end_of_a_job_leaves_nothing() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: (0..50).map(|i| spec(i, &[])).collect() });
+    node.step(Event::JobEnded(JOB));
+    assert_eq!(node.core.load(), (1000, 0), "all CPU is free, nothing waits");
+    assert!(node.core.held(ShardId(0)).is_empty() && node.core.held(ShardId(1)).is_empty());
+}
