@@ -1,1 +1,36 @@
-//! placeholder
+//! The control store: what must survive, sharded, each shard replicated by Raft.
+//!
+//! This crate must not know what a task does, where it should run, or how values move: it keeps
+//! records and answers questions about them. It runs unchanged on real disks and networks and in
+//! simulation; time comes from tokio, randomness from the seed.
+//!
+//! Read it in this order:
+//!
+//! - [`core`] — the tables of one shard as a pure function from commands to replies.
+//! - [`spec_store`] — where the specs of finished tasks go once they are cold.
+//! - [`log`] — the one log of all shards of a head, with group commit.
+//! - [`snapshot`], [`identity`] — the other files of a data directory.
+//! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
+//! - [`server`] — what a head answers.
+//! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
+//! - [`head`] — all of it together.
+//! - [`client`] — finding the leader, repeating safely.
+
+pub mod bootstrap;
+pub mod client;
+pub mod core;
+pub mod duties;
+pub mod error;
+pub mod head;
+pub mod identity;
+pub mod log;
+pub mod raft;
+pub mod server;
+pub mod snapshot;
+pub mod spec_store;
+
+pub use client::Client;
+pub use error::Error;
+pub use head::{Head, HeadConfig, Parts};
+pub use raft::timing::RaftTiming;
+pub use raft::types::in_scope;

@@ -7,8 +7,8 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    Command, HoldingRequest, JobEnd, JobStart, LocateRequest, NodeJoin, StreamBatch, call, call_reply, command,
-    holding_reply, locate_reply, object_bytes, reply,
+    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command, holding_reply,
+    object_bytes, reply,
 };
 use mobula_scheduler::Event;
 use std::time::Duration;
@@ -16,8 +16,8 @@ use tokio::sync::{mpsc, oneshot};
 
 /// Deadline of one try of a stream batch; it is repeated unchanged.
 const BATCH_DEADLINE: Duration = Duration::from_secs(10);
-/// How long a question may be parked at the shard.
-const LOCATE_WAIT_MS: u32 = 1000;
+/// How long a question may be parked at the store.
+const PARK: Duration = Duration::from_millis(1000);
 /// How often a node says that it lives.
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
 /// How often holdings are reported, and new leaders noticed.
@@ -43,7 +43,7 @@ pub struct Control {
 /// # Errors
 /// The control store cannot be reached or refuses.
 pub async fn start_job(client: &Client, start: JobStart) -> Result<(), String> {
-    let answer = client.call(ShardId(0), call::Op::JobStart(start), CALL_DEADLINE).await.map_err(|e| e.to_string())?;
+    let answer = client.call(call::Op::JobStart(start), 0, CALL_DEADLINE).await.map_err(|e| e.to_string())?;
     match answer.reply {
         Some(call_reply::Reply::Revision(_)) => Ok(()),
         Some(call_reply::Reply::Failure(failure)) => Err(failure.message),
@@ -54,7 +54,7 @@ pub async fn start_job(client: &Client, start: JobStart) -> Result<(), String> {
 /// Commits the end of a job; gives up only with the node.
 pub async fn end_job(client: &Client, job: u64, succeeded: bool) {
     loop {
-        if client.call(ShardId(0), call::Op::JobEnd(JobEnd { job, succeeded }), CALL_DEADLINE).await.is_ok() {
+        if client.call(call::Op::JobEnd(JobEnd { job, succeeded }), 0, CALL_DEADLINE).await.is_ok() {
             return;
         }
         tokio::time::sleep(RETRY_AFTER).await;
@@ -66,7 +66,7 @@ pub async fn end_job(client: &Client, job: u64, succeeded: bool) {
 /// # Errors
 /// The control store cannot be reached or refuses.
 pub async fn join(client: &Client, join: NodeJoin) -> Result<Incarnation, crate::config::Error> {
-    let answer = client.call(ShardId(0), call::Op::NodeJoin(join), CALL_DEADLINE).await?;
+    let answer = client.call(call::Op::NodeJoin(join), 0, CALL_DEADLINE).await?;
     match answer.reply {
         Some(call_reply::Reply::Incarnation(n)) => Ok(Incarnation(n)),
         Some(call_reply::Reply::Failure(failure)) => Err(crate::config::Error::Refused(failure.message)),
@@ -84,7 +84,7 @@ impl Control {
         while let Some(batch) = batches.recv().await {
             let command = Command { op: Some(command::Op::Stream(batch)) };
             loop {
-                let answer = self.client.propose(shard, command.clone(), BATCH_DEADLINE).await;
+                let answer = self.client.propose(shard.0, &command, BATCH_DEADLINE).await;
                 match answer.ok().and_then(|r| r.reply) {
                     Some(reply::Reply::Stream(ack)) => {
                         self.say(Input::Core(Event::Acked { shard, ack })).await;
@@ -105,16 +105,11 @@ impl Control {
 
     /// Asks a home shard about objects, once; what stays open is asked again by the core.
     pub async fn locate(self, shard: ShardId, objects: Vec<ObjectId>) {
-        let request = LocateRequest {
-            shard: shard.0,
-            asker: self.incarnation.0,
-            objects: objects.iter().map(|o| object_bytes(*o)).collect(),
-            wait_ms: LOCATE_WAIT_MS,
-            ..LocateRequest::default()
-        };
-        let answers = match self.client.locate(shard, request, CALL_DEADLINE).await.ok().and_then(|r| r.result) {
-            Some(locate_reply::Result::Located(list)) => list.answers,
-            Some(locate_reply::Result::NotLeader(_) | locate_reply::Result::Refused(_)) | None => {
+        let asked = objects.iter().map(|o| object_bytes(*o)).collect();
+        let answer = self.client.locate(shard.0, self.incarnation.0, asked, PARK, CALL_DEADLINE).await;
+        let answers = match answer {
+            Ok(list) => list.answers,
+            Err(_) => {
                 tokio::time::sleep(RETRY_AFTER).await;
                 Vec::new()
             }
@@ -135,24 +130,24 @@ impl Control {
                 return;
             }
             let request = self.holding(shard, term, false, &waiting);
-            match self.client.holding(shard, request, CALL_DEADLINE).await.ok().and_then(|r| r.result) {
-                Some(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
-                Some(holding_reply::Result::ReportInFull(new)) => {
+            match self.client.holding(request, CALL_DEADLINE).await {
+                Ok(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
+                Ok(holding_reply::Result::ReportInFull(new)) => {
                     let (reply, all) = oneshot::channel();
                     self.say(Input::Held { shard, reply }).await;
                     let Ok(all) = all.await else { return };
                     let request = self.holding(shard, new, true, &all);
-                    let answer = self.client.holding(shard, request, CALL_DEADLINE).await;
-                    if let Ok(Some(holding_reply::Result::AcceptedTerm(_))) = answer.map(|r| r.result) {
+                    let answer = self.client.holding(request, CALL_DEADLINE).await;
+                    if let Ok(holding_reply::Result::AcceptedTerm(_)) = answer {
                         term = new;
                         waiting.clear();
                     }
                 }
-                Some(holding_reply::Result::Fenced(_)) => {
+                Ok(holding_reply::Result::Fenced(_)) => {
                     self.say(Input::Fenced).await;
                     return;
                 }
-                Some(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | None => {}
+                Ok(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | Err(_) => {}
             }
         }
     }
@@ -182,7 +177,7 @@ impl Control {
                 ..Default::default()
             };
             let answer = self.client.heartbeat(request, HEARTBEAT_EVERY * 5).await;
-            if let Ok(Some(mobula_proto::heartbeat_reply::Result::Fenced(_))) = answer.map(|r| r.result) {
+            if let Ok(mobula_proto::heartbeat_reply::Result::Fenced(_)) = answer {
                 self.say(Input::Fenced).await;
                 return;
             }
@@ -194,7 +189,7 @@ impl Control {
     pub async fn run_watch(self) {
         let mut version = 0;
         loop {
-            match self.client.watch(version, LOCATE_WAIT_MS, CALL_DEADLINE).await {
+            match self.client.watch(version, PARK, CALL_DEADLINE).await {
                 Ok(view) if view.version > version => {
                     version = view.version;
                     let gone = view.nodes.iter().any(|n| n.incarnation == self.incarnation.0 && !n.alive);
@@ -211,18 +206,12 @@ impl Control {
 
     /// Passes on the kernel's proof that a node is gone.
     pub async fn suspect(&self, suspect: Incarnation, evidence: String) {
-        let request = mobula_proto::SuspectRequest {
-            suspect: suspect.0,
-            by: self.incarnation.0,
-            evidence,
-            ..Default::default()
-        };
-        let _ = self.client.suspect(request, CALL_DEADLINE).await;
+        let _ = self.client.suspect(suspect.0, self.incarnation.0, &evidence, CALL_DEADLINE).await;
     }
 }
 
 /// Says goodbye, so that nobody has to find out. A node that cannot is declared dead later.
 pub async fn leave(client: &Client, incarnation: Incarnation) {
     let leave = mobula_proto::NodeLeave { incarnation: incarnation.0 };
-    let _ = client.call(ShardId(0), call::Op::NodeLeave(leave), Duration::from_secs(1)).await;
+    let _ = client.call(call::Op::NodeLeave(leave), 0, Duration::from_secs(1)).await;
 }

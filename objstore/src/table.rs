@@ -143,8 +143,10 @@ impl Store {
 
     /// Drops what a vanished process had begun.
     pub fn creator_gone(&mut self, creator: Creator) {
-        let begun: Vec<ObjectId> =
+        let mut begun: Vec<ObjectId> =
             self.entries.iter().filter(|(_, e)| e.state == State::Creating(creator)).map(|(o, _)| *o).collect();
+        // The order of a hash map must not decide what memory is used next.
+        begun.sort_unstable();
         for object in begun {
             self.remove(object);
         }

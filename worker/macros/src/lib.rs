@@ -81,20 +81,19 @@ fn expand(function: &ItemFn) -> syn::Result<proc_macro2::TokenStream> {
         #function
 
         #[doc = #doc]
-        #[allow(unused_imports, clippy::unused_unit, unused_mut)]
+        #[allow(unused_imports, unused_mut, private_interfaces, dead_code)]
         #visibility mod #name {
             use super::*;
 
             /// The task, ready to be given options and submitted.
-            #visibility fn task(#(#names: impl ::mobula::IntoArg<#types>),*) -> ::mobula::Task<#returned> {
+            pub fn task(#(#names: impl ::mobula::IntoArg<#types>),*) -> ::mobula::Task<#returned> {
                 let mut args = ::mobula::Args::default();
                 #(#names.into_arg(&mut args);)*
                 ::mobula::Task::new(module_path!(), args)
             }
 
             /// Submits it from inside a running task.
-            #[allow(dead_code)]
-            #visibility fn remote(#(#names: impl ::mobula::IntoArg<#types>),*) -> ::mobula::ObjectRef<#returned> {
+            pub fn remote(#(#names: impl ::mobula::IntoArg<#types>),*) -> ::mobula::ObjectRef<#returned> {
                 ::mobula::current().submit(task(#(#names),*))
             }
 

@@ -1,0 +1,245 @@
+//! The command line. Its contract is `docs/cli.md`.
+
+use clap::{Args, Parser, Subcommand};
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+/// A distributed runtime for tasks and immutable objects whose head nodes may die.
+#[derive(Debug, Parser)]
+#[command(name = "mobula", version, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options of every command.
+#[derive(Debug, Clone, Args)]
+pub struct Global {
+    /// Addresses of heads, host:port, separated by commas
+    #[arg(long, global = true, env = "MOBULA_ADDRESS", value_delimiter = ',', value_name = "LIST")]
+    pub address: Vec<String>,
+    /// Directory of this machine's daemon [default: ~/.mobula]
+    #[arg(long, global = true, env = "MOBULA_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Configuration file [default: mobula.toml, if there is one]
+    #[arg(long, global = true, env = "MOBULA_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print data as JSON on standard output, everything else on standard error
+    #[arg(long, global = true)]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run a real job while a head and a node are killed, and check its answer
+    Demo(DemoArgs),
+    /// Start this machine's daemon: a head (--head), a node, or both
+    Start(StartArgs),
+    /// Stop the daemon that was started from this data directory
+    Stop,
+    /// Say whether the cluster is healthy, and what to do if not
+    Status,
+    /// Run a development cluster that ends with its terminal
+    Up(UpArgs),
+    /// Run a program, or an example, on the cluster of this machine's node
+    Run(RunArgs),
+    /// Run simulated clusters (executes mobula-sim)
+    Sim(PassedArgs),
+    /// Repeat a measured experiment (not there yet)
+    Experiment(PassedArgs),
+    /// Hurt a cluster on purpose (not there yet)
+    Chaos(PassedArgs),
+    /// Measure this machine: `micro` or `transfer`
+    Bench(BenchArgs),
+    /// One daemon in the foreground; what `start` starts
+    #[command(hide = true)]
+    Daemon(DaemonArgs),
+    /// The demo's single-threaded reference run
+    #[command(hide = true)]
+    Reference(ReferenceArgs),
+    /// Removes a directory once the process at the other end of standard input has ended
+    #[command(hide = true)]
+    Janitor {
+        /// The directory
+        #[arg(long)]
+        dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DemoArgs {
+    /// Any directory with text files [default: the Rust sources in cargo's cache]
+    #[arg(long, value_name = "DIR")]
+    pub input: Option<PathBuf>,
+    /// Decides who is killed and when
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Heads of the control store; odd
+    #[arg(long, default_value_t = 3)]
+    pub heads: usize,
+    /// Node daemons; the driver is attached to node 1
+    #[arg(long, default_value_t = 3)]
+    pub nodes: usize,
+    /// Shards of the control store
+    #[arg(long, default_value_t = 4)]
+    pub shards: u32,
+    /// Worker processes on each node
+    #[arg(long, default_value_t = 2)]
+    pub workers: u32,
+    /// Kill nobody
+    #[arg(long)]
+    pub no_kill: bool,
+    /// Kill a process at a progress of the job: head:1@42% or node:2@60%; may be repeated
+    #[arg(long, value_name = "KILL")]
+    pub kill: Vec<String>,
+    /// Leave data and logs behind
+    #[arg(long)]
+    pub keep: bool,
+    /// Write the recovery report as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct StartArgs {
+    #[command(flatten)]
+    pub member: MemberArgs,
+}
+
+/// What a daemon is to be; shared by `start` and `daemon`.
+#[derive(Debug, Clone, Args)]
+pub struct MemberArgs {
+    /// Run a head: a replica of the control store
+    #[arg(long)]
+    pub head: bool,
+    /// Addresses of all heads, separated by commas; the same list for every head
+    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    pub join: Vec<String>,
+    /// Address to listen at: of the head, or of a node for other nodes
+    #[arg(long, value_name = "ADDRESS")]
+    pub listen: Option<String>,
+    /// Address that others reach this head at, if it is not the one it listens at
+    #[arg(long, value_name = "ADDRESS")]
+    pub advertise: Option<String>,
+    /// Shards of the control store, fixed when the cluster is formed
+    #[arg(long, default_value_t = 4)]
+    pub shards: u32,
+    /// CPUs to offer, one worker process each [default: all]; 0: a head only
+    #[arg(long)]
+    pub cpus: Option<u32>,
+    /// What people call it [default: the host's name]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A named resource to offer, NAME=AMOUNT; may be repeated
+    #[arg(long, value_name = "NAME=AMOUNT")]
+    pub resource: Vec<String>,
+    /// Shared memory for objects, MB
+    #[arg(long, default_value_t = 512, value_name = "MB")]
+    pub store_mb: u64,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct DaemonArgs {
+    #[command(flatten)]
+    pub member: MemberArgs,
+    /// End at once when this process, which must be the parent, ends
+    #[arg(long, value_name = "PID")]
+    pub die_with_parent: Option<u32>,
+    /// Leave the terminal's session
+    #[arg(long)]
+    pub own_session: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct UpArgs {
+    /// Heads of the control store; odd
+    #[arg(long, default_value_t = 3)]
+    pub heads: usize,
+    /// Node daemons
+    #[arg(long, default_value_t = 3)]
+    pub nodes: usize,
+    /// Worker processes on each node
+    #[arg(long, default_value_t = 2)]
+    pub workers: u32,
+    /// Shards of the control store
+    #[arg(long, default_value_t = 4)]
+    pub shards: u32,
+    /// Shared memory for objects on each node, MB
+    #[arg(long, default_value_t = 512, value_name = "MB")]
+    pub store_mb: u64,
+    /// Leave data and logs behind
+    #[arg(long)]
+    pub keep: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct RunArgs {
+    /// Give the run a name under which it survives its driver (not there yet)
+    #[arg(long, value_name = "NAME")]
+    pub durable: Option<String>,
+    /// Do not wait for the end (not there yet)
+    #[arg(long)]
+    pub detach: bool,
+    /// A program, or example:NAME
+    pub program: OsString,
+    /// Its arguments, after --
+    #[arg(last = true)]
+    pub args: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BenchArgs {
+    /// micro: costs of tasks, objects and lineage; transfer: bandwidth between nodes
+    pub name: String,
+    /// No-op tasks to run
+    #[arg(long, default_value_t = 100_000)]
+    pub tasks: u64,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+}
+
+/// Arguments handed to another program, or refused whole.
+#[derive(Debug, Clone, Args)]
+#[command(disable_help_flag = true)]
+pub struct PassedArgs {
+    /// Handed on as they are
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub args: Vec<OsString>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ReferenceArgs {
+    /// Any directory [default: the Rust sources in cargo's cache]
+    #[arg(long, value_name = "DIR")]
+    pub input: Option<PathBuf>,
+    /// As for a daemon
+    #[arg(long, value_name = "PID")]
+    pub die_with_parent: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn options_and_passed_arguments_do_not_mix() {
+        let cli = Cli::try_parse_from(["mobula", "sim", "run", "--seed", "7", "--json"]).expect("passed on");
+        let Command::Sim(passed) = cli.command else { panic!("sim") };
+        assert_eq!(passed.args, ["run", "--seed", "7", "--json"]);
+        let cli =
+            Cli::try_parse_from(["mobula", "start", "--head", "--join", "a:1,b:2", "--json"]).expect("good");
+        assert!(cli.global.json);
+        let Command::Start(start) = cli.command else { panic!("start") };
+        assert_eq!(start.member.join, ["a:1", "b:2"]);
+        assert!(Cli::try_parse_from(["mobula", "demo", "--fast"]).is_err());
+    }
+}

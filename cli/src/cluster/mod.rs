@@ -1,0 +1,248 @@
+//! A cluster of this process: heads and nodes as child processes that end with it.
+//!
+//! However this process ends, nothing is left: children carry a parent-death signal, a janitor
+//! process removes the directory, and every orderly way out goes through [`shut_down_all`].
+//!
+//! - [`spawner`] — the one thread that starts processes.
+//! - [`member`] — one head or node.
+//! - [`janitor`], [`ports`], [`log`] — what they need.
+
+pub mod janitor;
+pub mod log;
+pub mod member;
+pub mod ports;
+pub mod spawner;
+
+use crate::datadir::Ready;
+use crate::process::Process;
+use janitor::Janitor;
+use member::{Member, NotUp};
+use rustix::process::Signal;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+/// How often a cluster is formed anew because somebody took one of its ports.
+const PORT_TRIES: usize = 5;
+/// How long members may take to come up.
+const START_PATIENCE: Duration = Duration::from_secs(30);
+/// How long workers may take to notice that their daemon is gone before they are killed.
+const WORKER_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a cluster consists of.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape {
+    /// Replicas of the control store.
+    pub heads: usize,
+    /// Node daemons. Node `i` offers the named resource `node-i`.
+    pub nodes: usize,
+    /// Shards of the control store.
+    pub shards: u32,
+    /// CPUs and worker processes of each node.
+    pub workers: u32,
+    /// Shared memory of each node, MB.
+    pub store_mb: u64,
+    /// Leave data and logs behind.
+    pub keep: bool,
+}
+
+/// A running cluster. Heads and nodes are numbered from 1.
+pub struct LocalCluster(Arc<Inner>);
+
+struct Inner {
+    dir: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    heads: Vec<Member>,
+    nodes: Vec<Member>,
+    janitor: Option<Janitor>,
+    is_closed: bool,
+}
+
+/// Clusters to take along on the way out.
+static LIVE: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
+
+/// Ends every cluster of this process.
+pub fn shut_down_all() {
+    let live = std::mem::take(&mut *LIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    for inner in live.iter().filter_map(Weak::upgrade) {
+        inner.shut_down();
+    }
+}
+
+impl LocalCluster {
+    /// Starts a cluster and waits until every member serves.
+    ///
+    /// # Errors
+    /// A member did not come up, with what it said.
+    pub fn start(shape: Shape) -> Result<LocalCluster, String> {
+        let dir = janitor::fresh_dir()
+            .map_err(|e| format!("cannot make a directory in {}: {e}; set TMPDIR", std::env::temp_dir().display()))?;
+        let janitor = if shape.keep {
+            None
+        } else {
+            Some(Janitor::start(&dir).map_err(|e| format!("cannot start a process: {e}"))?)
+        };
+        let state = State { janitor, ..State::default() };
+        let inner = Arc::new(Inner { dir, state: Mutex::new(state) });
+        LIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Arc::downgrade(&inner));
+        // From here on the drop of `cluster` cleans up.
+        let cluster = LocalCluster(inner);
+        for attempt in 1.. {
+            match cluster.form(shape) {
+                Ok(()) => break,
+                Err(NotUp::PortInUse(_)) if attempt < PORT_TRIES => cluster.0.clear(),
+                Err(NotUp::PortInUse(why) | NotUp::Failed(why)) => return Err(why),
+            }
+        }
+        Ok(cluster)
+    }
+
+    /// Starts all members at once, and waits for them.
+    fn form(&self, shape: Shape) -> Result<(), NotUp> {
+        let addresses = ports::free_addresses(shape.heads)
+            .map_err(|e| NotUp::Failed(format!("cannot find free ports on the loopback interface: {e}")))?;
+        for (i, address) in addresses.iter().enumerate() {
+            let order = member::head(&self.0.dir, i + 1, address, &addresses, shape.shards);
+            self.add(order, |state| &mut state.heads)?;
+        }
+        for i in 1..=shape.nodes {
+            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb);
+            self.add(order, |state| &mut state.nodes)?;
+        }
+        let deadline = Instant::now() + START_PATIENCE;
+        while !self.0.are_all_up(Instant::now() >= deadline)? {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    fn add(&self, order: member::Order, list: impl Fn(&mut State) -> &mut Vec<Member>) -> Result<(), NotUp> {
+        let mut state = self.0.state();
+        if state.is_closed {
+            return Err(NotUp::Failed("the cluster is being shut down".into()));
+        }
+        // Under the lock: a member is in the list as soon as it exists.
+        let member = order.start()?;
+        list(&mut state).push(member);
+        Ok(())
+    }
+
+    /// Where everything of this cluster lies.
+    pub fn dir(&self) -> &Path {
+        &self.0.dir
+    }
+
+    /// Addresses of all heads, in order of their numbers.
+    pub fn head_addresses(&self) -> Vec<String> {
+        self.0.state().heads.iter().map(|m| m.address.clone()).collect()
+    }
+
+    /// What node `number` said when it came up.
+    pub fn node(&self, number: usize) -> Option<Ready> {
+        self.0.state().nodes.get(number.wrapping_sub(1))?.ready.clone()
+    }
+
+    /// The processes of all daemons: heads, then nodes.
+    pub fn processes(&self) -> Vec<Process> {
+        let state = self.0.state();
+        state.heads.iter().chain(&state.nodes).map(|m| m.process).collect()
+    }
+
+    /// Sends SIGKILL to head `number`; the moment just before.
+    pub fn kill_head(&self, number: usize) -> Instant {
+        kill(self.0.state().heads.get_mut(number - 1))
+    }
+
+    /// Sends SIGKILL to node `number`; the moment just before.
+    pub fn kill_node(&self, number: usize) -> Instant {
+        kill(self.0.state().nodes.get_mut(number - 1))
+    }
+
+    /// The first member that ended without being told to, with what it said.
+    pub fn first_casualty(&self) -> Option<String> {
+        let mut state = self.0.state();
+        let State { heads, nodes, .. } = &mut *state;
+        heads.iter_mut().chain(nodes).find_map(Member::casualty)
+    }
+}
+
+fn kill(member: Option<&mut Member>) -> Instant {
+    let at = Instant::now();
+    member.expect("victims were checked against the size of the cluster").kill();
+    at
+}
+
+impl Drop for LocalCluster {
+    fn drop(&mut self) {
+        self.0.shut_down();
+    }
+}
+
+impl Inner {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic elsewhere must not keep us from ending the children.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    fn are_all_up(&self, is_late: bool) -> Result<bool, NotUp> {
+        let mut state = self.state();
+        let State { heads, nodes, .. } = &mut *state;
+        let mut failed = None;
+        let mut all_up = true;
+        for member in heads.iter_mut().chain(nodes) {
+            match member.poll(is_late) {
+                Ok(is_up) => all_up &= is_up,
+                // A taken port explains all other failures.
+                Err(in_use @ NotUp::PortInUse(_)) => return Err(in_use),
+                Err(other) => failed = failed.or(Some(other)),
+            }
+        }
+        failed.map_or(Ok(all_up), Err)
+    }
+
+    /// Ends all members, so that the cluster can be formed anew.
+    fn clear(&self) {
+        let (heads, nodes) = {
+            let mut state = self.state();
+            (std::mem::take(&mut state.heads), std::mem::take(&mut state.nodes))
+        };
+        end(heads.into_iter().chain(nodes).collect());
+        if let Ok(entries) = std::fs::read_dir(&self.dir) {
+            for entry in entries.flatten() {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
+
+    fn shut_down(&self) {
+        let (members, janitor) = {
+            let mut state = self.state();
+            state.is_closed = true;
+            let mut members = std::mem::take(&mut state.heads);
+            members.append(&mut state.nodes);
+            (members, state.janitor.take())
+        };
+        end(members);
+        if let Some(janitor) = janitor {
+            janitor.finish();
+        }
+    }
+}
+
+/// Kills members and sees their workers off.
+fn end(mut members: Vec<Member>) {
+    let workers: Vec<Process> = members.iter().flat_map(|m| m.process.children()).collect();
+    for member in &mut members {
+        member.kill();
+    }
+    let deadline = Instant::now() + WORKER_PATIENCE;
+    for worker in workers {
+        if !worker.wait_end(deadline.saturating_duration_since(Instant::now())) {
+            worker.signal(Signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,11 @@
+//! One file for each command.
+
+pub mod daemon;
+pub mod missing;
+pub mod run;
+pub mod sim;
+pub mod start;
+pub mod status;
+pub mod stop;
+pub mod up;
+pub mod verdict;

@@ -1,0 +1,61 @@
+//! `mobula up`: a development cluster that ends with its terminal.
+
+use crate::args::UpArgs;
+use crate::cluster::{LocalCluster, Shape};
+use crate::config::Settings;
+use crate::demo::plan::cluster_size;
+use crate::exit::{Failure, Outcome};
+use crate::{limits, say, signals};
+use serde::Serialize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where the cluster can be reached.
+#[derive(Serialize)]
+struct Reach {
+    heads: Vec<String>,
+    sockets: Vec<PathBuf>,
+    data: PathBuf,
+}
+
+/// Runs the cluster until a signal or the loss of a member nobody killed.
+pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
+    cluster_size(args.heads, args.nodes, args.shards, args.workers).map_err(Failure::usage)?;
+    limits::raise_open_files()?;
+    signals::leave_in_order();
+    let shape = Shape {
+        heads: args.heads,
+        nodes: args.nodes,
+        shards: args.shards,
+        workers: args.workers,
+        store_mb: args.store_mb,
+        keep: args.keep,
+    };
+    let cluster = LocalCluster::start(shape)?;
+    let reach = Reach {
+        heads: cluster.head_addresses(),
+        sockets: (1..=args.nodes).filter_map(|i| cluster.node(i)?.socket).collect(),
+        data: cluster.dir().to_owned(),
+    };
+    let output = settings.output;
+    say!(output, "{} heads, {} nodes with {} workers each", args.heads, args.nodes, args.workers);
+    say!(output, "  heads     {}", reach.heads.join(","));
+    for (socket, number) in reach.sockets.iter().zip(1..) {
+        say!(output, "  node {number}    {}", socket.display());
+    }
+    if let Some(socket) = reach.sockets.first() {
+        say!(output, "In another terminal:");
+        say!(output, "  export MOBULA_SOCKET={} MOBULA_ADDRESS={}", socket.display(), reach.heads.join(","));
+        say!(output, "  mobula run example:neardup");
+    }
+    say!(output, "Ctrl-C ends it{}.", if args.keep { "; data and logs stay" } else { " and removes everything" });
+    output.data(&reach);
+    // Whatever is killed from outside is told once; the cluster goes on without it.
+    let mut told = std::collections::BTreeSet::new();
+    loop {
+        std::thread::sleep(Duration::from_millis(200));
+        if let Some(casualty) = cluster.first_casualty().filter(|c| told.insert(c.clone())) {
+            say!(output, "{casualty}");
+        }
+    }
+}

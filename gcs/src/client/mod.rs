@@ -1,0 +1,162 @@
+//! Finding the leader and repeating safely.
+//!
+//! Every request carries an identity of its own (incarnation and sequence, or session and
+//! sequence), so the same bytes are sent until somebody answers: the store answers a repetition
+//! with the first answer. A head that is gone costs no waiting: its refusal is immediate, and the
+//! others are asked at once.
+//!
+//! Read it in this order: this file (state, connecting), `route` (whom to ask), `calls` (the
+//! requests).
+
+mod calls;
+mod route;
+
+use crate::error::Error;
+use mobula_base::random::Random;
+use mobula_net::grpc;
+use mobula_net::seam::SharedNet;
+use mobula_proto as proto;
+use proto::control_store_client::ControlStoreClient;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+use tokio::time::Instant;
+use tonic::transport::Channel;
+
+/// One attempt at one head may take this long, unless the request itself waits.
+const ATTEMPT: Duration = Duration::from_secs(1);
+
+/// A client of the control store; clones share connections, leaders and sessions.
+#[derive(Clone)]
+pub struct Client {
+    net: SharedNet,
+    state: Arc<Mutex<State>>,
+    callers: Arc<Mutex<BTreeMap<u32, Arc<tokio::sync::Mutex<Caller>>>>>,
+}
+
+struct State {
+    heads: Vec<String>,
+    channels: BTreeMap<String, (u64, Channel)>,
+    leaders: BTreeMap<u32, String>,
+    cluster: u64,
+    shards: u32,
+    random: Random,
+}
+
+/// One session with one shard; its lock keeps one request under way at a time.
+struct Caller {
+    session: u64,
+    seq: u64,
+    /// The outcome of the last request is not known, so its session ends with it.
+    unsure: bool,
+}
+
+impl Client {
+    /// A client of the cluster of which at least one of `heads` is a member. Connects when used.
+    pub fn new(net: SharedNet, heads: Vec<String>, seed: u64) -> Self {
+        let state = State {
+            heads,
+            channels: BTreeMap::new(),
+            leaders: BTreeMap::new(),
+            cluster: 0,
+            shards: 0,
+            random: Random::new(seed).fork("control store client"),
+        };
+        Client { net, state: Arc::new(Mutex::new(state)), callers: Arc::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("nothing panics under this lock")
+    }
+
+    /// Learns which cluster this is, how many shards it has, and all its heads.
+    ///
+    /// # Errors
+    /// No head answered within `deadline`, or none is part of a cluster yet.
+    pub async fn connect(&self, deadline: Duration) -> Result<(), Error> {
+        let until = Instant::now() + deadline;
+        let mut last = "nothing was asked".to_owned();
+        loop {
+            for head in self.heads() {
+                match self.status_of(&head).await {
+                    Ok(status) if status.cluster != 0 => {
+                        let mut state = self.state();
+                        state.cluster = status.cluster;
+                        state.shards = status.shards.len() as u32;
+                        let fresh: Vec<String> =
+                            status.heads.into_iter().filter(|head| !state.heads.contains(head)).collect();
+                        state.heads.extend(fresh);
+                        return Ok(());
+                    }
+                    Ok(_) => last = format!("{head} is still waiting for the other heads"),
+                    Err(error) => last = error.to_string(),
+                }
+            }
+            if Instant::now() >= until {
+                return Err(Error::Unreachable { heads: self.heads(), last });
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Identity of the cluster, 0 before [`Client::connect`].
+    pub fn cluster(&self) -> u64 {
+        self.state().cluster
+    }
+
+    /// Number of shards, 0 before [`Client::connect`].
+    pub fn shards(&self) -> u32 {
+        self.state().shards
+    }
+
+    /// Addresses of all known heads.
+    pub fn heads(&self) -> Vec<String> {
+        self.state().heads.clone()
+    }
+
+    /// What one head says of itself; it need not lead anything.
+    ///
+    /// # Errors
+    /// It does not answer.
+    pub async fn status_of(&self, address: &str) -> Result<proto::StatusReply, Error> {
+        let unreachable = |last: String| Error::Unreachable { heads: vec![address.to_owned()], last };
+        let (number, mut store) = self.store(address).map_err(|error| unreachable(error.to_string()))?;
+        match tokio::time::timeout(ATTEMPT, store.status(proto::StatusRequest {})).await {
+            Ok(Ok(reply)) => Ok(reply.into_inner()),
+            Ok(Err(status)) => {
+                self.hang_up(address, number);
+                Err(unreachable(status.message().to_owned()))
+            }
+            Err(_) => {
+                self.hang_up(address, number);
+                Err(unreachable(format!("no answer within {ATTEMPT:?}")))
+            }
+        }
+    }
+
+    /// The stub for a head, and the number of its connection.
+    fn store(&self, address: &str) -> Result<(u64, ControlStoreClient<Channel>), tonic::transport::Error> {
+        let mut state = self.state();
+        let (number, channel) = match state.channels.get(address) {
+            Some((number, channel)) => (*number, channel.clone()),
+            None => {
+                let number = state.random.next_u64();
+                let channel = grpc::channel(self.net.clone(), address)?;
+                state.channels.insert(address.to_owned(), (number, channel.clone()));
+                (number, channel)
+            }
+        };
+        let store = ControlStoreClient::new(channel)
+            .max_decoding_message_size(grpc::MESSAGE_MAX)
+            .max_encoding_message_size(grpc::MESSAGE_MAX);
+        Ok((number, store))
+    }
+
+    /// Drops a connection that may be half open, unless it has been replaced already.
+    fn hang_up(&self, address: &str, number: u64) {
+        let mut state = self.state();
+        if state.channels.get(address).is_some_and(|(open, _)| *open == number) {
+            state.channels.remove(address);
+        }
+    }
+}

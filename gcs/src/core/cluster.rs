@@ -1,0 +1,206 @@
+//! What only shard 0 knows: the cluster, its members, its jobs, who was declared dead and why.
+
+use mobula_proto as proto;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Ended jobs that are remembered.
+pub const MAX_ENDED_JOBS: usize = 10_000;
+/// Dead members whose description is remembered. That they are dead is never forgotten.
+pub const MAX_DEAD_MEMBERS: usize = 1_000;
+/// Declarations of death that are remembered with their evidence.
+pub const MAX_DEATHS: usize = 1_000;
+
+/// One life of one node daemon.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Member {
+    /// Its number.
+    #[prost(fixed64, tag = "1")]
+    pub incarnation: u64,
+    /// What it said when it joined.
+    #[prost(message, optional, tag = "2")]
+    pub join: Option<proto::NodeJoin>,
+    /// Neither left nor declared dead.
+    #[prost(bool, tag = "3")]
+    pub alive: bool,
+}
+
+/// A declaration of death, kept for explanations.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Death {
+    /// Who.
+    #[prost(fixed64, tag = "1")]
+    pub incarnation: u64,
+    /// Why, in words.
+    #[prost(string, tag = "2")]
+    pub evidence: String,
+    /// How long it had been silent.
+    #[prost(uint64, tag = "3")]
+    pub silent_ms: u64,
+    /// Log index of the decision.
+    #[prost(uint64, tag = "4")]
+    pub index: u64,
+}
+
+/// One program run.
+#[derive(Clone, PartialEq, prost::Message)]
+pub struct Job {
+    /// What its driver said.
+    #[prost(message, optional, tag = "1")]
+    pub start: Option<proto::JobStart>,
+    /// Whether it is over.
+    #[prost(bool, tag = "2")]
+    pub ended: bool,
+    /// Whether it ended well.
+    #[prost(bool, tag = "3")]
+    pub succeeded: bool,
+    /// Log index of its end, for forgetting the oldest.
+    #[prost(uint64, tag = "4")]
+    pub ended_at: u64,
+}
+
+/// The cluster-wide tables.
+#[derive(Clone, Default)]
+pub struct Cluster {
+    /// Identity of the cluster, 0 before `InitCluster`.
+    pub id: u64,
+    /// Number of shards.
+    pub shards: u32,
+    /// Number of slots.
+    pub slots: u32,
+    /// Last incarnation number given.
+    pub last_incarnation: u64,
+    /// Members by incarnation.
+    pub members: BTreeMap<u64, Member>,
+    /// Everyone declared dead or gone, for ever.
+    pub dead: BTreeSet<u64>,
+    /// The latest deaths.
+    pub deaths: VecDeque<Death>,
+    /// Jobs by id.
+    pub jobs: BTreeMap<u64, Job>,
+    /// Log index of the last change: the version of the view.
+    pub version: u64,
+}
+
+impl Cluster {
+    /// Sets the cluster's identity; the first one stands.
+    pub fn init(&mut self, index: u64, init: &proto::InitCluster) {
+        if self.id == 0 {
+            (self.id, self.shards, self.slots) = (init.cluster, init.shards, init.slots);
+            self.version = index;
+        }
+    }
+
+    /// A node daemon starts a life; an older life at the same address ends with it.
+    pub fn join(&mut self, index: u64, join: &proto::NodeJoin) -> u64 {
+        let older: Vec<u64> = self
+            .members
+            .values()
+            .filter(|m| m.alive && m.join.as_ref().is_some_and(|j| j.address == join.address))
+            .map(|m| m.incarnation)
+            .collect();
+        self.last_incarnation += 1;
+        let incarnation = self.last_incarnation;
+        for old in older {
+            let evidence = format!("a new daemon (incarnation {incarnation}) joined at its address");
+            self.declare_dead(index, old, &evidence, 0);
+        }
+        self.members.insert(incarnation, Member { incarnation, join: Some(join.clone()), alive: true });
+        self.version = index;
+        incarnation
+    }
+
+    /// A node daemon leaves in order; nothing it says later counts.
+    pub fn leave(&mut self, index: u64, incarnation: u64) {
+        self.end(index, incarnation);
+    }
+
+    /// Someone is dead; repeating it changes nothing.
+    pub fn declare_dead(&mut self, index: u64, incarnation: u64, evidence: &str, silent_ms: u64) {
+        if self.end(index, incarnation) {
+            self.deaths.push_back(Death { incarnation, evidence: evidence.to_owned(), silent_ms, index });
+            while self.deaths.len() > MAX_DEATHS {
+                self.deaths.pop_front();
+            }
+        }
+    }
+
+    fn end(&mut self, index: u64, incarnation: u64) -> bool {
+        if incarnation == 0 || incarnation > self.last_incarnation || !self.dead.insert(incarnation) {
+            return false;
+        }
+        if let Some(member) = self.members.get_mut(&incarnation) {
+            member.alive = false;
+        }
+        if self.members.values().filter(|m| !m.alive).count() > MAX_DEAD_MEMBERS {
+            let oldest = self.members.values().find(|m| !m.alive).map(|m| m.incarnation);
+            self.members.remove(&oldest.unwrap_or(0));
+        }
+        self.version = index;
+        true
+    }
+
+    /// A job starts; repeating it changes nothing.
+    pub fn job_start(&mut self, index: u64, start: &proto::JobStart) {
+        self.jobs.entry(start.job).or_insert_with(|| {
+            self.version = index;
+            Job { start: Some(start.clone()), ..Job::default() }
+        });
+    }
+
+    /// A job ends; the first end stands. Whether the job is known.
+    pub fn job_end(&mut self, index: u64, end: &proto::JobEnd) -> bool {
+        let Some(job) = self.jobs.get_mut(&end.job) else { return false };
+        if !job.ended {
+            (job.ended, job.succeeded, job.ended_at) = (true, end.succeeded, index);
+            self.version = index;
+        }
+        if self.jobs.values().filter(|j| j.ended).count() > MAX_ENDED_JOBS {
+            let oldest = self.jobs.iter().filter(|(_, j)| j.ended).min_by_key(|(_, j)| j.ended_at);
+            if let Some(oldest) = oldest.map(|(id, _)| *id) {
+                self.jobs.remove(&oldest);
+            }
+        }
+        true
+    }
+
+    /// Incarnations that neither left nor died, in order.
+    pub fn live(&self) -> impl Iterator<Item = &Member> {
+        self.members.values().filter(|m| m.alive)
+    }
+
+    /// The address of a member's peer link.
+    pub fn address_of(&self, incarnation: u64) -> Option<&str> {
+        self.members.get(&incarnation)?.join.as_ref().map(|join| join.address.as_str())
+    }
+
+    /// What everyone may see of it, without loads and heads, which are not in the log.
+    pub fn view(&self) -> proto::ClusterView {
+        let nodes = self.members.values().map(|member| {
+            let join = member.join.clone().unwrap_or_default();
+            proto::NodeView {
+                incarnation: member.incarnation,
+                name: join.name,
+                address: join.address,
+                cpu_milli: join.cpu_milli,
+                resources: join.resources,
+                alive: member.alive,
+                store_bytes: join.store_bytes,
+                ..Default::default()
+            }
+        });
+        let jobs = self.jobs.iter().map(|(id, job)| proto::JobView {
+            job: *id,
+            ended: job.ended,
+            start: job.start.clone(),
+            succeeded: job.succeeded,
+        });
+        proto::ClusterView {
+            version: self.version,
+            nodes: nodes.collect(),
+            jobs: jobs.collect(),
+            heads: Vec::new(),
+            cluster: self.id,
+            shards: self.shards,
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! What a head does unasked: it fences the dead, watches the living, names the cluster, moves
+//! leaderships where they belong, and lets old segments go.
+
+use crate::raft::group::{Group, Leadership};
+use crate::server::Running;
+use mobula_base::ids::SLOTS;
+use mobula_proto as proto;
+use prost::Message;
+use proto::command::Op;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// Pause between looks.
+const TICK: Duration = Duration::from_millis(100);
+/// Fences proposed between two looks.
+const MAX_FENCES: usize = 64;
+/// Pause between looks at old segments.
+const RECYCLE_TICK: Duration = Duration::from_secs(1);
+/// At most one leadership is moved in this time.
+const TRANSFER_PAUSE: Duration = Duration::from_secs(1);
+
+async fn propose(group: &Group, op: Op) {
+    let command = proto::Command { op: Some(op) }.encode_to_vec();
+    // Whatever the outcome: the next look decides anew.
+    group.propose(command.into()).await.ok();
+}
+
+/// The leader of each shard copies shard 0's deaths into its own log (R10). Never ends.
+pub async fn fence(running: Arc<Running>, shard: u32) {
+    let group = running.groups[shard as usize].clone();
+    let mut root = running.root().replica.applied();
+    let mut seen = (0, 0);
+    loop {
+        let leadership = group.leadership();
+        let members = running.members();
+        if leadership.here && seen != (leadership.term, members.version) {
+            let missing: Vec<u64> = group.replica.with(|state| {
+                members.dead.iter().filter(|dead| !state.is_fenced(**dead)).take(MAX_FENCES).copied().collect()
+            });
+            if missing.is_empty() {
+                seen = (leadership.term, members.version);
+                running.soft[shard as usize].holdings().forget_dead(&members.dead);
+            }
+            for incarnation in missing {
+                propose(&group, Op::Fence(proto::Fence { incarnation })).await;
+            }
+        }
+        // Shard 0 has changed, or it is time to see whether this head leads now.
+        tokio::time::timeout(TICK, root.changed()).await.ok();
+    }
+}
+
+/// The leader of shard 0 names the cluster and declares deaths. Never ends.
+pub async fn watch_nodes(running: Arc<Running>, silence: Duration) {
+    let every = TICK.min(silence / 5);
+    loop {
+        tokio::time::sleep(every).await;
+        let leadership = running.root().leadership();
+        if !leadership.here {
+            running.forget_liveness();
+            continue;
+        }
+        if running.root().replica.with(|state| state.cluster.id == 0) {
+            let (cluster, shards) = (running.identity.cluster, running.identity.shards);
+            propose(running.root(), Op::Init(proto::InitCluster { cluster, shards, slots: SLOTS })).await;
+        }
+        running.check_liveness(leadership.term, every, silence).await;
+    }
+}
+
+/// Moves each leadership to the head it is meant for, once things are stable: shard s belongs with
+/// head 1 + s mod n, so that the work is spread. Never ends.
+pub async fn spread(running: Arc<Running>, stable_for: Duration) {
+    let mut since: Vec<(Leadership, Instant)> =
+        running.groups.iter().map(|group| (group.leadership(), Instant::now())).collect();
+    loop {
+        tokio::time::sleep(TICK).await;
+        for (group, (before, at)) in running.groups.iter().zip(&mut since) {
+            let now = group.leadership();
+            if now != *before {
+                (*before, *at) = (now, Instant::now());
+                continue;
+            }
+            let heads = group.heads();
+            if !now.here || heads.len() < 2 || at.elapsed() < stable_for {
+                continue;
+            }
+            let wanted = heads[group.shard as usize % heads.len()].head;
+            if wanted == running.identity.head || !group.progress().caught_up.contains(&wanted) {
+                continue;
+            }
+            *at = Instant::now();
+            if !answers(group, wanted) {
+                continue;
+            }
+            tracing::info!(shard = group.shard, to = wanted, "moving leadership to where it belongs");
+            group.raft.trigger().transfer_leader(wanted).await.ok();
+            tokio::time::sleep(TRANSFER_PAUSE).await;
+        }
+    }
+}
+
+/// Whether `head` has acknowledged a heartbeat of ours lately.
+fn answers(group: &Group, head: u64) -> bool {
+    group.acknowledged_within(head, Duration::from_millis(1000))
+}
+
+/// Snapshots shards whose old entries keep too many segments on the disk. Never ends.
+pub async fn recycle(running: Arc<Running>) {
+    loop {
+        tokio::time::sleep(RECYCLE_TICK).await;
+        for shard in running.log.pinning() {
+            let Some(group) = running.groups.get(shard as usize) else { continue };
+            if group.raft.trigger().snapshot().await.is_ok() {
+                let snapshot = group.snapshot_index();
+                group.raft.trigger().purge_log(snapshot).await.ok();
+            }
+        }
+    }
+}

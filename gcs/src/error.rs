@@ -1,0 +1,136 @@
+//! What can go wrong, said to a person: what, because of what, and what to do about it.
+
+use std::io;
+
+/// An error of a head or of a client of the control store.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The disk refused; the replica has stopped and nothing acknowledged is lost.
+    #[error("storage of this head failed at {what}: {source}; free space or replace the disk, then restart the head")]
+    Storage {
+        /// The file or action.
+        what: String,
+        /// What the disk said.
+        source: io::Error,
+    },
+    /// Bytes that were once durable have changed.
+    #[error(
+        "{file} is damaged at offset {offset} ({detail}): restore this replica from its peers: \
+         empty its data directory and re-add it"
+    )]
+    Corrupt {
+        /// Relative path of the file.
+        file: String,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Which check failed.
+        detail: String,
+    },
+    /// Another process holds the data directory.
+    #[error("data directory in use by another head: stop it, or give this head a directory of its own")]
+    InUse,
+    /// The directory was written by a later format.
+    #[error("data directory written by a newer Mobula (format {found}, this build reads up to {known}): upgrade this head")]
+    Newer {
+        /// Format in the directory.
+        found: u32,
+        /// Newest format this build knows.
+        known: u32,
+    },
+    /// A setting that cannot work.
+    #[error("bad configuration: {0}")]
+    Config(String),
+    /// Two or four heads: more machines, no more safety.
+    #[error("{0} heads: an even number of heads tolerates no more failures than one fewer; use {next}", next = .0 + 1)]
+    EvenHeads(usize),
+    /// Heads disagree on the number of shards.
+    #[error("head {peer} is configured with {theirs} shards, this one with {ours}: give every head the same number")]
+    ShardMismatch {
+        /// Address of the other head.
+        peer: String,
+        /// Its number; or the number stored on disk.
+        theirs: u32,
+        /// Ours.
+        ours: u32,
+    },
+    /// Heads disagree on who they are.
+    #[error("head {peer} was given the join list {theirs:?}, this one {ours:?}: give every head the same list")]
+    JoinMismatch {
+        /// Address of the other head.
+        peer: String,
+        /// Its list.
+        theirs: Vec<String>,
+        /// Ours.
+        ours: Vec<String>,
+    },
+    /// This head forgot its votes; letting it in could elect two leaders.
+    #[error(
+        "an emptied data directory at a member's address is refused: {address} is a member of the running \
+         cluster {cluster:016x}; restore the directory, or remove the member and add it under a new address"
+    )]
+    Emptied {
+        /// Our address.
+        address: String,
+        /// The running cluster.
+        cluster: u64,
+    },
+    /// Growing a running cluster is not built yet.
+    #[error(
+        "cluster {cluster:016x} at {peer} is running and {address} is not a member of it: \
+         joining a running cluster is not supported yet; start with the full list of heads"
+    )]
+    JoinNotSupported {
+        /// Who answered.
+        peer: String,
+        /// Our address.
+        address: String,
+        /// The running cluster.
+        cluster: u64,
+    },
+    /// The address cannot be listened on.
+    #[error("cannot listen on {address}: {source}; is another process using it?")]
+    Listen {
+        /// The address.
+        address: String,
+        /// What the network said.
+        source: io::Error,
+    },
+    /// The consensus library stopped.
+    #[error("shard {shard} stopped: {detail}; restart this head")]
+    Stopped {
+        /// The shard.
+        shard: u32,
+        /// Why.
+        detail: String,
+    },
+    /// No head answered within the deadline.
+    #[error("none of the heads {heads:?} answered in time (last: {last}): check that they run and can be reached")]
+    Unreachable {
+        /// All that were tried.
+        heads: Vec<String>,
+        /// The last error.
+        last: String,
+    },
+    /// The request may or may not have taken effect.
+    #[error("the outcome of the request is unknown ({0}): repeating it is safe, its id makes it happen once")]
+    OutcomeUnknown(String),
+    /// The request can never succeed.
+    #[error("refused by the control store: {0}")]
+    Refused(String),
+    /// The answer made no sense.
+    #[error("a head sent an answer this build does not understand ({0}): run one build everywhere")]
+    Protocol(&'static str),
+}
+
+impl Error {
+    pub(crate) fn storage(what: impl Into<String>, source: io::Error) -> Self {
+        match source.downcast::<Error>() {
+            Ok(own) => own,
+            Err(source) => Error::Storage { what: what.into(), source },
+        }
+    }
+
+    pub(crate) fn into_io(self) -> io::Error {
+        io::Error::other(self)
+    }
+}

@@ -1,0 +1,330 @@
+//! A head: one process's replicas of all shards, its log, its server.
+
+use crate::bootstrap;
+use crate::core::ShardState;
+use crate::duties;
+use crate::error::Error;
+use crate::identity::{Identity, Lock};
+use crate::log::store::ShardLog;
+use crate::log::{LogIdentity, LogWriter};
+use crate::raft::failover::{self, Front};
+use crate::raft::group::Group;
+use crate::raft::machine::Machine;
+use crate::raft::network::{Dialer, Peers};
+use crate::raft::timing::RaftTiming;
+use crate::raft::types::Raft;
+use crate::server::{Running, Service, Site};
+use crate::{snapshot, spec_store};
+use mobula_base::disk::Disk;
+use mobula_base::random::Random;
+use mobula_net::grpc;
+use mobula_net::seam::{Listener, SharedNet};
+use mobula_proto as proto;
+use proto::control_store_server::ControlStoreServer;
+use proto::raft_server::RaftServer;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+use tokio::task::JoinHandle;
+
+/// How often a running head looks whether it had to stop.
+const STOPPED_TICK: Duration = Duration::from_millis(200);
+
+/// How a head is to run.
+#[derive(Clone, Debug)]
+pub struct HeadConfig {
+    /// Where to listen, `host:port`.
+    pub address: String,
+    /// The address others use; empty for the one that was bound.
+    pub advertise: String,
+    /// Addresses of all heads, this one's included; empty for a head alone.
+    pub join: Vec<String>,
+    /// Number of shards; the same on every head, for ever.
+    pub shards: u32,
+    /// Everything random comes from this.
+    pub seed: u64,
+    /// How patient the consensus is.
+    pub timing: RaftTiming,
+    /// A node daemon that has been silent for this long is declared dead, in ms.
+    pub node_silence_ms: u64,
+}
+
+impl Default for HeadConfig {
+    fn default() -> Self {
+        HeadConfig {
+            address: "127.0.0.1:0".into(),
+            advertise: String::new(),
+            join: Vec::new(),
+            shards: 4,
+            seed: 0,
+            timing: RaftTiming::default(),
+            node_silence_ms: 1500,
+        }
+    }
+}
+
+/// What a head runs on.
+#[derive(Clone)]
+pub struct Parts {
+    /// The network.
+    pub net: SharedNet,
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
+}
+
+/// A running head. Shut it down with [`Head::shutdown`]; dropping it only ends its tasks.
+pub struct Head {
+    site: Arc<Site>,
+    running: Arc<Running>,
+    tasks: Vec<JoinHandle<()>>,
+    _lock: Lock,
+}
+
+impl Head {
+    /// Starts a head and returns once it knows its cluster: for a fresh head that is when the first
+    /// head has heard from all. Must be called inside [`crate::in_scope`].
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start(config: HeadConfig, parts: Parts) -> Result<Head, Error> {
+        let listener = parts.net.listen(&config.address).await;
+        let listener =
+            listener.map_err(|source| Error::Listen { address: config.address.clone(), source })?;
+        Head::start_on(config, parts, listener).await
+    }
+
+    /// As [`Head::start`], on a listener that is already bound.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn start_on(
+        config: HeadConfig,
+        parts: Parts,
+        listener: Box<dyn Listener>,
+    ) -> Result<Head, Error> {
+        let advertise = match config.advertise.as_str() {
+            "" => listener.address(),
+            given => given.to_owned(),
+        };
+        let lock = Lock::take(&*parts.disk)?;
+        let known = Identity::load(&*parts.disk)?;
+        let site = Arc::new(site(&config, &parts, advertise, known.as_ref())?);
+        let mut tasks = Tasks(vec![tokio::spawn(serve(site.clone(), listener))]);
+        let identity = match known {
+            Some(identity) => identity,
+            None => {
+                if !parts.disk.list("log").map_err(|error| Error::storage("log", error))?.is_empty() {
+                    let detail = "it is missing, though there is a log".to_owned();
+                    return Err(Error::Corrupt { file: "identity".into(), offset: 0, detail });
+                }
+                let identity = bootstrap::agree(&site).await?;
+                identity.save(&*parts.disk)?;
+                identity
+            }
+        };
+        let running = Arc::new(run(&config, &parts, identity).await?);
+        // Set once, here.
+        site.running.set(running.clone()).ok();
+        start_duties(&config, &site, &running, &mut tasks.0);
+        Ok(Head { site, running, tasks: std::mem::take(&mut tasks.0), _lock: lock })
+    }
+
+    /// The address others use for this head.
+    pub fn address(&self) -> &str {
+        &self.site.advertise
+    }
+
+    /// Identity of the cluster.
+    pub fn cluster_id(&self) -> u64 {
+        self.running.identity.cluster
+    }
+
+    /// This head's id, from 1.
+    pub fn head_id(&self) -> u64 {
+        self.running.identity.head
+    }
+
+    /// How this head is.
+    pub fn status(&self) -> proto::StatusReply {
+        self.site.status()
+    }
+
+    /// A hash of everything that this head's replica of `shard` has applied, and up to which
+    /// index; for comparing replicas.
+    ///
+    /// # Errors
+    /// The store of cold specs cannot be read.
+    pub fn digest(&self, shard: u32) -> Result<(u64, u64), Error> {
+        let replica = &self.running.groups[shard as usize].replica;
+        let index = *replica.applied().borrow();
+        let digest = replica.with(|state| state.digest());
+        Ok((index, digest.map_err(|error| Error::storage("the store of cold specs", error))?))
+    }
+
+    /// Runs until `until` ends, then shuts down.
+    ///
+    /// # Errors
+    /// A replica had to stop: nothing acknowledged is lost, but this head no longer helps.
+    pub async fn run_until_shutdown(self, until: impl Future<Output = ()>) -> Result<(), Error> {
+        let stopped = async {
+            loop {
+                tokio::time::sleep(STOPPED_TICK).await;
+                for group in self.running.groups.iter() {
+                    let why = self.running.log.stopped().or_else(|| group.progress().stopped);
+                    if let Some(detail) = why {
+                        return Error::Stopped { shard: group.shard, detail };
+                    }
+                }
+            }
+        };
+        let result = tokio::select! {
+            biased;
+            () = until => Ok(()),
+            error = stopped => Err(error),
+        };
+        self.shutdown().await;
+        result
+    }
+
+    /// Stops answering, then stops every replica, then closes the log.
+    pub async fn shutdown(mut self) {
+        self.abort();
+        for task in std::mem::take(&mut self.tasks) {
+            // It was cancelled; waiting makes sure that its connections are closed.
+            task.await.ok();
+        }
+        for group in self.running.groups.iter() {
+            group.raft.shutdown().await.ok();
+        }
+        self.running.log.close().await;
+    }
+
+    fn abort(&self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
+
+impl Drop for Head {
+    fn drop(&mut self) {
+        self.abort();
+    }
+}
+
+/// Tasks that end with the attempt to start.
+struct Tasks(Vec<JoinHandle<()>>);
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.0.iter().for_each(JoinHandle::abort);
+    }
+}
+
+/// Checks the settings.
+fn site(
+    config: &HeadConfig,
+    parts: &Parts,
+    advertise: String,
+    known: Option<&Identity>,
+) -> Result<Site, Error> {
+    if config.shards == 0 {
+        return Err(Error::Config("0 shards: use at least 1".into()));
+    }
+    let mut founders = config.join.clone();
+    if let Some(known) = known {
+        if known.shards != config.shards {
+            let (theirs, ours) = (known.shards, config.shards);
+            return Err(Error::ShardMismatch { peer: "this data directory".into(), theirs, ours });
+        }
+        founders.clone_from(&known.founders);
+    } else if founders.is_empty() {
+        founders.push(advertise.clone());
+    }
+    founders.sort();
+    founders.dedup();
+    if founders.len() % 2 == 0 {
+        return Err(Error::EvenHeads(founders.len()));
+    }
+    let Some(place) = founders.iter().position(|address| *address == advertise) else {
+        return Err(Error::Config(format!(
+            "this head's address {advertise} is not among the heads {founders:?}: add it, or set the \
+             advertised address to the one that is listed"
+        )));
+    };
+    Ok(Site {
+        offer: Random::new(config.seed).fork(&advertise).next_u64(),
+        advertise,
+        founders,
+        shards: config.shards,
+        head: place as u64 + 1,
+        net: parts.net.clone(),
+        running: OnceLock::new(),
+    })
+}
+
+async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
+    let service = Service(site);
+    let store = ControlStoreServer::new(service.clone())
+        .max_decoding_message_size(grpc::MESSAGE_MAX)
+        .max_encoding_message_size(grpc::MESSAGE_MAX);
+    let raft = RaftServer::new(service)
+        .max_decoding_message_size(grpc::MESSAGE_MAX)
+        .max_encoding_message_size(grpc::MESSAGE_MAX);
+    let served = tonic::transport::Server::builder()
+        .initial_stream_window_size(8 << 20)
+        .initial_connection_window_size(16 << 20)
+        .add_service(store)
+        .add_service(raft)
+        .serve_with_incoming(grpc::incoming(Box::new(Front::new(listener))))
+        .await;
+    if let Err(error) = served {
+        tracing::error!(%error, "server ended");
+    }
+}
+
+/// Opens the files and starts every shard.
+async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<Running, Error> {
+    let disk = parts.disk.clone();
+    snapshot::prepare(&*disk)?;
+    let specs = spec_store::open(&*disk, identity.shards).map_err(|error| Error::storage("tables", error))?;
+    let whose = LogIdentity { cluster: identity.cluster, head: identity.head };
+    let (log, mut found) = LogWriter::open(disk.clone(), whose)?;
+    let peers = Peers::new(parts.net.clone(), identity.cluster);
+    let mut groups = Vec::new();
+    for (shard, specs) in (0..identity.shards).zip(specs) {
+        let state = ShardState::new(shard, specs);
+        let (machine, replica) = Machine::new(state, disk.clone(), config.timing.snapshot_bytes);
+        let store = ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), log.clone());
+        let dialer = Dialer { peers: peers.clone(), shard };
+        let raft = Raft::new(identity.head, config.timing.config()?, dialer, store, machine).await;
+        let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
+        groups.push(Arc::new(Group::new(shard, raft, replica)));
+    }
+    Ok(Running::new(identity, groups, log))
+}
+
+fn start_duties(
+    config: &HeadConfig,
+    site: &Arc<Site>,
+    running: &Arc<Running>,
+    tasks: &mut Vec<JoinHandle<()>>,
+) {
+    let (me, cluster) = (running.identity.head, running.identity.cluster);
+    if me == 1 {
+        tasks.push(tokio::spawn(bootstrap::initialize(site.clone(), cluster, running.groups.clone())));
+    }
+    for (head, address) in (1..).zip(site.founders.iter().cloned()) {
+        if head != me {
+            let groups = running.groups.clone();
+            tasks.push(tokio::spawn(failover::watch(site.net.clone(), address, head, groups)));
+        }
+    }
+    let silence = Duration::from_millis(config.node_silence_ms);
+    tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));
+    for shard in 0..running.identity.shards {
+        tasks.push(tokio::spawn(duties::fence(running.clone(), shard)));
+    }
+    if config.timing.rebalance_ms > 0 {
+        let stable_for = Duration::from_millis(config.timing.rebalance_ms);
+        tasks.push(tokio::spawn(duties::spread(running.clone(), stable_for)));
+    }
+    tasks.push(tokio::spawn(duties::recycle(running.clone())));
+}

@@ -1,0 +1,168 @@
+//! One shard on this head: propose, read, and who leads.
+
+use super::machine::Replica;
+use super::types::{Proposal, Raft};
+use bytes::Bytes;
+use openraft::{Instant, ReadPolicy};
+use openraft::async_runtime::WatchReceiver;
+use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// Proposals of one shard that may be under way at once; more are answered `busy`.
+pub const MAX_PROPOSALS_IN_FLIGHT: usize = 4096;
+/// A proposal whose outcome is not known after this is answered `unknown`.
+pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
+/// A read that is not confirmed after this is answered `busy`.
+pub const READ_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why a proposal or read was not done here.
+#[derive(Debug)]
+pub enum NotDone {
+    /// Another head leads, if any does.
+    NotLeader(Option<Leader>),
+    /// Too much is under way, or a majority cannot be reached.
+    Busy(String),
+    /// It may or may not happen.
+    Unknown(String),
+}
+
+/// A head that leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Its id.
+    pub head: u64,
+    /// Its address.
+    pub address: String,
+}
+
+/// Who leads, as this replica sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leadership {
+    /// Current term.
+    pub term: u64,
+    /// Whether this head leads.
+    pub here: bool,
+    /// The leader, if one is known.
+    pub leader: Option<Leader>,
+}
+
+/// How far this replica is.
+#[derive(Clone, Debug, Default)]
+pub struct Progress {
+    /// Last index in the log, 0 for none.
+    pub last_log: u64,
+    /// Last applied index, 0 for none.
+    pub applied: u64,
+    /// Why the replica stopped, if it did.
+    pub stopped: Option<String>,
+    /// On a leader: heads whose log is (nearly) as long as ours.
+    pub caught_up: Vec<u64>,
+}
+
+/// A follower this many entries behind may still be given leadership: it is caught up first.
+const CLOSE: u64 = 64;
+
+/// One shard's replica on this head.
+pub struct Group {
+    /// The shard.
+    pub shard: u32,
+    /// openraft's handle.
+    pub raft: Raft,
+    /// The tables.
+    pub replica: Replica,
+    in_flight: Semaphore,
+}
+
+impl Group {
+    /// Wraps a running replica.
+    pub fn new(shard: u32, raft: Raft, replica: Replica) -> Self {
+        Group { shard, raft, replica, in_flight: Semaphore::new(MAX_PROPOSALS_IN_FLIGHT) }
+    }
+
+    /// Who leads, as this replica sees it.
+    pub fn leadership(&self) -> Leadership {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership();
+        let leader = metrics.current_leader.map(|head| Leader {
+            head,
+            address: nodes.get_node(&head).map(|node| node.addr.clone()).unwrap_or_default(),
+        });
+        Leadership { term: metrics.current_term, here: metrics.state.is_leader(), leader }
+    }
+
+    /// Ids and addresses of all heads of this shard.
+    pub fn heads(&self) -> Vec<Leader> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let nodes = metrics.membership_config.membership();
+        nodes.nodes().map(|(head, node)| Leader { head: *head, address: node.addr.clone() }).collect()
+    }
+
+    /// How far this replica is.
+    pub fn progress(&self) -> Progress {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last_log = metrics.last_log_index.unwrap_or(0);
+        let close = |(head, at): (&u64, &Option<super::types::LogId>)| {
+            at.as_ref().is_some_and(|at| at.index + CLOSE >= last_log).then_some(*head)
+        };
+        Progress {
+            last_log,
+            applied: metrics.last_applied.map_or(0, |id| id.index),
+            stopped: metrics.running_state.as_ref().err().map(ToString::to_string),
+            caught_up: metrics.replication.iter().flatten().filter_map(close).collect(),
+        }
+    }
+
+    /// Index that the newest snapshot covers, 0 for none.
+    pub fn snapshot_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().snapshot.map_or(0, |id| id.index)
+    }
+
+    /// On a leader: whether `head` has acknowledged something within `age`.
+    pub fn acknowledged_within(&self, head: u64, age: Duration) -> bool {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.heartbeat.as_ref().and_then(|acknowledged| acknowledged.get(&head).cloned().flatten());
+        last.is_some_and(|last| last.elapsed() < age)
+    }
+
+    /// Commits and applies an encoded command; the encoded reply.
+    ///
+    /// # Errors
+    /// See [`NotDone`].
+    pub async fn propose(&self, command: Bytes) -> Result<Bytes, NotDone> {
+        let Ok(_room) = self.in_flight.try_acquire() else {
+            return Err(NotDone::Busy(format!("{MAX_PROPOSALS_IN_FLIGHT} proposals are under way")));
+        };
+        let write = self.raft.client_write(Proposal(command));
+        match tokio::time::timeout(PROPOSE_DEADLINE, write).await {
+            Ok(Ok(done)) => Ok(done.data.0),
+            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
+                let known = to.leader_id.zip(to.leader_node);
+                Err(NotDone::NotLeader(known.map(|(head, node)| Leader { head, address: node.addr })))
+            }
+            Ok(Err(error)) => Err(NotDone::Unknown(error.to_string())),
+            Err(_) => Err(NotDone::Unknown(format!("not committed within {PROPOSE_DEADLINE:?}"))),
+        }
+    }
+
+    /// Returns once this replica has applied everything committed before the call (read-index).
+    ///
+    /// # Errors
+    /// See [`NotDone`]; never unknown.
+    pub async fn read_index(&self) -> Result<(), NotDone> {
+        let confirm = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
+        match tokio::time::timeout(READ_DEADLINE, confirm).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(to)))) => {
+                let known = to.leader_id.zip(to.leader_node);
+                Err(NotDone::NotLeader(known.map(|(head, node)| Leader { head, address: node.addr })))
+            }
+            Ok(Err(error)) => Err(NotDone::Busy(error.to_string())),
+            Err(_) => Err(NotDone::Busy(format!("leadership not confirmed within {READ_DEADLINE:?}"))),
+        }
+    }
+}

@@ -1,0 +1,12 @@
+//! openraft, hidden: the only part of Mobula that knows which consensus library this is.
+//!
+//! Read it in this order: [`types`], [`machine`] (applying and snapshots), [`network`] (between
+//! heads), [`group`] (one shard's handle), [`timing`], [`failover`] (a dead leader is replaced at
+//! once).
+
+pub mod failover;
+pub mod group;
+pub mod machine;
+pub mod network;
+pub mod timing;
+pub mod types;

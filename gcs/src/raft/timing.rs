@@ -1,0 +1,71 @@
+//! How patient a cluster is. Simulation chooses shorter times than production.
+
+use crate::error::Error;
+use openraft::{Config, SnapshotPolicy};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Times and sizes of the consensus.
+#[derive(Clone, Debug)]
+pub struct RaftTiming {
+    /// A leader speaks at least this often, in ms.
+    pub heartbeat_ms: u64,
+    /// A follower waits at least this long before it stands for election, in ms.
+    pub election_min_ms: u64,
+    /// And at most this long, in ms.
+    pub election_max_ms: u64,
+    /// Entries between snapshots.
+    pub snapshot_entries: u64,
+    /// And at least this many bytes of commands, so that small entries do not cause many
+    /// snapshots; nor is one made before the log has grown as much as the last one was large.
+    pub snapshot_bytes: u64,
+    /// Entries kept below a snapshot, for followers that lag a little.
+    pub keep_entries: u64,
+    /// Entries per replication message.
+    pub payload_entries: u64,
+    /// Leave leadership where it falls until it has been stable this long, in ms; then move it to
+    /// the head it is meant for. 0 never moves it.
+    pub rebalance_ms: u64,
+}
+
+impl Default for RaftTiming {
+    fn default() -> Self {
+        RaftTiming {
+            heartbeat_ms: 100,
+            election_min_ms: 500,
+            election_max_ms: 1000,
+            snapshot_entries: 20_000,
+            snapshot_bytes: 16 << 20,
+            keep_entries: 1000,
+            payload_entries: 256,
+            rebalance_ms: 2000,
+        }
+    }
+}
+
+impl RaftTiming {
+    /// How long a new leader waits for reports and the like: one election.
+    pub fn election(&self) -> Duration {
+        Duration::from_millis(self.election_max_ms)
+    }
+
+    pub(crate) fn config(&self) -> Result<Arc<Config>, Error> {
+        let config = Config {
+            cluster_name: "mobula".into(),
+            heartbeat_interval: self.heartbeat_ms,
+            election_timeout_min: self.election_min_ms,
+            election_timeout_max: self.election_max_ms,
+            install_snapshot_timeout: 10_000,
+            max_payload_entries: self.payload_entries,
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            // Must be above the snapshot distance, or a follower is always "too far behind".
+            replication_lag_threshold: self.snapshot_entries * 2 + self.keep_entries,
+            max_in_snapshot_log_to_keep: self.keep_entries,
+            enable_pre_vote: Some(true),
+            enable_leader_restore: Some(false),
+            backoff: "20ms 40ms ..200ms".into(),
+            ..Config::default()
+        };
+        config.validate().map(Arc::new).map_err(|error| Error::Config(error.to_string()))
+    }
+}

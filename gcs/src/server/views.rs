@@ -1,0 +1,135 @@
+//! Looking at the cluster: watch (any head), read (fresh, leader), status (any head, any time).
+
+use super::{Running, Service, Site, not_leader};
+use crate::core::ShardState;
+use crate::raft::group::NotDone;
+use mobula_base::TaskId;
+use mobula_proto as proto;
+use proto::read_reply::Result as Read;
+use proto::read_request::What;
+use proto::watch_reply::Result as Watched;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// No watch is parked longer than this.
+const MAX_WAIT: Duration = Duration::from_secs(10);
+
+impl Running {
+    /// The cluster as the local replica of shard 0 has it.
+    pub fn view(&self) -> proto::ClusterView {
+        let mut view = self.root().replica.with(|state| state.cluster.view());
+        let heads = self.root().heads();
+        view.heads =
+            heads.into_iter().map(|head| proto::HeadView { head: head.head, address: head.address }).collect();
+        view.cluster = self.identity.cluster;
+        view.shards = self.identity.shards;
+        view
+    }
+}
+
+impl Service {
+    pub(super) async fn watched(&self, request: proto::WatchRequest) -> Watched {
+        let running = match self.running(request.cluster) {
+            Ok(running) => running,
+            Err(why) => return Watched::Refused(why),
+        };
+        let deadline = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(MAX_WAIT);
+        let mut applied = running.root().replica.applied();
+        loop {
+            applied.borrow_and_update();
+            let version = running.members().version;
+            if version > request.above || Instant::now() >= deadline {
+                return Watched::View(running.view());
+            }
+            // Either the deadline or the end of this head.
+            if !matches!(tokio::time::timeout_at(deadline, applied.changed()).await, Ok(Ok(()))) {
+                return Watched::View(running.view());
+            }
+        }
+    }
+
+    pub(super) async fn read_fresh(&self, request: proto::ReadRequest) -> Read {
+        let group = match self.shard(request.cluster, request.shard) {
+            Ok((_, group)) => group,
+            Err(why) if self.starting() => return Read::Busy(why),
+            Err(why) => return Read::Refused(why),
+        };
+        match group.read_index().await {
+            Ok(()) => {}
+            Err(NotDone::NotLeader(leader)) => return Read::NotLeader(not_leader(leader)),
+            Err(NotDone::Busy(why) | NotDone::Unknown(why)) => return Read::Busy(why),
+        }
+        group.replica.with(|state| look(state, request.what))
+    }
+}
+
+fn look(state: &ShardState, what: Option<What>) -> Read {
+    let entry = |key: &bytes::Bytes, kv: &crate::core::KvValue| proto::KvEntry {
+        key: key.clone(),
+        value: kv.value.clone(),
+        revision: kv.revision,
+    };
+    match what {
+        Some(What::Key(key)) => {
+            let entries = state.kv.get(&key).map(|kv| entry(&key, kv)).into_iter().collect();
+            Read::Kv(proto::KvList { entries })
+        }
+        Some(What::Prefix(prefix)) => {
+            let found = state.kv.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+            Read::Kv(proto::KvList { entries: found.map(|(key, kv)| entry(key, kv)).collect() })
+        }
+        Some(What::Tasks(ids)) => {
+            let view = |id: &bytes::Bytes| {
+                let unknown = proto::TaskView { task: id.clone(), ..Default::default() };
+                TaskId::from_bytes(id).map_or(unknown, |id| state.view_of(id, ids.with_spec))
+            };
+            Read::Tasks(proto::TaskViews { tasks: ids.tasks.iter().map(view).collect() })
+        }
+        None => Read::Refused("the read asks for nothing".into()),
+    }
+}
+
+impl Site {
+    /// How this head is.
+    pub fn status(&self) -> proto::StatusReply {
+        let Some(running) = self.running.get() else {
+            return proto::StatusReply {
+                head: self.head,
+                heads: self.founders.clone(),
+                resident_bytes: resident_bytes(),
+                ..Default::default()
+            };
+        };
+        let stopped = running.log.stopped();
+        let shard = |group: &std::sync::Arc<crate::raft::group::Group>| {
+            let leadership = group.leadership();
+            let progress = group.progress();
+            proto::ShardStatus {
+                shard: group.shard,
+                term: leadership.term,
+                leader: leadership.leader.map_or(0, |leader| leader.head),
+                last_log: progress.last_log,
+                applied: progress.applied,
+                tasks: group.replica.with(|state| state.tasks.len()),
+                stopped: stopped.clone().or(progress.stopped).unwrap_or_default(),
+            }
+        };
+        let mut view = running.view();
+        running.liveness.beats().add_loads(&mut view);
+        proto::StatusReply {
+            head: running.identity.head,
+            cluster: running.identity.cluster,
+            shards: running.groups.iter().map(shard).collect(),
+            view: Some(view),
+            heads: self.founders.clone(),
+            syncs: running.log.syncs(),
+            resident_bytes: resident_bytes(),
+        }
+    }
+}
+
+/// Memory of this process, 0 where the kernel does not say.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").ok();
+    pages.and_then(|pages| pages.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 4096
+}

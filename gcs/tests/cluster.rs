@@ -1,0 +1,289 @@
+//! Heads in one process over real TCP and real files.
+
+use bytes::Bytes;
+use mobula_base::disk::RealDisk;
+use mobula_base::{JobId, TaskId};
+use mobula_gcs::raft::timing::RaftTiming;
+use mobula_gcs::{Client, Error, Head, HeadConfig, Parts, in_scope};
+use mobula_net::tcp::TcpNet;
+use mobula_proto as proto;
+use proto::located::Answer;
+use proto::stream_item::Item;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(20);
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
+        Place(std::env::temp_dir().join(format!("mobula-gcs-{}-{unique}", std::process::id())))
+    }
+    fn parts(&self, name: &str) -> Parts {
+        let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
+        Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+/// Free ports below the range that outgoing connections take theirs from.
+fn addresses(count: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let unique = COUNTER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 61;
+        let address = format!("127.0.0.1:{}", 10_000 + unique % 20_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            all.push(address);
+        }
+    }
+    all.sort();
+    all
+}
+
+fn config(address: &str, join: &[String], seed: u64) -> HeadConfig {
+    let timing = RaftTiming { snapshot_entries: 100, snapshot_bytes: 0, keep_entries: 10, ..RaftTiming::default() };
+    HeadConfig { address: address.into(), join: join.to_vec(), shards: 3, seed, timing, ..HeadConfig::default() }
+}
+
+async fn start(place: &Place, all: &[String], n: usize) -> Head {
+    let (config, parts) = (config(&all[n], all, n as u64 + 1), place.parts(&n.to_string()));
+    tokio::time::timeout(LONG, Head::start(config, parts)).await.expect("in time").expect("starts")
+}
+
+async fn start_all(place: &Place, all: &[String]) -> Vec<Option<Head>> {
+    let heads = futures::future::join_all((0..all.len()).map(|n| start(place, all, n))).await;
+    heads.into_iter().map(Some).collect()
+}
+
+async fn client(all: &[String]) -> Client {
+    let client = Client::new(Arc::new(TcpNet), all.to_vec(), 99);
+    client.connect(LONG).await.expect("connects");
+    client
+}
+
+async fn put(client: &Client, n: u32) {
+    let key = format!("key-{n}");
+    let value = Bytes::from(format!("value-{n}"));
+    assert!(client.kv_put(key.as_bytes(), value, false, LONG).await.expect("written"));
+}
+
+async fn check(client: &Client, upto: u32) {
+    for n in 0..upto {
+        let entry = client.read_kv(format!("key-{n}").as_bytes(), LONG).await.expect("read");
+        assert_eq!(entry.expect("there").value, Bytes::from(format!("value-{n}")));
+    }
+}
+
+/// Waits until all replicas of all shards have applied the same.
+async fn agree(heads: &[Option<Head>]) {
+    let same = async {
+        loop {
+            let mut all = Vec::new();
+            for head in heads.iter().flatten() {
+                all.push((0..3).map(|shard| head.digest(shard).expect("readable")).collect::<Vec<_>>());
+            }
+            if all.windows(2).all(|pair| pair[0] == pair[1]) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, same).await.expect("replicas converge");
+}
+
+#[tokio::test]
+async fn three_heads_lose_one_at_a_time_and_nothing_else() {
+    let place = Place::new();
+    in_scope(1, async {
+        let all = addresses(3);
+        let mut heads = start_all(&place, &all).await;
+        let client = client(&all).await;
+        for n in 0..50 {
+            put(&client, n).await;
+        }
+        for victim in 0..3 {
+            heads[victim].take().expect("running").shutdown().await;
+            // More than a snapshot's worth, so that the victim catches up through one.
+            for n in 50..400 {
+                put(&client, n).await;
+            }
+            heads[victim] = Some(start(&place, &all, victim).await);
+            agree(&heads).await;
+        }
+        check(&client, 400).await;
+        for head in heads.iter_mut() {
+            head.take().expect("running").shutdown().await;
+        }
+        let heads = start_all(&place, &all).await;
+        check(&client, 400).await;
+        agree(&heads).await;
+        let status = heads[0].as_ref().expect("running").status();
+        assert!(status.syncs > 0 && status.resident_bytes > 0 && status.shards.len() == 3);
+        assert!(status.shards.iter().all(|shard| shard.stopped.is_empty()));
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dead_leader_stalls_clients_only_briefly() {
+    let place = Place::new();
+    in_scope(2, async {
+        let all = addresses(3);
+        let mut heads = start_all(&place, &all).await;
+        let client = client(&all).await;
+        put(&client, 0).await;
+        // Let leaderships settle and the heads probe each other.
+        tokio::time::sleep(Duration::from_millis(3500)).await;
+        for shard in 0..3 {
+            let status = heads[0].as_ref().expect("running").status();
+            let leader = status.shards[shard as usize].leader as usize;
+            if let Some(victim) = heads[leader - 1].take() {
+                victim.shutdown().await;
+                let before = tokio::time::Instant::now();
+                let nothing = proto::Command {
+                    op: Some(proto::command::Op::Fence(proto::Fence { incarnation: 77 })),
+                };
+                client.propose(shard, &nothing, LONG).await.expect("a new leader");
+                println!("stall on shard {shard}: {:?}", before.elapsed());
+                heads[leader - 1] = Some(start(&place, &all, leader - 1).await);
+                tokio::time::sleep(Duration::from_millis(1000)).await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn tasks_are_located_fenced_and_retried() {
+    let place = Place::new();
+    in_scope(3, async {
+        let all = addresses(1);
+        let head = Head::start(
+            HeadConfig { shards: 3, node_silence_ms: 700, ..config(&all[0], &[], 5) },
+            place.parts("0"),
+        );
+        let head = head.await.expect("starts");
+        let client = client(&all).await;
+        let mut nodes = Vec::new();
+        for name in ["a", "b"] {
+            let join = proto::NodeJoin { address: format!("{name}:1"), ..Default::default() };
+            let reply = client.call(proto::call::Op::NodeJoin(join), 0, LONG).await.expect("joined");
+            let Some(proto::call_reply::Reply::Incarnation(incarnation)) = reply.reply else {
+                panic!("{reply:?}")
+            };
+            nodes.push(incarnation);
+        }
+        assert_eq!(nodes, [1, 2]);
+        let task = TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, 0);
+        let shard = task.run.shard(3).0;
+        let spec = proto::TaskSpec { id: proto::task_bytes(task), digest: 5, max_retries: 3, ..Default::default() };
+        let done = proto::Done {
+            task: proto::task_bytes(task),
+            attempt: 1,
+            executor: 1,
+            outputs: vec![proto::Output { crc: 1, size: 2 }],
+            ..Default::default()
+        };
+        let stream = |incarnation, first_seq, item| proto::StreamBatch {
+            incarnation,
+            first_seq,
+            items: vec![proto::StreamItem { item: Some(item) }],
+        };
+        client.stream(shard, stream(1, 1, Item::Submit(spec)), LONG).await.expect("submitted");
+        let object = proto::object_bytes(task.output(0));
+        let wait = Duration::from_millis(2000);
+        let locate = || client.locate(shard, 2, vec![object.clone()], wait, LONG);
+        // Parked until it is done.
+        let finish = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            client.stream(shard, stream(1, 2, Item::Done(done)), LONG).await.expect("done");
+        };
+        let (located, ()) = tokio::join!(locate(), finish);
+        let answer = located.expect("located").answers[0].answer.clone();
+        let Some(Answer::Here(here)) = answer else { panic!("{answer:?}") };
+        assert_eq!((here.holders[0].incarnation, here.holders[0].address.as_str()), (1, "a:1"));
+        // Node 1 falls silent and is declared dead; node 2 lives on.
+        let mut lost = false;
+        for _ in 0..100 {
+            let beat = proto::HeartbeatRequest { incarnation: 2, cpu_milli_free: 7, ..Default::default() };
+            client.heartbeat(beat, LONG).await.expect("heard");
+            let located = client.locate(shard, 2, vec![object.clone()], Duration::ZERO, LONG).await;
+            if let Some(Answer::Lost(attempt)) = located.expect("located").answers[0].answer {
+                assert_eq!(attempt, 1);
+                lost = true;
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert!(lost, "a dead holder's copy is lost");
+        let view = client.watch(0, Duration::ZERO, LONG).await.expect("seen");
+        assert_eq!(view.nodes.iter().map(|node| node.alive).collect::<Vec<_>>(), [false, true]);
+        let next = proto::NextAttempt { task: proto::task_bytes(task), from: 1, failed: false };
+        let reply = client.stream(shard, stream(2, 1, Item::Next(next)), LONG).await.expect("proposed");
+        let Some(proto::reply::Reply::Stream(ack)) = reply.reply else { panic!("{reply:?}") };
+        assert!(matches!(ack.outcomes[0].outcome, Some(proto::item_outcome::Outcome::Granted(_))), "{ack:?}");
+        // The dead one is told; its own shard has it fenced by now.
+        let beat = proto::HeartbeatRequest { incarnation: 1, ..Default::default() };
+        let told = client.heartbeat(beat, LONG).await.expect("heard");
+        assert_eq!(told, proto::heartbeat_reply::Result::Fenced(true));
+        let views = client.read_tasks(shard, vec![proto::task_bytes(task)], true, LONG).await.expect("read");
+        assert_eq!((views[0].attempt, views[0].keeper), (2, 2));
+        head.shutdown().await;
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn heads_that_disagree_say_so() {
+    let place = Place::new();
+    in_scope(4, async {
+        let all = addresses(3);
+        let one = Head::start(config(&all[0], &all, 1), place.parts("0"));
+        let two = HeadConfig { shards: 5, ..config(&all[1], &all, 2) };
+        let two = Head::start(two, place.parts("1"));
+        let error = tokio::select! {
+            biased;
+            error = one => error.err(),
+            error = two => error.err(),
+        };
+        assert!(matches!(error, Some(Error::ShardMismatch { .. })), "{error:?}");
+        let all = addresses(2);
+        let even = Head::start(config(&all[0], &all, 1), place.parts("2")).await.err();
+        assert!(matches!(even, Some(Error::EvenHeads(2))), "{even:?}");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_emptied_member_and_a_second_user_are_refused() {
+    let place = Place::new();
+    in_scope(5, async {
+        let all = addresses(3);
+        let mut heads = start_all(&place, &all).await;
+        let client = client(&all).await;
+        put(&client, 0).await;
+        let again = Head::start(HeadConfig { address: "127.0.0.1:0".into(), ..config("", &[], 9) }, place.parts("1"));
+        let error = again.await.err();
+        assert!(matches!(error, Some(Error::InUse)), "{error:?}");
+        heads[1].take().expect("running").shutdown().await;
+        std::fs::remove_dir_all(place.0.join("1")).expect("emptied");
+        let error = Head::start(config(&all[1], &all, 2), place.parts("1")).await.err();
+        assert!(matches!(error, Some(Error::Emptied { .. })), "{error:?}");
+        let mut more = addresses(1);
+        more.extend(all[..2].iter().cloned());
+        let address = more[0].clone();
+        let error = Head::start(config(&address, &more, 7), place.parts("3")).await.err();
+        assert!(matches!(error, Some(Error::JoinNotSupported { .. })), "{error:?}");
+    })
+    .await;
+}

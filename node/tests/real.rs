@@ -1,0 +1,296 @@
+//! One head, two nodes, real worker processes: the API as a user meets it.
+//!
+//! The test binary serves as worker binary, so it has a `main` of its own.
+
+use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, remote};
+use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
+use mobula_net::tcp::TcpNet;
+use mobula_node::NodeConfig;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::time::Duration;
+
+#[remote]
+fn add(a: u64, b: u64) -> u64 {
+    a + b
+}
+
+#[remote]
+fn sum(numbers: Many<u64>) -> u64 {
+    numbers.0.iter().sum()
+}
+
+#[remote]
+fn halve(n: u64) -> Result<u64, String> {
+    if n.is_multiple_of(2) { Ok(n / 2) } else { Err(format!("{n} is odd")) }
+}
+
+#[remote]
+fn panics() -> u64 {
+    panic!("on purpose")
+}
+
+#[remote]
+fn zeros(len: usize, fill: u8) -> Blob {
+    vec![fill; len].into()
+}
+
+#[remote]
+fn length(blob: Blob) -> usize {
+    blob.len()
+}
+
+#[remote]
+fn fibonacci(n: u64) -> Result<u64, Error> {
+    if n < 2 {
+        return Ok(n);
+    }
+    let (a, b) = (fibonacci::remote(n - 1), fibonacci::remote(n - 2));
+    Ok(a.get()? + b.get()?)
+}
+
+#[remote]
+fn make_and_pass_on() -> Vec<ObjectRef<u64>> {
+    (0..3).map(|i| add::remote(i, 10)).collect()
+}
+
+#[remote]
+fn put_inside() -> Result<ObjectRef<Blob>, Error> {
+    mobula::current().put(&Blob::from(vec![7; 300_000]))
+}
+
+#[remote]
+fn slow(ms: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(ms));
+    ms
+}
+
+/// Kills its worker the first time; `marker` tells the times apart.
+#[remote]
+fn dies_once(marker: String) -> u64 {
+    if std::fs::create_dir(&marker).is_ok() {
+        std::process::abort();
+    }
+    42
+}
+
+#[remote]
+fn always_dies() -> u64 {
+    std::process::abort()
+}
+
+#[remote]
+async fn add_later(a: u64) -> Result<u64, Error> {
+    let b = add::remote(a, 1);
+    Ok(b.get_async().await? + 1)
+}
+
+struct Cluster {
+    dir: PathBuf,
+    stop: Vec<tokio::sync::oneshot::Sender<()>>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime")
+}
+
+impl Cluster {
+    fn start() -> Self {
+        let dir = std::env::temp_dir().join(format!("mobula-real-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a temporary directory");
+        let mut cluster = Cluster { dir: dir.clone(), stop: vec![], threads: vec![] };
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        cluster.stop.push(stop);
+        let head_dir = dir.join("head");
+        cluster.threads.push(std::thread::spawn(move || {
+            let disk = Arc::new(mobula_base::disk::RealDisk::new(head_dir).expect("a directory"));
+            runtime().block_on(mobula_gcs::in_scope(1, async move {
+                let parts = HeadParts { net: Arc::new(TcpNet), disk };
+                let head = Head::start(HeadConfig::default(), parts).await.expect("the head starts");
+                tell.send(head.address().to_owned()).expect("the test waits");
+                let _ = head.run_until_shutdown(async { drop(stopped.await) }).await;
+            }));
+        }));
+        let address = told.recv_timeout(Duration::from_secs(30)).expect("a head");
+        for n in 1..=2u32 {
+            cluster.start_node(n, &address);
+        }
+        cluster
+    }
+
+    fn socket(&self, n: u32) -> PathBuf {
+        self.dir.join(format!("node-{n}.sock"))
+    }
+
+    fn start_node(&mut self, n: u32, head: &str) {
+        let config = NodeConfig {
+            name: format!("node-{n}"),
+            heads: vec![head.to_owned()],
+            listen: "127.0.0.1:0".into(),
+            socket: self.socket(n),
+            workers: 2,
+            resources: vec![(format!("only-{n}"), 4.0)],
+            store_bytes: 64 << 20,
+            seed: u64::from(n),
+        };
+        let (tell, told) = mpsc::channel();
+        let (stop, stopped) = tokio::sync::oneshot::channel();
+        self.stop.push(stop);
+        self.threads.push(std::thread::spawn(move || {
+            let ready = move |_| drop(tell.send(()));
+            let node = mobula_node::run(config, ready, async { drop(stopped.await) });
+            runtime().block_on(node).expect("the node runs");
+        }));
+        told.recv_timeout(Duration::from_secs(30)).expect("a node");
+    }
+
+    fn connect(&self, n: u32) -> Client {
+        let options = ConnectOptions { socket: self.socket(n), job_name: "test".into(), ..Default::default() };
+        Client::connect(options).expect("the daemon answers")
+    }
+
+    fn end(mut self) {
+        for stop in self.stop.drain(..).rev() {
+            let _ = stop.send(());
+        }
+        for thread in self.threads.drain(..).rev() {
+            thread.join().expect("it ends cleanly");
+        }
+        let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn values_and_chains(c: &Cluster) {
+    let client = c.connect(1);
+    let three = client.submit(add::task(1, 2));
+    let ten = client.submit(add::task(&three, 7));
+    assert_eq!(ten.get_timeout(SOON).expect("runs"), 10);
+    let parts: Vec<_> = (0..200).map(|i| client.submit(add::task(i, 1))).collect();
+    let total = client.submit(sum::task(&parts));
+    assert_eq!(total.get_timeout(SOON).expect("runs"), (1..=200).sum::<u64>());
+    assert_eq!(client.submit(add_later::task(5)).get_timeout(SOON).expect("runs"), 7);
+    client.end(true).expect("the job ends");
+}
+
+fn large_objects_and_puts(c: &Cluster) {
+    let client = c.connect(1);
+    let here = client.submit(zeros::task(3_000_000, 1).resource("only-1", 1.0));
+    let there = client.submit(zeros::task(2_000_000, 2).resource("only-2", 1.0));
+    let far = client.submit(length::task(&here).resource("only-2", 1.0));
+    let near = client.submit(length::task(&there).resource("only-1", 1.0));
+    assert_eq!(far.get_timeout(SOON).expect("crosses over"), 3_000_000);
+    assert_eq!(near.get_timeout(SOON).expect("crosses over"), 2_000_000);
+    assert!(there.get_timeout(SOON).expect("crosses over").iter().all(|b| *b == 2));
+    let small = client.put(&17u64).expect("stored");
+    let large = client.put(&Blob::from(vec![9; 400_000])).expect("stored");
+    assert_eq!(client.submit(add::task(&small, 1).resource("only-2", 1.0)).get_timeout(SOON).expect("runs"), 18);
+    assert_eq!(client.submit(length::task(&large)).get_timeout(SOON).expect("runs"), 400_000);
+    assert_eq!(large.get_timeout(SOON).expect("is here").len(), 400_000);
+    let too_large = client.submit(zeros::task(100 << 20, 0)).get_timeout(SOON);
+    let text = too_large.expect_err("larger than the store").to_string();
+    assert!(text.contains("can never fit"), "{text}");
+    client.end(true).expect("the job ends");
+}
+
+fn nested_tasks(c: &Cluster) {
+    let client = c.connect(1);
+    assert_eq!(client.submit(fibonacci::task(9)).get_timeout(SOON).expect("runs"), 34);
+    let passed = client.submit(make_and_pass_on::task()).get_timeout(SOON);
+    assert_eq!(passed.expect("runs").len(), 3);
+    drop(client.submit(put_inside::task()).get_timeout(SOON).expect("runs"));
+    client.end(true).expect("the job ends");
+}
+
+fn failures_have_causes(c: &Cluster) {
+    let client = c.connect(2);
+    let odd = client.submit(halve::task(7));
+    let after = client.submit(add::task(&odd, 1));
+    let Err(Error::Task { kind, message, .. }) = odd.get_timeout(SOON) else { panic!("7 is odd") };
+    assert_eq!((kind, message.as_str()), (FailureKind::FailureUserError, "7 is odd"));
+    let Err(Error::Task { kind, causes, .. }) = after.get_timeout(SOON) else { panic!("its argument failed") };
+    assert_eq!(kind, FailureKind::FailureDependency);
+    assert!(causes[0].contains("7 is odd"), "{causes:?}");
+    let Err(Error::Task { kind, message, .. }) = client.submit(panics::task()).get_timeout(SOON) else {
+        panic!("it panics")
+    };
+    assert_eq!((kind, message.as_str()), (FailureKind::FailurePanic, "on purpose"));
+    let never = client.submit(add::task(1, 2).cpus(64.0)).get_timeout(SOON);
+    assert!(never.expect_err("no such node").to_string().contains("can never be placed"));
+    let late = client.submit(slow::task(2000)).get_timeout(Duration::from_millis(20));
+    assert!(matches!(late, Err(Error::Timeout(_))));
+    let missing = mobula::Task::<u64>::new("no::such::function", mobula::Args::default());
+    let Err(Error::Task { kind, message, .. }) = client.submit(missing).get_timeout(SOON) else { panic!("missing") };
+    assert_eq!(kind, FailureKind::FailureFunctionNotRegistered, "{message}");
+    let wrong = mobula::Task::<u64>::new(concat!(module_path!(), "::add"), mobula::Args::default());
+    let Err(Error::Task { kind, message, .. }) = client.submit(wrong).get_timeout(SOON) else { panic!("no args") };
+    assert_eq!(kind, FailureKind::FailureBadArguments, "{message}");
+    client.end(true).expect("the job ends");
+}
+
+fn dead_workers_are_replaced(c: &Cluster) {
+    let client = c.connect(1);
+    let marker = c.dir.join("died").display().to_string();
+    assert_eq!(client.submit(dies_once::task(marker)).get_timeout(SOON).expect("runs again"), 42);
+    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(1)).get_timeout(SOON) else {
+        panic!("it always dies")
+    };
+    assert_eq!(kind, FailureKind::FailureWorkerDied);
+    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(0)).get_timeout(SOON) else {
+        panic!("it always dies")
+    };
+    assert_eq!(kind, FailureKind::FailureMayHaveRun);
+    assert_eq!(client.submit(add::task(1, 1)).get_timeout(SOON).expect("the cluster goes on"), 2);
+    client.end(true).expect("the job ends");
+}
+
+fn waiting_and_acknowledgements(c: &Cluster) {
+    let client = c.connect(1);
+    let refs: Vec<_> = [1, 1, 3000].into_iter().map(|ms| client.submit(slow::task(ms).cpus(0.5))).collect();
+    let ready = client.wait(&refs, 2, SOON);
+    assert_eq!(ready, vec![true, true, false]);
+    let mut committed = Vec::new();
+    for _ in 0..1000 {
+        committed.extend(client.take_committed());
+        if committed.len() == 3 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    assert_eq!(committed.len(), 3, "every record is acknowledged");
+    assert!(committed.iter().all(|(_, revision)| *revision > 0));
+    client.end(true).expect("the job ends");
+}
+
+fn main() {
+    mobula::run_worker_if_asked();
+    let cluster = Cluster::start();
+    let tests: [(&str, fn(&Cluster)); 6] = [
+        ("values_and_chains", values_and_chains),
+        ("large_objects_and_puts", large_objects_and_puts),
+        ("nested_tasks", nested_tasks),
+        ("failures_have_causes", failures_have_causes),
+        ("dead_workers_are_replaced", dead_workers_are_replaced),
+        ("waiting_and_acknowledgements", waiting_and_acknowledgements),
+    ];
+    let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));
+    let (mut passed, mut failed) = (0, 0);
+    for (name, test) in tests {
+        if only.as_ref().is_some_and(|o| !name.contains(o.as_str())) {
+            continue;
+        }
+        match catch_unwind(AssertUnwindSafe(|| test(&cluster))) {
+            Ok(()) => passed += 1,
+            Err(_) => failed += 1,
+        }
+        println!("test {name} ended");
+    }
+    cluster.end();
+    println!("{passed} passed, {failed} failed");
+    std::process::exit(i32::from(failed > 0));
+}
