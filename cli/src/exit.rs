@@ -50,6 +50,7 @@ pub fn leave(code: u8) -> ! {
             std::thread::park();
         }
     }
+    crate::commands::start::abandon();
     crate::cluster::shut_down_all();
     std::process::exit(i32::from(code));
 }

@@ -1,1 +1,73 @@
-fn main() {}
+//! `mobula`: the command line of a distributed runtime whose head nodes may die.
+//!
+//! A client like any other: it starts daemons, asks heads, submits jobs. Read it in this order:
+//!
+//! - [`args`], [`config`] — what can be asked; `docs/cli.md` is the contract.
+//! - [`commands`] — one file for each command; [`demo`] and [`bench`] have folders of their own.
+//! - [`cluster`] — heads and nodes as children of this process, which leave nothing behind.
+//! - [`datadir`], [`process`], [`limits`], [`signals`] — what the operating system is asked.
+//! - [`exit`], [`output`] — how a command ends, and where text goes.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("mobula runs on Linux only: it shares memory by memfd and follows its processes through /proc");
+
+mod args;
+mod bench;
+mod cluster;
+mod commands;
+mod config;
+mod datadir;
+mod demo;
+mod exit;
+mod limits;
+mod output;
+mod process;
+mod signals;
+
+use args::{Cli, Command};
+use clap::Parser;
+use config::Settings;
+use exit::Outcome;
+
+fn main() {
+    // A daemon starts the driver's own binary as worker, and this is the driver of the demo.
+    mobula::run_worker_if_asked();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(refusal) => {
+            // Help goes to standard output, complaints to standard error; closed ones are fine.
+            let _ = refusal.print();
+            exit::leave(if refusal.use_stderr() { exit::USAGE } else { exit::OK });
+        }
+    };
+    let code = match run(&cli) {
+        Ok(code) => code,
+        Err(failure) => {
+            exit::report(&failure);
+            failure.code
+        }
+    };
+    exit::leave(code);
+}
+
+fn run(cli: &Cli) -> Outcome {
+    if let Command::Janitor { dir } = &cli.command {
+        return cluster::janitor::run(dir);
+    }
+    let settings = Settings::new(&cli.global)?;
+    match &cli.command {
+        Command::Demo(args) => demo::run(&settings, args),
+        Command::Start(args) => commands::start::run(&settings, &args.member),
+        Command::Stop => commands::stop::run(&settings),
+        Command::Status => commands::status::run(&settings),
+        Command::Up(args) => commands::up::run(&settings, args),
+        Command::Run(args) => commands::run::run(&settings, args),
+        Command::Sim(passed) => commands::sim::run(&passed.args),
+        Command::Experiment(passed) => commands::missing::command("experiment", &passed.args),
+        Command::Chaos(passed) => commands::missing::command("chaos", &passed.args),
+        Command::Bench(args) => bench::run(&settings, args),
+        Command::Daemon(args) => commands::daemon::run(&settings, args),
+        Command::Reference(args) => demo::reference_process(&settings, args),
+        Command::Janitor { .. } => unreachable!("handled above"),
+    }
+}

@@ -42,10 +42,8 @@ async fn probe(net: SharedNet, address: &str) -> Option<proto::ProbeReply> {
 /// What the other founders say, in the order of their addresses.
 async fn ask_all(site: &Site) -> Vec<(String, Option<proto::ProbeReply>)> {
     let others = site.founders.iter().filter(|address| **address != site.advertise);
-    join_all(others.map(|address| async move {
-        (address.clone(), probe(site.net.clone(), address).await)
-    }))
-    .await
+    join_all(others.map(|address| async move { (address.clone(), probe(site.net.clone(), address).await) }))
+        .await
 }
 
 /// Gives a fresh head its identity: names the cluster, or takes the name over.
@@ -69,7 +67,8 @@ pub async fn agree(site: &Site) -> Result<Identity, Error> {
         if let Some(cluster) = named {
             return Ok(identity(cluster));
         }
-        let missing: Vec<&String> = answers.iter().filter(|(_, r)| r.is_none()).map(|(peer, _)| peer).collect();
+        let missing: Vec<&String> =
+            answers.iter().filter(|(_, r)| r.is_none()).map(|(peer, _)| peer).collect();
         if site.head == 1 && missing.is_empty() {
             let mut parts: Vec<&[u8]> = site.founders.iter().map(|address| address.as_bytes()).collect();
             let offer = site.offer.to_le_bytes();

@@ -36,7 +36,13 @@ pub async fn fence(running: Arc<Running>, shard: u32) {
         let members = running.members();
         if leadership.here && seen != (leadership.term, members.version) {
             let missing: Vec<u64> = group.replica.with(|state| {
-                members.dead.iter().filter(|dead| !state.is_fenced(**dead)).take(MAX_FENCES).copied().collect()
+                members
+                    .dead
+                    .iter()
+                    .filter(|dead| !state.is_fenced(**dead))
+                    .take(MAX_FENCES)
+                    .copied()
+                    .collect()
             });
             if missing.is_empty() {
                 seen = (leadership.term, members.version);

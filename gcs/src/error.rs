@@ -6,7 +6,9 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The disk refused; the replica has stopped and nothing acknowledged is lost.
-    #[error("storage of this head failed at {what}: {source}; free space or replace the disk, then restart the head")]
+    #[error(
+        "storage of this head failed at {what}: {source}; free space or replace the disk, then restart the head"
+    )]
     Storage {
         /// The file or action.
         what: String,
@@ -30,7 +32,9 @@ pub enum Error {
     #[error("data directory in use by another head: stop it, or give this head a directory of its own")]
     InUse,
     /// The directory was written by a later format.
-    #[error("data directory written by a newer Mobula (format {found}, this build reads up to {known}): upgrade this head")]
+    #[error(
+        "data directory written by a newer Mobula (format {found}, this build reads up to {known}): upgrade this head"
+    )]
     Newer {
         /// Format in the directory.
         found: u32,
@@ -44,7 +48,9 @@ pub enum Error {
     #[error("{0} heads: an even number of heads tolerates no more failures than one fewer; use {next}", next = .0 + 1)]
     EvenHeads(usize),
     /// Heads disagree on the number of shards.
-    #[error("head {peer} is configured with {theirs} shards, this one with {ours}: give every head the same number")]
+    #[error(
+        "head {peer} is configured with {theirs} shards, this one with {ours}: give every head the same number"
+    )]
     ShardMismatch {
         /// Address of the other head.
         peer: String,
@@ -54,7 +60,9 @@ pub enum Error {
         ours: u32,
     },
     /// Heads disagree on who they are.
-    #[error("head {peer} was given the join list {theirs:?}, this one {ours:?}: give every head the same list")]
+    #[error(
+        "head {peer} was given the join list {theirs:?}, this one {ours:?}: give every head the same list"
+    )]
     JoinMismatch {
         /// Address of the other head.
         peer: String,
@@ -104,7 +112,9 @@ pub enum Error {
         detail: String,
     },
     /// No head answered within the deadline.
-    #[error("none of the heads {heads:?} answered in time (last: {last}): check that they run and can be reached")]
+    #[error(
+        "none of the heads {heads:?} answered in time (last: {last}): check that they run and can be reached"
+    )]
     Unreachable {
         /// All that were tried.
         heads: Vec<String>,

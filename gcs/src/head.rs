@@ -1,6 +1,7 @@
 //! A head: one process's replicas of all shards, its log, its server.
 
 use crate::bootstrap;
+use crate::config::{HeadConfig, Parts};
 use crate::core::ShardState;
 use crate::duties;
 use crate::error::Error;
@@ -11,14 +12,12 @@ use crate::raft::failover::{self, Front};
 use crate::raft::group::Group;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
-use crate::raft::timing::RaftTiming;
 use crate::raft::types::Raft;
 use crate::server::{Running, Service, Site};
 use crate::{snapshot, spec_store};
-use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::grpc;
-use mobula_net::seam::{Listener, SharedNet};
+use mobula_net::seam::Listener;
 use mobula_proto as proto;
 use proto::control_store_server::ControlStoreServer;
 use proto::raft_server::RaftServer;
@@ -28,48 +27,6 @@ use tokio::task::JoinHandle;
 
 /// How often a running head looks whether it had to stop.
 const STOPPED_TICK: Duration = Duration::from_millis(200);
-
-/// How a head is to run.
-#[derive(Clone, Debug)]
-pub struct HeadConfig {
-    /// Where to listen, `host:port`.
-    pub address: String,
-    /// The address others use; empty for the one that was bound.
-    pub advertise: String,
-    /// Addresses of all heads, this one's included; empty for a head alone.
-    pub join: Vec<String>,
-    /// Number of shards; the same on every head, for ever.
-    pub shards: u32,
-    /// Everything random comes from this.
-    pub seed: u64,
-    /// How patient the consensus is.
-    pub timing: RaftTiming,
-    /// A node daemon that has been silent for this long is declared dead, in ms.
-    pub node_silence_ms: u64,
-}
-
-impl Default for HeadConfig {
-    fn default() -> Self {
-        HeadConfig {
-            address: "127.0.0.1:0".into(),
-            advertise: String::new(),
-            join: Vec::new(),
-            shards: 4,
-            seed: 0,
-            timing: RaftTiming::default(),
-            node_silence_ms: 1500,
-        }
-    }
-}
-
-/// What a head runs on.
-#[derive(Clone)]
-pub struct Parts {
-    /// The network.
-    pub net: SharedNet,
-    /// The data directory.
-    pub disk: Arc<dyn Disk>,
-}
 
 /// A running head. Shut it down with [`Head::shutdown`]; dropping it only ends its tasks.
 pub struct Head {
@@ -240,7 +197,7 @@ fn site(
     }
     founders.sort();
     founders.dedup();
-    if founders.len() % 2 == 0 {
+    if founders.len().is_multiple_of(2) {
         return Err(Error::EvenHeads(founders.len()));
     }
     let Some(place) = founders.iter().position(|address| *address == advertise) else {
@@ -296,7 +253,7 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
         let dialer = Dialer { peers: peers.clone(), shard };
         let raft = Raft::new(identity.head, config.timing.config()?, dialer, store, machine).await;
         let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
-        groups.push(Arc::new(Group::new(shard, raft, replica)));
+        groups.push(Arc::new(Group::new(shard, raft, replica, config.timing.election())));
     }
     Ok(Running::new(identity, groups, log))
 }

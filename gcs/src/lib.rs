@@ -13,11 +13,12 @@
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
-//! - [`head`] — all of it together.
+//! - [`config`], [`head`] — all of it together.
 //! - [`client`] — finding the leader, repeating safely.
 
 pub mod bootstrap;
 pub mod client;
+pub mod config;
 pub mod core;
 pub mod duties;
 pub mod error;
@@ -30,7 +31,8 @@ pub mod snapshot;
 pub mod spec_store;
 
 pub use client::Client;
+pub use config::{HeadConfig, Parts};
 pub use error::Error;
-pub use head::{Head, HeadConfig, Parts};
+pub use head::Head;
 pub use raft::timing::RaftTiming;
 pub use raft::types::in_scope;

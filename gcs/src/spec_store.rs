@@ -40,8 +40,7 @@ pub fn open(disk: &dyn Disk, shards: u32) -> io::Result<Vec<Arc<dyn SpecStore>>>
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let db =
-        sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open()?;
+    let db = sled::Config::new().path(path).cache_capacity(SLED_CACHE_BYTES).flush_every_ms(None).open()?;
     (0..shards)
         .map(|shard| {
             let tree = db.open_tree(format!("specs-{shard}"))?;

@@ -51,8 +51,16 @@ fn addresses(count: usize) -> Vec<String> {
 }
 
 fn config(address: &str, join: &[String], seed: u64) -> HeadConfig {
-    let timing = RaftTiming { snapshot_entries: 100, snapshot_bytes: 0, keep_entries: 10, ..RaftTiming::default() };
-    HeadConfig { address: address.into(), join: join.to_vec(), shards: 3, seed, timing, ..HeadConfig::default() }
+    let timing =
+        RaftTiming { snapshot_entries: 100, snapshot_bytes: 0, keep_entries: 10, ..RaftTiming::default() };
+    HeadConfig {
+        address: address.into(),
+        join: join.to_vec(),
+        shards: 3,
+        seed,
+        timing,
+        ..HeadConfig::default()
+    }
 }
 
 async fn start(place: &Place, all: &[String], n: usize) -> Head {
@@ -134,7 +142,7 @@ async fn three_heads_lose_one_at_a_time_and_nothing_else() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leader_stalls_clients_only_briefly() {
     let place = Place::new();
     in_scope(2, async {
@@ -150,9 +158,8 @@ async fn a_dead_leader_stalls_clients_only_briefly() {
             if let Some(victim) = heads[leader - 1].take() {
                 victim.shutdown().await;
                 let before = tokio::time::Instant::now();
-                let nothing = proto::Command {
-                    op: Some(proto::command::Op::Fence(proto::Fence { incarnation: 77 })),
-                };
+                let nothing =
+                    proto::Command { op: Some(proto::command::Op::Fence(proto::Fence { incarnation: 77 })) };
                 client.propose(shard, &nothing, LONG).await.expect("a new leader");
                 println!("stall on shard {shard}: {:?}", before.elapsed());
                 heads[leader - 1] = Some(start(&place, &all, leader - 1).await);
@@ -163,7 +170,7 @@ async fn a_dead_leader_stalls_clients_only_briefly() {
     .await;
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_are_located_fenced_and_retried() {
     let place = Place::new();
     in_scope(3, async {
@@ -186,7 +193,8 @@ async fn tasks_are_located_fenced_and_retried() {
         assert_eq!(nodes, [1, 2]);
         let task = TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, 0);
         let shard = task.run.shard(3).0;
-        let spec = proto::TaskSpec { id: proto::task_bytes(task), digest: 5, max_retries: 3, ..Default::default() };
+        let spec =
+            proto::TaskSpec { id: proto::task_bytes(task), digest: 5, max_retries: 3, ..Default::default() };
         let done = proto::Done {
             task: proto::task_bytes(task),
             attempt: 1,
@@ -272,7 +280,8 @@ async fn an_emptied_member_and_a_second_user_are_refused() {
         let mut heads = start_all(&place, &all).await;
         let client = client(&all).await;
         put(&client, 0).await;
-        let again = Head::start(HeadConfig { address: "127.0.0.1:0".into(), ..config("", &[], 9) }, place.parts("1"));
+        let again =
+            Head::start(HeadConfig { address: "127.0.0.1:0".into(), ..config("", &[], 9) }, place.parts("1"));
         let error = again.await.err();
         assert!(matches!(error, Some(Error::InUse)), "{error:?}");
         heads[1].take().expect("running").shutdown().await;

@@ -82,8 +82,9 @@ fn run(seed: u64) -> String {
     let digests: Digests = Arc::default();
     let problems: Arc<Mutex<Vec<String>>> = Arc::default();
     let lives = Arc::new(Mutex::new(0u64));
-    for n in 0..HEADS {
-        let (disk, digests, lives, problems) = (disks[n].clone(), digests.clone(), lives.clone(), problems.clone());
+    for (n, disk) in disks.iter().enumerate() {
+        let (disk, digests, lives, problems) =
+            (disk.clone(), digests.clone(), lives.clone(), problems.clone());
         sim.host(format!("head{n}"), move || {
             let (disk, digests, problems) = (disk.clone(), digests.clone(), problems.clone());
             let life = {
@@ -96,7 +97,10 @@ fn run(seed: u64) -> String {
                 let head = match Head::start(config(n, seed * 1000 + life), parts).await {
                     Ok(head) => head,
                     Err(error) => {
-                        problems.lock().expect("one thread").push(format!("head {n} does not start: {error}"));
+                        problems
+                            .lock()
+                            .expect("one thread")
+                            .push(format!("head {n} does not start: {error}"));
                         return Err(error.into());
                     }
                 };
@@ -127,7 +131,11 @@ fn run(seed: u64) -> String {
         }
         for n in 0..WRITES {
             let entry = client.read_kv(format!("k{n}").as_bytes(), long).await?;
-            assert_eq!(entry.map(|entry| entry.value), Some(Bytes::from(format!("v{n}"))), "acknowledged, then lost");
+            assert_eq!(
+                entry.map(|entry| entry.value),
+                Some(Bytes::from(format!("v{n}"))),
+                "acknowledged, then lost"
+            );
         }
         for _ in 0..200 {
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -147,8 +155,12 @@ fn run(seed: u64) -> String {
             match action.as_str() {
                 "crash" => sim.bounce(format!("head{n}")),
                 "crash all" => (0..HEADS).for_each(|n| sim.bounce(format!("head{n}"))),
-                "partition" => (0..HEADS).filter(|o| *o != n).for_each(|o| sim.repair(format!("head{n}"), format!("head{o}"))),
-                _ => (0..HEADS).filter(|o| *o != n).for_each(|o| sim.release(format!("head{n}"), format!("head{o}"))),
+                "partition" => (0..HEADS)
+                    .filter(|o| *o != n)
+                    .for_each(|o| sim.repair(format!("head{n}"), format!("head{o}"))),
+                _ => (0..HEADS)
+                    .filter(|o| *o != n)
+                    .for_each(|o| sim.release(format!("head{n}"), format!("head{o}"))),
             }
             due = now + 1000 + random.below(2500);
         }
@@ -164,8 +176,12 @@ fn run(seed: u64) -> String {
                     sim.crash(format!("head{n}"));
                     disks[n].power_cut();
                 }),
-                "partition" => (0..HEADS).filter(|o| *o != n).for_each(|o| sim.partition(format!("head{n}"), format!("head{o}"))),
-                _ => (0..HEADS).filter(|o| *o != n).for_each(|o| sim.hold(format!("head{n}"), format!("head{o}"))),
+                "partition" => (0..HEADS)
+                    .filter(|o| *o != n)
+                    .for_each(|o| sim.partition(format!("head{n}"), format!("head{o}"))),
+                _ => (0..HEADS)
+                    .filter(|o| *o != n)
+                    .for_each(|o| sim.hold(format!("head{n}"), format!("head{o}"))),
             }
             if action.starts_with("crash") {
                 digests.lock().expect("one thread").clear();
@@ -176,7 +192,12 @@ fn run(seed: u64) -> String {
         let problems = problems.lock().expect("one thread");
         assert!(problems.is_empty(), "seed {seed}: {problems:?} after {events:?}");
         if done {
-            return format!("{now} ms, {} faults, last {:?}, {:?}", events.len(), events.last(), digests.lock().expect("one thread").values().next());
+            return format!(
+                "{now} ms, {} faults, last {:?}, {:?}",
+                events.len(),
+                events.last(),
+                digests.lock().expect("one thread").values().next()
+            );
         }
     }
 }

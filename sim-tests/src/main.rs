@@ -1,1 +1,32 @@
-fn main() {}
+//! `mobula-sim`: the production code on a simulated network, disk and clock.
+//!
+//! One process runs one seed: task ids of tokio are process-global and decide the order in which a
+//! crashing host drops its tasks. Nothing of the product depends on this crate.
+//!
+//! Read it in this order:
+//!
+//! - [`scenario`] — a seed's faults, and the loop that lets them land.
+//! - [`cluster`] — heads and nodes as simulated hosts.
+//! - [`job`] — the work they do, and the interpreter that knows its answers.
+//! - [`judge`] — what must hold at the end.
+//! - [`net`], [`local`] — the simulated seams.
+//! - [`trace`] — what happened, event by event; two runs of a seed must agree.
+
+#[cfg(not(tokio_unstable))]
+compile_error!(
+    "mobula-sim needs RUSTFLAGS='--cfg tokio_unstable' (else the runtime's dice are not seeded); \
+     use `mobula sim` or `cargo test -p mobula-sim-tests`, which set it"
+);
+
+mod cluster;
+mod command;
+mod job;
+mod judge;
+mod local;
+mod net;
+mod scenario;
+mod trace;
+
+fn main() -> std::process::ExitCode {
+    command::main()
+}

@@ -19,7 +19,7 @@ use janitor::Janitor;
 use member::{Member, NotUp};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 /// How often a cluster is formed anew because somebody took one of its ports.
@@ -42,8 +42,6 @@ pub struct Shape {
     pub workers: u32,
     /// Shared memory of each node, MB.
     pub store_mb: u64,
-    /// Leave data and logs behind.
-    pub keep: bool,
 }
 
 /// A running cluster. Heads and nodes are numbered from 1.
@@ -58,6 +56,7 @@ struct Inner {
 struct State {
     heads: Vec<Member>,
     nodes: Vec<Member>,
+    helpers: Vec<Process>,
     janitor: Option<Janitor>,
     is_closed: bool,
 }
@@ -67,38 +66,49 @@ static LIVE: Mutex<Vec<Weak<Inner>>> = Mutex::new(Vec::new());
 
 /// Ends every cluster of this process.
 pub fn shut_down_all() {
-    let live = std::mem::take(&mut *LIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+    let live = std::mem::take(&mut *LIVE.lock().unwrap_or_else(PoisonError::into_inner));
     for inner in live.iter().filter_map(Weak::upgrade) {
         inner.shut_down();
     }
 }
 
 impl LocalCluster {
-    /// Starts a cluster and waits until every member serves.
+    /// Makes a directory for a cluster. With `keep` it stays.
     ///
     /// # Errors
-    /// A member did not come up, with what it said.
-    pub fn start(shape: Shape) -> Result<LocalCluster, String> {
+    /// There is no room for it.
+    pub fn prepare(keep: bool) -> Result<LocalCluster, String> {
         let dir = janitor::fresh_dir()
             .map_err(|e| format!("cannot make a directory in {}: {e}; set TMPDIR", std::env::temp_dir().display()))?;
-        let janitor = if shape.keep {
+        let janitor = if keep {
             None
         } else {
             Some(Janitor::start(&dir).map_err(|e| format!("cannot start a process: {e}"))?)
         };
         let state = State { janitor, ..State::default() };
         let inner = Arc::new(Inner { dir, state: Mutex::new(state) });
-        LIVE.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(Arc::downgrade(&inner));
-        // From here on the drop of `cluster` cleans up.
-        let cluster = LocalCluster(inner);
+        LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&inner));
+        Ok(LocalCluster(inner))
+    }
+
+    /// Starts the members and waits until every one of them serves.
+    ///
+    /// # Errors
+    /// A member did not come up, with what it said.
+    pub fn start(&self, shape: Shape) -> Result<(), String> {
         for attempt in 1.. {
-            match cluster.form(shape) {
+            match self.form(shape) {
                 Ok(()) => break,
-                Err(NotUp::PortInUse(_)) if attempt < PORT_TRIES => cluster.0.clear(),
+                Err(NotUp::PortInUse(_)) if attempt < PORT_TRIES => self.0.clear(),
                 Err(NotUp::PortInUse(why) | NotUp::Failed(why)) => return Err(why),
             }
         }
-        Ok(cluster)
+        Ok(())
+    }
+
+    /// Ends `helper`, a child of this process, with the cluster.
+    pub fn adopt(&self, helper: Process) {
+        self.0.state().helpers.push(helper);
     }
 
     /// Starts all members at once, and waits for them.
@@ -185,7 +195,7 @@ impl Drop for LocalCluster {
 impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere must not keep us from ending the children.
-        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn are_all_up(&self, is_late: bool) -> Result<bool, NotUp> {
@@ -219,13 +229,16 @@ impl Inner {
     }
 
     fn shut_down(&self) {
-        let (members, janitor) = {
+        let (members, helpers, janitor) = {
             let mut state = self.state();
             state.is_closed = true;
             let mut members = std::mem::take(&mut state.heads);
             members.append(&mut state.nodes);
-            (members, state.janitor.take())
+            (members, std::mem::take(&mut state.helpers), state.janitor.take())
         };
+        for helper in helpers {
+            helper.signal(Signal::KILL);
+        }
         end(members);
         if let Some(janitor) = janitor {
             janitor.finish();

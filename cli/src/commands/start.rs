@@ -10,7 +10,7 @@ use crate::{limits, say, signals};
 use rustix::process::Signal;
 use std::fs::{self, File};
 use std::process::{Child, Command, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a daemon may take to serve.
@@ -23,7 +23,7 @@ static STARTING: Mutex<Option<Process>> = Mutex::new(None);
 
 /// Kills the daemon of a `start` that did not get to its end.
 pub fn abandon() {
-    if let Some(process) = STARTING.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).take() {
+    if let Some(process) = STARTING.lock().unwrap_or_else(PoisonError::into_inner).take() {
         process.signal(Signal::TERM);
         if !process.wait_end(Duration::from_secs(5)) {
             process.signal(Signal::KILL);

@@ -29,9 +29,9 @@ pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
         shards: args.shards,
         workers: args.workers,
         store_mb: args.store_mb,
-        keep: args.keep,
     };
-    let cluster = LocalCluster::start(shape)?;
+    let cluster = LocalCluster::prepare(args.keep)?;
+    cluster.start(shape)?;
     let reach = Reach {
         heads: cluster.head_addresses(),
         sockets: (1..=args.nodes).filter_map(|i| cluster.node(i)?.socket).collect(),

@@ -1,46 +1,19 @@
-//! The requests, each in terms of `Client::ask`.
+//! Requests that change something or report, each in terms of `Client::ask`.
 
-use super::route::{Ask, Manner, Said};
-use super::{ATTEMPT, Caller, Client};
+use super::route::{EMPTY, Said, asking, manner};
+use super::{Caller, Client};
 use crate::error::Error;
 use bytes::Bytes;
 use mobula_base::ids::shard_of_key;
 use mobula_proto as proto;
 use prost::Message;
 use proto::call_reply::Reply as Called;
-use proto::control_store_client::ControlStoreClient;
 use proto::command::Op as CommandOp;
 use proto::reply::Reply as Answer;
 use std::sync::Arc;
 use std::time::Duration;
-use tonic::transport::Channel;
-
-/// What an empty answer is called.
-const EMPTY: Error = Error::Protocol("an answer without content");
-
-/// A request to `$method` of the store, made of `$request`; its result goes through the arms.
-macro_rules! asking {
-    ($method:ident, $request:expr, $($arm:pat => $said:expr),+ $(,)?) => {{
-        let request = $request;
-        let ask: Ask<'static, _> = Box::new(move |mut store: ControlStoreClient<Channel>| {
-            let request = request.clone();
-            Box::pin(async move {
-                let reply = store.$method(request).await?.into_inner();
-                Ok(match reply.result {
-                    $($arm => $said,)+
-                    None => Said::Later("an answer without content".into()),
-                })
-            })
-        });
-        ask
-    }};
-}
 
 impl Client {
-    fn manner(deadline: Duration, changes: bool) -> Manner {
-        Manner { deadline, attempt: ATTEMPT, changes }
-    }
-
     /// Commits a command on `shard`. The same bytes are sent until somebody answers, so the
     /// command must carry its own identity.
     ///
@@ -61,9 +34,7 @@ impl Client {
             Some(R::Busy(why) | R::Unknown(why)) => Said::Later(why),
             Some(R::Refused(why)) => Said::Refused(why),
         );
-        // A head answers within its own deadline of 5 s; give up a little earlier and ask again.
-        let manner = Manner { deadline, attempt: ATTEMPT * 2, changes: true };
-        self.ask(Some(shard), manner, ask).await
+        self.ask(Some(shard), manner(deadline, true), ask).await
     }
 
     /// Sends one batch of a node's stream.
@@ -119,29 +90,6 @@ impl Client {
         Caller { session: self.state().random.next_u64().max(1), seq: 0, unsure: false }
     }
 
-    /// Where objects are; parks up to `wait` (at most 2 s) for the first that is settled.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn locate(
-        &self,
-        shard: u32,
-        asker: u64,
-        objects: Vec<Bytes>,
-        wait: Duration,
-        deadline: Duration,
-    ) -> Result<proto::LocatedList, Error> {
-        use proto::locate_reply::Result as R;
-        let wait_ms = wait.as_millis().min(u128::from(u32::MAX)) as u32;
-        let request = proto::LocateRequest { cluster: self.cluster(), shard, asker, objects, wait_ms };
-        let ask = asking!(locate, request,
-            Some(R::Located(list)) => Said::Answer(list),
-            Some(R::NotLeader(to)) => Said::NotLeader(to),
-            Some(R::Refused(why)) => Said::Refused(why),
-        );
-        self.ask(Some(shard), Manner { deadline, attempt: wait + ATTEMPT, changes: false }, ask).await
-    }
-
     /// Reports what copies a node holds. `cluster` is filled in. The answer is accepted, a demand
     /// for a full report, or fenced.
     ///
@@ -160,7 +108,7 @@ impl Client {
             Some(R::Refused(why)) => Said::Refused(why),
             Some(other) => Said::Answer(other),
         );
-        self.ask(Some(shard), Self::manner(deadline, false), ask).await
+        self.ask(Some(shard), manner(deadline, false), ask).await
     }
 
     /// Says that a node lives. `cluster` is filled in. The answer is a view or fenced.
@@ -179,7 +127,7 @@ impl Client {
             Some(R::Refused(why)) => Said::Refused(why),
             Some(other) => Said::Answer(other),
         );
-        self.ask(Some(0), Self::manner(deadline, false), ask).await
+        self.ask(Some(0), manner(deadline, false), ask).await
     }
 
     /// Asks the leader to look at a node that does not answer `by`.
@@ -201,92 +149,7 @@ impl Client {
             Some(R::NotLeader(to)) => Said::NotLeader(to),
             Some(R::Refused(why)) => Said::Refused(why),
         );
-        self.ask(Some(0), Self::manner(deadline, false), ask).await
-    }
-
-    /// The cluster's view from any head; parks up to `wait` for a version above `above`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn watch(
-        &self,
-        above: u64,
-        wait: Duration,
-        deadline: Duration,
-    ) -> Result<proto::ClusterView, Error> {
-        use proto::watch_reply::Result as R;
-        let wait_ms = wait.as_millis().min(u128::from(u32::MAX)) as u32;
-        let request = proto::WatchRequest { cluster: self.cluster(), above, wait_ms };
-        let ask = asking!(watch, request,
-            Some(R::View(view)) => Said::Answer(view),
-            Some(R::Refused(why)) => Said::Refused(why),
-        );
-        self.ask(None, Manner { deadline, attempt: wait + ATTEMPT, changes: false }, ask).await
-    }
-
-    async fn read(
-        &self,
-        shard: u32,
-        what: proto::read_request::What,
-        deadline: Duration,
-    ) -> Result<proto::read_reply::Result, Error> {
-        use proto::read_reply::Result as R;
-        let request = proto::ReadRequest { cluster: self.cluster(), shard, what: Some(what) };
-        let ask = asking!(read, request,
-            Some(R::NotLeader(to)) => Said::NotLeader(to),
-            Some(R::Busy(why)) => Said::Later(why),
-            Some(R::Refused(why)) => Said::Refused(why),
-            Some(other) => Said::Answer(other),
-        );
-        self.ask(Some(shard), Self::manner(deadline, false), ask).await
-    }
-
-    /// The value of a key, as fresh as the call.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn read_kv(&self, key: &[u8], deadline: Duration) -> Result<Option<proto::KvEntry>, Error> {
-        let shard = shard_of_key(key, self.shards()).0;
-        let what = proto::read_request::What::Key(Bytes::copy_from_slice(key));
-        match self.read(shard, what, deadline).await? {
-            proto::read_reply::Result::Kv(list) => Ok(list.entries.into_iter().next()),
-            _ => Err(EMPTY),
-        }
-    }
-
-    /// All entries of one shard whose key starts with `prefix`, as fresh as the call.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn read_prefix(
-        &self,
-        prefix: &[u8],
-        shard: u32,
-        deadline: Duration,
-    ) -> Result<Vec<proto::KvEntry>, Error> {
-        let what = proto::read_request::What::Prefix(Bytes::copy_from_slice(prefix));
-        match self.read(shard, what, deadline).await? {
-            proto::read_reply::Result::Kv(list) => Ok(list.entries),
-            _ => Err(EMPTY),
-        }
-    }
-
-    /// How things stand with tasks of one shard, in the order of `tasks`, as fresh as the call.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub async fn read_tasks(
-        &self,
-        shard: u32,
-        tasks: Vec<Bytes>,
-        with_spec: bool,
-        deadline: Duration,
-    ) -> Result<Vec<proto::TaskView>, Error> {
-        let what = proto::read_request::What::Tasks(proto::TaskIds { tasks, with_spec });
-        match self.read(shard, what, deadline).await? {
-            proto::read_reply::Result::Tasks(views) => Ok(views.tasks),
-            _ => Err(EMPTY),
-        }
+        self.ask(Some(0), manner(deadline, false), ask).await
     }
 
     /// Stores a value under a key; false when it was to be the first and was not.

@@ -5,10 +5,11 @@
 //! with the first answer. A head that is gone costs no waiting: its refusal is immediate, and the
 //! others are asked at once.
 //!
-//! Read it in this order: this file (state, connecting), `route` (whom to ask), `calls` (the
-//! requests).
+//! Read it in this order: this file (state, connecting), `route` (whom to ask), `calls` and
+//! `reads` (the requests).
 
 mod calls;
+mod reads;
 mod route;
 
 use crate::error::Error;

@@ -32,8 +32,9 @@ pub(super) enum Said<T> {
 }
 
 /// A request that can be sent again and again.
-pub(super) type Ask<'a, T> =
-    Box<dyn Fn(ControlStoreClient<Channel>) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync + 'a>;
+pub(super) type Ask<'a, T> = Box<
+    dyn Fn(ControlStoreClient<Channel>) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync + 'a,
+>;
 
 /// How patient a request is and what its failure means.
 #[derive(Clone, Copy)]
@@ -45,6 +46,36 @@ pub(super) struct Manner {
     /// It changes something, so that silence means "unknown" rather than "no".
     pub changes: bool,
 }
+
+/// The stub for one head.
+pub(super) type Store = ControlStoreClient<Channel>;
+
+/// The usual manner: one second per attempt.
+pub(super) fn manner(deadline: Duration, changes: bool) -> Manner {
+    Manner { deadline, attempt: super::ATTEMPT, changes }
+}
+
+/// What an empty answer is called.
+pub(super) const EMPTY: Error = Error::Protocol("an answer without content");
+
+/// A request to `$method` of the store, made of `$request`; its result goes through the arms.
+macro_rules! asking {
+    ($method:ident, $request:expr, $($arm:pat => $said:expr),+ $(,)?) => {{
+        let request = $request;
+        let ask: $crate::client::route::Ask<'static, _> = Box::new(move |mut store: $crate::client::route::Store| {
+            let request = request.clone();
+            Box::pin(async move {
+                let reply = store.$method(request).await?.into_inner();
+                Ok(match reply.result {
+                    $($arm => $said,)+
+                    None => Said::Later("an answer without content".into()),
+                })
+            })
+        });
+        ask
+    }};
+}
+pub(super) use asking;
 
 impl Client {
     /// Asks until some head answers; `shard` is whose leader is wanted, `None` for any head.
@@ -59,6 +90,7 @@ impl Client {
         let (mut tried, mut pause): (Vec<String>, _) = (Vec::new(), FIRST_PAUSE);
         let (mut last, mut sent) = ("nothing was asked".to_owned(), false);
         let (mut elections, mut answered) = (0, false);
+        let mut hint = None;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -69,13 +101,15 @@ impl Client {
                 });
             }
             let heads = self.heads();
-            let Some(target) = next.take().or_else(|| heads.into_iter().find(|head| !tried.contains(head))) else {
+            let Some(target) = next.take().or_else(|| heads.into_iter().find(|head| !tried.contains(head)))
+            else {
                 tried.clear();
                 let longer = self.rest(pause, left).await;
                 if !std::mem::take(&mut answered) || elections >= ELECTION_ROUNDS {
                     pause = longer;
                 }
                 elections += 1;
+                next = hint.take();
                 continue;
             };
             tried.push(target.clone());
@@ -98,7 +132,9 @@ impl Client {
                     last = format!("{target} does not lead");
                     answered = true;
                     self.forget(shard, &target);
-                    next = Some(to.address).filter(|to| !to.is_empty() && !tried.contains(to));
+                    // Someone who was asked a moment ago may lead by now: first in the next round.
+                    hint = Some(to.address).filter(|to| !to.is_empty());
+                    next = hint.take_if(|to| !tried.contains(to));
                 }
                 Ok(Ok(Said::Later(why))) => {
                     last = format!("{target}: {why}");

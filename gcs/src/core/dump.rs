@@ -1,6 +1,6 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
-use super::cluster::{Death, Job, Member};
+use super::format::{ClusterDump, Dump, SessionDump, StreamDump, TaskDump, VERSION};
 use super::record::{State, TaskRecord};
 use super::session::Session;
 use super::stream::Stream;
@@ -10,104 +10,8 @@ use mobula_base::ids::hash64;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto as proto;
 use prost::Message;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-
-/// Version of the dump that this build writes; it reads only this one.
-const VERSION: u32 = 1;
-
-#[derive(Clone, PartialEq, Message)]
-struct TaskDump {
-    #[prost(bytes = "bytes", tag = "1")]
-    id: Bytes,
-    #[prost(bytes = "bytes", tag = "2")]
-    spec: Bytes,
-    #[prost(fixed64, tag = "3")]
-    digest: u64,
-    #[prost(uint64, tag = "4")]
-    revision: u64,
-    #[prost(uint32, tag = "5")]
-    attempt: u32,
-    #[prost(fixed64, tag = "6")]
-    keeper: u64,
-    #[prost(uint32, tag = "7")]
-    failures: u32,
-    #[prost(uint32, tag = "8")]
-    max_retries: u32,
-    #[prost(message, optional, tag = "9")]
-    done: Option<proto::Done>,
-    #[prost(message, optional, tag = "10")]
-    failed: Option<proto::Failure>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct StreamDump {
-    #[prost(fixed64, tag = "1")]
-    incarnation: u64,
-    #[prost(uint64, tag = "2")]
-    mark: u64,
-    #[prost(uint64, tag = "3")]
-    last_first: u64,
-    #[prost(uint64, tag = "4")]
-    last_len: u64,
-    #[prost(message, optional, tag = "5")]
-    last_ack: Option<proto::StreamAck>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct SessionDump {
-    #[prost(fixed64, tag = "1")]
-    session: u64,
-    #[prost(uint64, tag = "2")]
-    last_seq: u64,
-    #[prost(message, optional, tag = "3")]
-    reply: Option<proto::CallReply>,
-    #[prost(uint64, tag = "4")]
-    used: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct ClusterDump {
-    #[prost(fixed64, tag = "1")]
-    id: u64,
-    #[prost(uint32, tag = "2")]
-    shards: u32,
-    #[prost(uint32, tag = "3")]
-    slots: u32,
-    #[prost(uint64, tag = "4")]
-    last_incarnation: u64,
-    #[prost(message, repeated, tag = "5")]
-    members: Vec<Member>,
-    #[prost(fixed64, repeated, tag = "6")]
-    dead: Vec<u64>,
-    #[prost(message, repeated, tag = "7")]
-    deaths: Vec<Death>,
-    #[prost(btree_map = "fixed64, message", tag = "8")]
-    jobs: BTreeMap<u64, Job>,
-    #[prost(uint64, tag = "9")]
-    version: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct Dump {
-    #[prost(uint32, tag = "1")]
-    version: u32,
-    #[prost(message, repeated, tag = "2")]
-    tasks: Vec<TaskDump>,
-    #[prost(message, repeated, tag = "3")]
-    puts: Vec<proto::SmallPut>,
-    #[prost(message, repeated, tag = "4")]
-    streams: Vec<StreamDump>,
-    #[prost(fixed64, repeated, tag = "5")]
-    fenced: Vec<u64>,
-    #[prost(message, repeated, tag = "6")]
-    kv: Vec<proto::KvEntry>,
-    #[prost(message, repeated, tag = "7")]
-    sessions: Vec<SessionDump>,
-    #[prost(message, optional, tag = "8")]
-    cluster: Option<ClusterDump>,
-}
 
 impl ShardState {
     /// Everything, cold specs included.
@@ -173,9 +77,10 @@ impl ShardState {
     fn dump_task(&self, id: TaskId, record: &TaskRecord) -> io::Result<TaskDump> {
         let spec = match &record.spec {
             Some(hot) => hot.clone(),
-            None => {
-                self.specs.get(id)?.ok_or_else(|| io::Error::other(format!("cold spec of task {id} is gone")))?
-            }
+            None => self
+                .specs
+                .get(id)?
+                .ok_or_else(|| io::Error::other(format!("cold spec of task {id} is gone")))?,
         };
         let (done, failed) = match &record.state {
             State::Pending => (None, None),

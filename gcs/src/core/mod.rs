@@ -5,10 +5,11 @@
 //! which is a cache: what comes out is what went in.
 //!
 //! Read it in this order: [`record`] (one task), `stream` (a node's traffic), [`session`] (a
-//! client's requests), [`cluster`] (shard 0 only), `dump` (snapshots).
+//! client's requests), [`cluster`] (shard 0 only), `format` and `dump` (snapshots).
 
 pub mod cluster;
 mod dump;
+mod format;
 pub mod record;
 pub mod session;
 mod stream;

@@ -114,7 +114,9 @@ impl ShardState {
                 self.ended(id);
                 None
             }
-            State::Failed(known) if record.attempt == done.attempt && done.failure.as_ref() == Some(known) => {
+            State::Failed(known)
+                if record.attempt == done.attempt && done.failure.as_ref() == Some(known) =>
+            {
                 None
             }
             State::Pending | State::Failed(_) => Some(Outcome::Refused(self.view_of(id, false))),

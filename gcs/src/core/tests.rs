@@ -15,7 +15,8 @@ fn task(n: u64) -> TaskId {
 }
 
 fn submit(n: u64, digest: u64) -> Item {
-    let spec = proto::TaskSpec { id: proto::task_bytes(task(n)), digest, max_retries: 3, ..Default::default() };
+    let spec =
+        proto::TaskSpec { id: proto::task_bytes(task(n)), digest, max_retries: 3, ..Default::default() };
     Item::Submit(spec)
 }
 

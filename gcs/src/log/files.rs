@@ -1,6 +1,7 @@
 //! Appending to segments: one write and one sync per batch, rotation, and removal.
 
 use super::frame::{self, Header, Kind};
+use super::item::{LogIdentity, Record};
 use super::record::{SegmentHeader, ShardPoint};
 use super::recover::{self, Recovered};
 use super::segments;
@@ -18,73 +19,6 @@ pub const SEGMENT_BYTES: u64 = 64 << 20;
 pub const MAX_SEGMENTS: usize = 16;
 /// Format version of the log.
 const FORMAT: u32 = 1;
-
-/// Whose log this is; said at the start of every segment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogIdentity {
-    /// The cluster.
-    pub cluster: u64,
-    /// The head.
-    pub head: u64,
-}
-
-/// Something to write.
-#[derive(Clone, Debug)]
-pub enum Record {
-    /// Entries of a shard, already encoded.
-    Entries {
-        /// The shard.
-        shard: u32,
-        /// One past the last index.
-        end: u64,
-        /// An encoded `EntryBatch`.
-        payload: Bytes,
-    },
-    /// A vote.
-    Vote {
-        /// The shard.
-        shard: u32,
-        /// The encoded vote.
-        vote: Bytes,
-    },
-    /// Entries from `end` on are void.
-    Truncate {
-        /// The shard.
-        shard: u32,
-        /// One past the last index that stays.
-        end: u64,
-    },
-    /// Entries up to and including `index` are in a snapshot.
-    Purge {
-        /// The shard.
-        shard: u32,
-        /// The last index that may go.
-        index: u64,
-        /// Its encoded log id.
-        log_id: Bytes,
-    },
-    /// Entries up to a log id are committed: worth writing, not worth a sync.
-    Committed {
-        /// The shard.
-        shard: u32,
-        /// The encoded log id.
-        log_id: Bytes,
-    },
-}
-
-impl Record {
-    /// Bytes it takes in the queue.
-    pub fn weight(&self) -> usize {
-        frame::HEADER
-            + match self {
-                Record::Entries { payload, .. } => payload.len(),
-                Record::Vote { vote: bytes, .. }
-                | Record::Purge { log_id: bytes, .. }
-                | Record::Committed { log_id: bytes, .. } => bytes.len(),
-                Record::Truncate { .. } => 8,
-            }
-    }
-}
 
 /// The open end of the log.
 pub struct Files {
@@ -256,7 +190,8 @@ impl Files {
     fn recycle(&mut self) -> io::Result<()> {
         let mut removed = false;
         while let Some((number, ends)) = self.ends.first_key_value() {
-            let held = ends.iter().any(|(shard, end)| self.purged.get(shard).is_none_or(|index| index + 1 < *end));
+            let held =
+                ends.iter().any(|(shard, end)| self.purged.get(shard).is_none_or(|index| index + 1 < *end));
             if held || *number == self.number {
                 break;
             }
@@ -275,6 +210,9 @@ impl Files {
         let pins = |(shard, end): (&u32, &u64)| {
             self.purged.get(shard).is_none_or(|index| index + 1 < *end).then_some(*shard)
         };
-        self.ends.first_key_value().map(|(_, ends)| ends.iter().filter_map(pins).collect()).unwrap_or_default()
+        self.ends
+            .first_key_value()
+            .map(|(_, ends)| ends.iter().filter_map(pins).collect())
+            .unwrap_or_default()
     }
 }

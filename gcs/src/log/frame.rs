@@ -35,17 +35,9 @@ pub enum Kind {
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [
-            Kind::Segment,
-            Kind::Entries,
-            Kind::Vote,
-            Kind::Truncate,
-            Kind::Purge,
-            Kind::Committed,
-            Kind::Mark,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        [Kind::Segment, Kind::Entries, Kind::Vote, Kind::Truncate, Kind::Purge, Kind::Committed, Kind::Mark]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Replaying the segments: what every shard's log was.
 
-use super::files::LogIdentity;
 use super::frame::{Header, Kind};
+use super::item::LogIdentity;
 use super::record::{self, EntryBatch, SegmentHeader, ShardPoint};
 use super::segments;
 use crate::error::Error;
@@ -83,8 +83,8 @@ fn cut(disk: &dyn Disk, file: &str, len: u64) -> io::Result<()> {
 
 /// A hole can only come from a segment that is missing.
 fn check_whole(shard: u32, recovered: &Recovered) -> Result<(), Error> {
-    let mut next = recovered.purged.as_ref().map_or(0, |id| id.index + 1);
-    for index in recovered.entries.keys() {
+    let first = recovered.purged.as_ref().map_or(0, |id| id.index + 1);
+    for (next, index) in (first..).zip(recovered.entries.keys()) {
         if *index != next {
             return Err(Error::Corrupt {
                 file: segments::DIR.to_owned(),
@@ -92,7 +92,6 @@ fn check_whole(shard: u32, recovered: &Recovered) -> Result<(), Error> {
                 detail: format!("entries {next} to {} of shard {shard} are missing", index - 1),
             });
         }
-        next += 1;
     }
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! One shard's log as openraft sees it: entries above the purge point in memory, everything durable
 //! through the shared writer.
 
-use super::files::Record;
+use super::item::Record;
 use super::record::{self, EntryBatch};
 use super::recover::Recovered;
 use super::writer::LogWriter;

@@ -1,4 +1,5 @@
-use super::files::{Files, LogIdentity, Record};
+use super::files::Files;
+use super::item::{LogIdentity, Record};
 use super::record::{EntryBatch, pack, store_entry};
 use super::segments;
 use super::writer::LogWriter;

@@ -1,7 +1,8 @@
 //! The queue in front of the segments. It is drained whole: one write, one sync, then every waiter
 //! is told. So batches are as large as the disk is slow.
 
-use super::files::{Files, LogIdentity, Record, SEGMENT_BYTES};
+use super::files::{Files, SEGMENT_BYTES};
+use super::item::{LogIdentity, Record};
 use super::recover::Recovered;
 use crate::error::Error;
 use mobula_base::disk::Disk;
@@ -253,7 +254,9 @@ impl Writer {
     /// After a failed write or sync nobody knows what is on the disk: nothing more is written.
     fn stop(&mut self, error: &io::Error) -> String {
         let why = if error.kind() == io::ErrorKind::StorageFull {
-            format!("the disk is full ({error}): free space and restart this head; nothing acknowledged is lost")
+            format!(
+                "the disk is full ({error}): free space and restart this head; nothing acknowledged is lost"
+            )
         } else {
             format!("the log could not be written ({error}): check the disk and restart this head")
         };

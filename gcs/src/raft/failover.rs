@@ -25,6 +25,9 @@ const PROBE: [u8; 4] = *b"MPRB";
 const ALIVE: u8 = b'!';
 /// A probe must be answered within this; also how long an accepted connection may stay silent.
 const ANSWER: Duration = Duration::from_millis(200);
+/// A quiet probe connection is asked for a sign of life this often; one that misses it is dialled
+/// anew, which by itself proves nothing.
+const QUESTION: Duration = Duration::from_secs(1);
 /// Longest pause between dials.
 const PAUSE: Duration = Duration::from_millis(20);
 /// First pause after a connection has ended: the other end may be dying, not dead.
@@ -49,7 +52,11 @@ pub async fn watch(net: SharedNet, address: String, dead: u64, groups: Arc<Vec<A
             }
             Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
                 if std::mem::take(&mut was_alive) {
-                    tracing::info!(head = dead, address, "head is dead: its connection ended and dialling is refused");
+                    tracing::info!(
+                        head = dead,
+                        address,
+                        "head is dead: its connection ended and dialling is refused"
+                    );
                     for group in groups.iter() {
                         tokio::spawn(hand_on(group.clone(), dead));
                     }
@@ -73,9 +80,22 @@ async fn hold(mut stream: Stream) -> bool {
     if !matches!(tokio::time::timeout(ANSWER, hello).await, Ok(Ok(_))) || byte != [ALIVE] {
         return false;
     }
-    // Ends with the other process, or with the path to it.
-    while matches!(stream.read(&mut byte).await, Ok(1..)) {}
-    true
+    // Ends with the other process, or with the path to it. The questions are for a machine that lost
+    // power: it will not say goodbye, and once it is back it knows nothing of this connection.
+    let mut unanswered = false;
+    loop {
+        match tokio::time::timeout(QUESTION, stream.read(&mut byte)).await {
+            Ok(Ok(1..)) => unanswered = false,
+            Ok(Ok(_) | Err(_)) => return true,
+            Err(_) if unanswered => return true,
+            Err(_) => {
+                unanswered = true;
+                if !matches!(tokio::time::timeout(ANSWER, stream.write_all(&PROBE)).await, Ok(Ok(()))) {
+                    return true;
+                }
+            }
+        }
+    }
 }
 
 /// Gives the shard a leader other than `dead`, if that is who this replica follows.
@@ -157,8 +177,10 @@ async fn sort(
     let mut first = [0; PROBE.len()];
     match tokio::time::timeout(ANSWER * 10, stream.read_exact(&mut first)).await {
         Ok(Ok(_)) if first == PROBE => {
-            if stream.write_all(&[ALIVE]).await.is_ok() {
-                while matches!(stream.read(&mut first).await, Ok(1..)) {}
+            while stream.write_all(&[ALIVE]).await.is_ok() {
+                if stream.read_exact(&mut first).await.is_err() {
+                    return;
+                }
             }
         }
         Ok(Ok(_)) => {
@@ -180,7 +202,11 @@ struct Replayed {
 }
 
 impl AsyncRead for Replayed {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let left = &self.first[self.given..];
         if !left.is_empty() {
             let take = left.len().min(buf.remaining());

@@ -3,9 +3,9 @@
 use super::machine::Replica;
 use super::types::{Proposal, Raft};
 use bytes::Bytes;
-use openraft::{Instant, ReadPolicy};
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::{Instant, ReadPolicy};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 
@@ -41,7 +41,9 @@ pub struct Leader {
 pub struct Leadership {
     /// Current term.
     pub term: u64,
-    /// Whether this head leads.
+    /// Whether this head leads, and a majority has said so lately. A leader that is cut off would
+    /// otherwise go on taking the heartbeats that its successor misses. Nothing that is committed
+    /// or read depends on this.
     pub here: bool,
     /// The leader, if one is known.
     pub leader: Option<Leader>,
@@ -72,12 +74,14 @@ pub struct Group {
     /// The tables.
     pub replica: Replica,
     in_flight: Semaphore,
+    patience: Duration,
 }
 
 impl Group {
-    /// Wraps a running replica.
-    pub fn new(shard: u32, raft: Raft, replica: Replica) -> Self {
-        Group { shard, raft, replica, in_flight: Semaphore::new(MAX_PROPOSALS_IN_FLIGHT) }
+    /// Wraps a running replica; without word from a majority for `patience` it does not call itself
+    /// leader.
+    pub fn new(shard: u32, raft: Raft, replica: Replica, patience: Duration) -> Self {
+        Group { shard, raft, replica, in_flight: Semaphore::new(MAX_PROPOSALS_IN_FLIGHT), patience }
     }
 
     /// Who leads, as this replica sees it.
@@ -89,7 +93,11 @@ impl Group {
             head,
             address: nodes.get_node(&head).map(|node| node.addr.clone()).unwrap_or_default(),
         });
-        Leadership { term: metrics.current_term, here: metrics.state.is_leader(), leader }
+        let alone = nodes.voter_ids().count() == 1;
+        let followed = || metrics.last_quorum_acked.as_ref().is_some_and(|at| at.elapsed() < self.patience);
+        let here = metrics.state.is_leader() && (alone || followed());
+        let leader = leader.filter(|leader| here || leader.head != metrics.id);
+        Leadership { term: metrics.current_term, here, leader }
     }
 
     /// Ids and addresses of all heads of this shard.
@@ -125,7 +133,8 @@ impl Group {
     pub fn acknowledged_within(&self, head: u64, age: Duration) -> bool {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let last = metrics.heartbeat.as_ref().and_then(|acknowledged| acknowledged.get(&head).cloned().flatten());
+        let last =
+            metrics.heartbeat.as_ref().and_then(|acknowledged| acknowledged.get(&head).cloned().flatten());
         last.is_some_and(|last| last.elapsed() < age)
     }
 

@@ -73,7 +73,8 @@ impl Machine {
             dump_bytes: 0,
             grown_bytes: 0,
         }));
-        let machine = Machine { shard, disk, inner: inner.clone(), applied: Arc::new(applied), snapshot_bytes };
+        let machine =
+            Machine { shard, disk, inner: inner.clone(), applied: Arc::new(applied), snapshot_bytes };
         (machine, Replica { inner, applied: watched })
     }
 
@@ -165,7 +166,9 @@ impl RaftStateMachine<Types> for Machine {
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let shard = self.shard;
         let load = move |disk: &dyn Disk| snapshot::load_newest(disk, shard).map_err(Error::into_io);
-        let Some((meta, snapshot)) = snapshot::on_disk(self.disk.clone(), load).await? else { return Ok(None) };
+        let Some((meta, snapshot)) = snapshot::on_disk(self.disk.clone(), load).await? else {
+            return Ok(None);
+        };
         lock(&self.inner).saved = Some(meta.clone());
         Ok(Some(Snapshot { meta, snapshot }))
     }

@@ -44,7 +44,7 @@ impl Default for RaftTiming {
 }
 
 impl RaftTiming {
-    /// How long a new leader waits for reports and the like: one election.
+    /// The longest a follower waits before it stands for election.
     pub fn election(&self) -> Duration {
         Duration::from_millis(self.election_max_ms)
     }

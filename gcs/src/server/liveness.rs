@@ -37,7 +37,13 @@ pub struct Beats {
 
 impl Beats {
     /// One look at the clock: whoever has been silent too long, the longest first.
-    fn tick(&mut self, term: u64, every: Duration, silence: Duration, live: Vec<u64>) -> Option<(u64, Duration)> {
+    fn tick(
+        &mut self,
+        term: u64,
+        every: Duration,
+        silence: Duration,
+        live: Vec<u64>,
+    ) -> Option<(u64, Duration)> {
         let now = Instant::now();
         let late = self.ticked.is_none_or(|ticked| now - ticked > every + LATE);
         self.ticked = Some(now);
@@ -149,8 +155,10 @@ impl Service {
         let dialled = tokio::time::timeout(DIAL_DEADLINE, self.0.net.dial(address)).await;
         if matches!(&dialled, Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused) {
             let by = suspicion.by;
-            let evidence =
-                format!("dialling {address} is refused; suspected by incarnation {by}: {}", suspicion.evidence);
+            let evidence = format!(
+                "dialling {address} is refused; suspected by incarnation {by}: {}",
+                suspicion.evidence
+            );
             running.declare_dead(suspicion.suspect, evidence, 0).await;
         }
         Suspected::Noted(true)

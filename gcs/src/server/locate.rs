@@ -123,8 +123,13 @@ impl Service {
                 holdings.enter(leadership.term);
                 let settled = holdings.settled(members.live.keys());
                 let answers: Vec<proto::Located> = group.replica.with(|state| {
-                    let facts =
-                        Facts { state, holdings: &holdings, members: &members, settled, asker: request.asker };
+                    let facts = Facts {
+                        state,
+                        holdings: &holdings,
+                        members: &members,
+                        settled,
+                        asker: request.asker,
+                    };
                     let locate = |id: &bytes::Bytes| proto::Located {
                         object: id.clone(),
                         answer: Some(

@@ -50,7 +50,8 @@ impl Holdings {
 
     /// How long until whoever has not reported counts as silent.
     pub fn silent_in(&self) -> Duration {
-        self.since.map_or(SILENT_AFTER, |since| (since + SILENT_AFTER).saturating_duration_since(Instant::now()))
+        self.since
+            .map_or(SILENT_AFTER, |since| (since + SILENT_AFTER).saturating_duration_since(Instant::now()))
     }
 
     /// Forgets the copies of a node.

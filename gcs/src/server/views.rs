@@ -19,8 +19,10 @@ impl Running {
     pub fn view(&self) -> proto::ClusterView {
         let mut view = self.root().replica.with(|state| state.cluster.view());
         let heads = self.root().heads();
-        view.heads =
-            heads.into_iter().map(|head| proto::HeadView { head: head.head, address: head.address }).collect();
+        view.heads = heads
+            .into_iter()
+            .map(|head| proto::HeadView { head: head.head, address: head.address })
+            .collect();
         view.cluster = self.identity.cluster;
         view.shards = self.identity.shards;
         view

@@ -1,0 +1,290 @@
+//! `mobula daemon`: one process with the roles it was given, until it is told to stop.
+
+use crate::args::{DaemonArgs, MemberArgs};
+use crate::config::{DEFAULT_ADDRESS, Settings};
+use crate::datadir::{self, DataDir, Ready};
+use crate::exit::{self, Failure, Outcome};
+use crate::limits;
+use crate::process::Process;
+use mobula_base::disk::RealDisk;
+use mobula_gcs::{Head, HeadConfig, Parts};
+use mobula_net::tcp::TcpNet;
+use mobula_node::NodeConfig;
+use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read};
+use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs, UdpSocket};
+use std::sync::Arc;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+
+/// Runs the daemon until SIGTERM or SIGINT.
+pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
+    die_with_parent(args.die_with_parent)?;
+    if args.own_session {
+        // Fails only for a leader of a session, which is what is wanted.
+        let _ = setsid();
+    }
+    log_to_stderr();
+    limits::raise_open_files()?;
+    let dir = DataDir(settings.data_dir.clone());
+    let _lock = claim(&dir)?;
+    let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("cannot wait for input: {e}"))?;
+    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(&dir, &args.member, seed)));
+    // Kept on a failure's way out it would only be stale: its process is gone.
+    let _ = fs::remove_file(dir.ready());
+    let _ = fs::remove_file(dir.process());
+    served.map(|()| exit::OK)
+}
+
+/// From here on the end of the process `parent` ends this one. `None` changes nothing.
+///
+/// # Errors
+/// `parent` is not our parent, so it has ended already.
+pub fn die_with_parent(parent: Option<u32>) -> Result<(), Failure> {
+    let Some(parent) = parent else { return Ok(()) };
+    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| format!("cannot follow the parent: {e}"))?;
+    // It may have ended before the line above.
+    if getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
+        return Err(format!("process {parent}, which started this one, has ended").into());
+    }
+    Ok(())
+}
+
+fn log_to_stderr() {
+    let filter = tracing_subscriber::EnvFilter::try_from_env("MOBULA_LOG")
+        .unwrap_or_else(|_| "warn,mobula=info,mobula_gcs=info,mobula_node=info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+}
+
+/// Takes the data directory for this process, and says so in it.
+fn claim(dir: &DataDir) -> Result<File, Failure> {
+    let shown = dir.0.display();
+    let unusable = |e: io::Error| format!("cannot use {shown} as data directory: {e}");
+    fs::create_dir_all(&dir.0).map_err(unusable)?;
+    let lock = File::options().create(true).truncate(false).write(true).open(dir.lock()).map_err(unusable)?;
+    match lock.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            return Err(format!("another daemon runs from {shown}; stop it, or use another --data-dir").into());
+        }
+        Err(TryLockError::Error(e)) => return Err(unusable(e).into()),
+    }
+    let _ = fs::remove_file(dir.ready());
+    datadir::write(&dir.process(), &Process::current()).map_err(unusable)?;
+    Ok(lock)
+}
+
+/// The one moment in which entropy enters: everything random follows from this number.
+fn system_seed() -> io::Result<u64> {
+    let mut bytes = [0; 8];
+    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
+    Ok(u64::from_le_bytes(bytes))
+}
+
+/// Runs the roles. The node leaves before the head goes, as leaving takes a head.
+async fn serve(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<(), Failure> {
+    let mut asked = stop_requests()?;
+    let cpus = member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
+    let head = match member.head {
+        false => None,
+        true => tokio::select! {
+            biased;
+            () = stopped(&mut asked) => return Ok(()),
+            head = start_head(dir, member, seed) => Some(head?),
+        },
+    };
+    let mut ready = Ready {
+        process: Process::current(),
+        role: match (&head, cpus) {
+            (Some(_), 0) => "head",
+            (Some(_), _) => "head+node",
+            (None, _) => "node",
+        }
+        .into(),
+        name: member.name.clone().unwrap_or_else(host_name),
+        head_address: head.as_ref().map(|h| h.address().to_owned()),
+        heads: heads(head.as_ref(), member),
+        peer_address: None,
+        socket: None,
+        incarnation: None,
+    };
+    if cpus == 0 {
+        announce(dir, &ready);
+        if let Some(head) = head {
+            head.run_until_shutdown(stopped(&mut asked)).await?;
+        }
+        return Ok(());
+    }
+    let config = node_config(dir, member, &ready, cpus, seed)?;
+    ready.socket = Some(config.socket.clone());
+    let on_ready = |joined: mobula_node::Ready| {
+        ready.incarnation = Some(joined.incarnation);
+        ready.peer_address = Some(joined.address);
+        announce(dir, &ready);
+    };
+    let node = async { mobula_node::run(config, on_ready, stopped(&mut asked)).await.map_err(node_failure) };
+    let Some(head) = head else { return node.await };
+    let (node_left, may_stop) = oneshot::channel::<()>();
+    let head = head.run_until_shutdown(async {
+        let _ = may_stop.await;
+    });
+    tokio::pin!(node, head);
+    tokio::select! {
+        biased;
+        failed = &mut head => Ok(failed?),
+        left = &mut node => {
+            drop(node_left);
+            head.await?;
+            left
+        }
+    }
+}
+
+async fn start_head(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<Head, Failure> {
+    let disk = RealDisk::new(dir.head()).map_err(|e| format!("cannot use {}: {e}", dir.head().display()))?;
+    let config = HeadConfig {
+        address: member.listen.clone().unwrap_or_else(|| DEFAULT_ADDRESS.into()),
+        advertise: member.advertise.clone().unwrap_or_default(),
+        join: member.join.clone(),
+        shards: member.shards,
+        seed,
+        ..HeadConfig::default()
+    };
+    Head::start(config, Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }).await.map_err(|error| {
+        let in_use = matches!(&error, mobula_gcs::Error::Listen { source, .. } if is_in_use(source));
+        coded(error, in_use)
+    })
+}
+
+fn node_failure(error: mobula_node::Error) -> Failure {
+    let in_use = matches!(&error, mobula_node::Error::Io { source, .. } if is_in_use(source));
+    coded(error, in_use)
+}
+
+fn is_in_use(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::AddrInUse
+}
+
+fn coded(error: impl std::fmt::Display, is_in_use: bool) -> Failure {
+    let code = if is_in_use { exit::PORT_IN_USE } else { exit::FAILED };
+    Failure { code, message: error.to_string() }
+}
+
+/// The heads to talk to: our own first.
+fn heads(head: Option<&Head>, member: &MemberArgs) -> Vec<String> {
+    let mut heads: Vec<String> = head.iter().map(|h| h.address().to_owned()).collect();
+    for other in &member.join {
+        if !heads.contains(other) {
+            heads.push(other.clone());
+        }
+    }
+    heads
+}
+
+fn node_config(
+    dir: &DataDir,
+    member: &MemberArgs,
+    ready: &Ready,
+    cpus: u32,
+    seed: u64,
+) -> Result<NodeConfig, Failure> {
+    Ok(NodeConfig {
+        name: ready.name.clone(),
+        heads: ready.heads.clone(),
+        listen: match (&member.listen, member.head) {
+            (Some(listen), false) => listen.clone(),
+            _ => format!("{}:0", own_ip(&ready.heads)),
+        },
+        socket: dir.socket(),
+        workers: cpus,
+        resources: member.resource.iter().map(|r| resource(r)).collect::<Result<_, _>>().map_err(Failure::usage)?,
+        store_bytes: member.store_mb.saturating_mul(1_000_000),
+        seed,
+    })
+}
+
+/// The address of this machine that the heads see: that of the interface packets to them leave
+/// by. No packet is sent.
+fn own_ip(heads: &[String]) -> IpAddr {
+    let towards = |head: &String| {
+        let target = head.to_socket_addrs().ok()?.next()?;
+        let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().ok()? };
+        let socket = UdpSocket::bind((any, 0)).ok()?;
+        socket.connect(target).ok()?;
+        Some(socket.local_addr().ok()?.ip())
+    };
+    heads.iter().find_map(towards).unwrap_or(Ipv4Addr::LOCALHOST.into())
+}
+
+/// Reads `NAME=AMOUNT`.
+///
+/// # Errors
+/// It is something else.
+pub fn resource(text: &str) -> Result<(String, f64), String> {
+    let wrong = || format!("\"{text}\" is no resource; write NAME=AMOUNT, such as gpu=1");
+    let (name, amount) = text.split_once('=').ok_or_else(wrong)?;
+    let amount: f64 = amount.parse().map_err(|_| wrong())?;
+    if name.is_empty() || !amount.is_finite() || amount < 0.0 {
+        return Err(wrong());
+    }
+    Ok((name.to_owned(), amount))
+}
+
+fn host_name() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    if name.trim().is_empty() { "unnamed".into() } else { name.trim().to_owned() }
+}
+
+fn announce(dir: &DataDir, ready: &Ready) {
+    if let Err(error) = datadir::write(&dir.ready(), ready) {
+        tracing::error!(%error, path = %dir.ready().display(), "cannot say that this daemon is ready");
+    }
+    tracing::info!(role = ready.role, name = ready.name, incarnation = ready.incarnation, "ready");
+}
+
+/// Turns true when a signal asks this process to stop.
+fn stop_requests() -> Result<watch::Receiver<bool>, Failure> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("cannot catch signals: {e}"))?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| format!("cannot catch signals: {e}"))?;
+    let (ask, asked) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("asked to stop");
+        let _ = ask.send(true);
+        // Kept: a closed channel must not look like another request.
+        std::future::pending::<()>().await;
+    });
+    Ok(asked)
+}
+
+async fn stopped(asked: &mut watch::Receiver<bool>) {
+    if asked.wait_for(|is_asked| *is_asked).await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn resources_have_a_name_and_an_amount() {
+        assert_eq!(resource("gpu=1.5"), Ok(("gpu".into(), 1.5)));
+        for wrong in ["gpu", "=1", "gpu=x", "gpu=-1", "gpu=inf"] {
+            assert!(resource(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_node_of_a_loopback_cluster_stays_on_loopback() {
+        assert_eq!(own_ip(&["127.0.0.1:6380".into()]), IpAddr::from([127, 0, 0, 1]));
+        assert_eq!(own_ip(&[]), IpAddr::from([127, 0, 0, 1]));
+    }
+}

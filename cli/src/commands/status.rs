@@ -1,0 +1,217 @@
+//! `mobula status`: a verdict first, then the figures it rests on.
+
+use crate::commands::verdict::{self, Health, Observed, Verdict};
+use crate::config::{DEFAULT_ADDRESS, Settings};
+use crate::datadir::DataDir;
+use crate::exit::Outcome;
+use crate::output::{Output, bytes};
+use crate::say;
+use mobula_gcs::Client;
+use mobula_net::tcp::TcpNet;
+use mobula_proto::{NodeView, StatusReply};
+use serde::Serialize;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Asks every known head, and prints what they say. The exit code is the verdict.
+pub fn run(settings: &Settings) -> Outcome {
+    let mut addresses = settings.addresses.clone();
+    if addresses.is_empty() {
+        addresses = DataDir(settings.data_dir.clone()).serving().map(|r| r.heads).unwrap_or_default();
+    }
+    if addresses.is_empty() {
+        addresses.push(DEFAULT_ADDRESS.into());
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("cannot wait for answers: {e}"))?;
+    let observed = runtime.block_on(observe(addresses));
+    let verdict = verdict::judge(&observed);
+    say!(settings.output, "{verdict}");
+    table(settings.output, &observed, &verdict);
+    settings.output.data(&json(&observed, &verdict));
+    Ok(match verdict.health {
+        Health::Healthy => 0,
+        Health::Degraded => 1,
+        Health::Unavailable => 2,
+    })
+}
+
+/// Asks the heads at `addresses`, and those that they name.
+pub async fn observe(mut addresses: Vec<String>) -> Vec<Observed> {
+    let client = Client::new(Arc::new(TcpNet), addresses.clone(), 0);
+    let mut observed: Vec<Observed> = Vec::new();
+    while observed.len() < addresses.len() {
+        let address = addresses[observed.len()].clone();
+        let reply = client.status_of(&address).await.map_err(|e| e.to_string());
+        for head in reply.iter().flat_map(|r| &r.heads) {
+            if !addresses.contains(head) {
+                addresses.push(head.clone());
+            }
+        }
+        observed.push(Observed { address, reply });
+    }
+    observed
+}
+
+/// Asks once, with a bound, for use while a cluster is being watched.
+pub async fn shards_led_by(client: &Client, address: &str) -> Option<Vec<(u32, u64)>> {
+    let asked = tokio::time::timeout(Duration::from_secs(2), client.status_of(address)).await;
+    let reply = asked.ok()?.ok()?;
+    Some(reply.shards.iter().filter(|s| s.leader == reply.head).map(|s| (s.shard, s.term)).collect())
+}
+
+fn table(output: Output, observed: &[Observed], verdict: &Verdict) {
+    let up: Vec<&StatusReply> = observed.iter().filter_map(|o| o.reply.as_ref().ok()).collect();
+    if up.is_empty() {
+        return;
+    }
+    say!(output);
+    say!(output, "heads: {} of {} answer; {} more may fail", up.len(), observed.len(), verdict.heads_may_fail);
+    for head in observed {
+        match &head.reply {
+            Ok(reply) => say!(
+                output,
+                "  {:<22} head {:<2} {:>9}  {} syncs",
+                head.address,
+                reply.head,
+                bytes(reply.resident_bytes),
+                reply.syncs
+            ),
+            Err(why) => say!(output, "  {:<22} no answer: {why}", head.address),
+        }
+    }
+    let Some(view) = verdict::newest_view(observed) else { return };
+    say!(output);
+    say!(output, "shards:  leader    term  tasks   log at each head");
+    for shard in 0..view.shards {
+        let replicas: Vec<_> =
+            up.iter().filter_map(|r| Some((r.head, r.shards.iter().find(|s| s.shard == shard)?))).collect();
+        let leader = verdict::leader(shard, &up).map_or("none".into(), |head| format!("head {head}"));
+        let term = replicas.iter().map(|(_, s)| s.term).max().unwrap_or(0);
+        let tasks = replicas.iter().map(|(_, s)| s.tasks).max().unwrap_or(0);
+        let logs: Vec<String> = replicas
+            .iter()
+            .map(|(head, s)| match s.stopped.as_str() {
+                "" => format!("{head}: {}/{}", s.applied, s.last_log),
+                _ => format!("{head}: stopped"),
+            })
+            .collect();
+        say!(output, "  {shard:<6} {leader:<9} {term:<5} {tasks:<7} {}", logs.join("  "));
+    }
+    let alive: Vec<&NodeView> = view.nodes.iter().filter(|n| n.alive).collect();
+    say!(output);
+    say!(output, "nodes: {} up, {} gone", alive.len(), view.nodes.len() - alive.len());
+    for node in alive {
+        say!(
+            output,
+            "  {:<14} {:<22} {} of {} CPUs free, {} queued, {} of {} used",
+            node.name,
+            node.address,
+            f64::from(node.cpu_milli_free) / 1000.0,
+            f64::from(node.cpu_milli) / 1000.0,
+            node.queued,
+            bytes(node.store_bytes_used),
+            bytes(node.store_bytes)
+        );
+    }
+    let running = view.jobs.iter().filter(|j| !j.ended).count();
+    say!(output, "jobs: {running} running, {} ended", view.jobs.len() - running);
+}
+
+/// The same as data.
+#[derive(Serialize)]
+struct Json<'a> {
+    #[serde(flatten)]
+    verdict: &'a Verdict,
+    cluster: Option<String>,
+    heads: Vec<JsonHead<'a>>,
+    nodes: Vec<JsonNode<'a>>,
+    jobs_running: usize,
+    jobs_ended: usize,
+}
+
+#[derive(Serialize)]
+struct JsonHead<'a> {
+    address: &'a str,
+    error: Option<&'a str>,
+    head: Option<u64>,
+    resident_bytes: u64,
+    syncs: u64,
+    shards: Vec<JsonShard<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonShard<'a> {
+    shard: u32,
+    term: u64,
+    leader: u64,
+    last_log: u64,
+    applied: u64,
+    tasks: u64,
+    stopped: &'a str,
+}
+
+#[derive(Serialize)]
+struct JsonNode<'a> {
+    name: &'a str,
+    address: &'a str,
+    incarnation: u64,
+    alive: bool,
+    cpus: f64,
+    cpus_free: f64,
+    queued: u32,
+    store_bytes_used: u64,
+    store_bytes: u64,
+}
+
+fn json<'a>(observed: &'a [Observed], verdict: &'a Verdict) -> Json<'a> {
+    let view = verdict::newest_view(observed);
+    let jobs = view.map_or(&[][..], |v| &v.jobs);
+    let running = jobs.iter().filter(|j| !j.ended).count();
+    Json {
+        verdict,
+        cluster: view.map(|v| format!("{:016x}", v.cluster)),
+        heads: observed.iter().map(json_head).collect(),
+        nodes: view.map_or(&[][..], |v| &v.nodes).iter().map(json_node).collect(),
+        jobs_running: running,
+        jobs_ended: jobs.len() - running,
+    }
+}
+
+fn json_head(observed: &Observed) -> JsonHead<'_> {
+    let reply = observed.reply.as_ref();
+    JsonHead {
+        address: &observed.address,
+        error: reply.err().map(String::as_str),
+        head: reply.ok().map(|r| r.head),
+        resident_bytes: reply.map_or(0, |r| r.resident_bytes),
+        syncs: reply.map_or(0, |r| r.syncs),
+        shards: reply
+            .map_or(&[][..], |r| &r.shards)
+            .iter()
+            .map(|s| JsonShard {
+                shard: s.shard,
+                term: s.term,
+                leader: s.leader,
+                last_log: s.last_log,
+                applied: s.applied,
+                tasks: s.tasks,
+                stopped: &s.stopped,
+            })
+            .collect(),
+    }
+}
+
+fn json_node(node: &NodeView) -> JsonNode<'_> {
+    JsonNode {
+        name: &node.name,
+        address: &node.address,
+        incarnation: node.incarnation,
+        alive: node.alive,
+        cpus: f64::from(node.cpu_milli) / 1000.0,
+        cpus_free: f64::from(node.cpu_milli_free) / 1000.0,
+        queued: node.queued,
+        store_bytes_used: node.store_bytes_used,
+        store_bytes: node.store_bytes,
+    }
+}

@@ -1,0 +1,340 @@
+//! Kills at their moments, and what each of them cost.
+
+use super::monitor::{Event, LostHead, Monitor, Written};
+use super::plan::{Kill, Victim};
+use super::report::FaultReport;
+use super::progress::Progress;
+use crate::cluster::LocalCluster;
+use crate::output::{bytes, millis};
+use mobula::{Notice, TaskId};
+use mobula_base::random::Random;
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+/// The faults of a run.
+pub struct Faults<'a> {
+    cluster: &'a LocalCluster,
+    monitor: &'a Monitor,
+    random: Random,
+    started: Instant,
+    pending: Vec<Kill>,
+    struck: Vec<Struck>,
+    /// Every write of the monitor that was acknowledged.
+    pub written: Vec<Written>,
+}
+
+/// A kill that happened, and what has been seen since.
+struct Struck {
+    asked: Kill,
+    label: String,
+    at: Instant,
+    at_percent: u32,
+    is_in_time: bool,
+    incarnation: Option<u64>,
+    led: Vec<u32>,
+    moved: BTreeSet<u32>,
+    serving: BTreeSet<u32>,
+    noticed: Option<Duration>,
+    recovered: Option<Duration>,
+    again: BTreeSet<TaskId>,
+    rebuilding: BTreeSet<TaskId>,
+    rebuilt: u64,
+    rebuilt_bytes: u64,
+}
+
+impl<'a> Faults<'a> {
+    /// Nothing has happened yet.
+    pub fn new(cluster: &'a LocalCluster, monitor: &'a Monitor, kills: &[Kill], seed: u64, started: Instant) -> Self {
+        let random = Random::new(seed).fork("victims");
+        let pending = kills.to_vec();
+        Faults { cluster, monitor, random, started, pending, struck: Vec::new(), written: Vec::new() }
+    }
+
+    /// Kills whoever's moment has come; says what was done.
+    pub fn strike(&mut self, progress: &Progress) -> Vec<String> {
+        let mut told = Vec::new();
+        while let Some(kill) = self.pending.first().copied().filter(|k| k.at_percent <= progress.percent()) {
+            self.pending.remove(0);
+            told.push(match kill.victim {
+                Victim::Head(_) | Victim::LeadingHead => self.kill_head(kill, progress),
+                Victim::Node(_) | Victim::HoldingNode => self.kill_node(kill, progress),
+            });
+        }
+        told
+    }
+
+    fn kill_head(&mut self, kill: Kill, progress: &Progress) -> String {
+        let addresses = self.cluster.head_addresses();
+        let seen = self.monitor.look();
+        let led = |number: usize| -> (u64, Vec<(u32, u64)>) {
+            let status = seen.iter().find(|(address, _)| *address == addresses[number - 1]);
+            status.map_or((0, Vec::new()), |(_, s)| {
+                let led = s.shards.iter().filter(|shard| shard.leader == s.head && s.head != 0);
+                (s.head, led.map(|shard| (shard.shard, shard.term)).collect())
+            })
+        };
+        let number = match kill.victim {
+            Victim::Head(number) => number,
+            _ => {
+                let leading: Vec<usize> = (1..=addresses.len()).filter(|n| !led(*n).1.is_empty()).collect();
+                self.pick(&leading, 1)
+            }
+        };
+        let (head, led) = led(number);
+        let at = self.cluster.kill_head(number);
+        let fault = self.struck.len();
+        let shards: Vec<u32> = led.iter().map(|(shard, _)| *shard).collect();
+        self.monitor.watch(LostHead { fault, head, address: addresses[number - 1].clone(), led });
+        let mut struck = Struck::new(kill, format!("head {number}"), at, progress);
+        struck.led.clone_from(&shards);
+        let text = match shards.as_slice() {
+            [] => format!("killed head {number}, which led no shard"),
+            shards => format!("killed head {number}, which led {}", named("shard", shards)),
+        };
+        self.struck.push(struck);
+        text
+    }
+
+    fn kill_node(&mut self, kill: Kill, progress: &Progress) -> String {
+        let number = match kill.victim {
+            Victim::Node(number) => number,
+            _ => self.pick_holder(),
+        };
+        let at = self.cluster.kill_node(number);
+        let mut struck = Struck::new(kill, format!("node {number}"), at, progress);
+        struck.incarnation = self.cluster.node(number).and_then(|n| n.incarnation);
+        self.struck.push(struck);
+        format!("killed node {number} with its workers and objects")
+    }
+
+    /// A node with objects and without the driver.
+    fn pick_holder(&mut self) -> usize {
+        let views = self.monitor.nodes();
+        let others: Vec<usize> = (2..).take_while(|n| self.cluster.node(*n).is_some()).collect();
+        let holds = |number: &usize| {
+            let incarnation = self.cluster.node(*number).and_then(|n| n.incarnation);
+            views.iter().any(|v| Some(v.incarnation) == incarnation && v.alive && v.store_bytes_used > 0)
+        };
+        let holding: Vec<usize> = others.iter().copied().filter(holds).collect();
+        // Loads travel with heartbeats, so an early kill may see none.
+        let candidates = if holding.is_empty() { others } else { holding };
+        self.pick(&candidates, 2)
+    }
+
+    fn pick(&mut self, candidates: &[usize], otherwise: usize) -> usize {
+        let at = self.random.below(candidates.len() as u64) as usize;
+        candidates.get(at).copied().unwrap_or(otherwise)
+    }
+
+    /// Takes in what the observer saw; says what is worth saying.
+    pub fn observe(&mut self, events: Vec<Event>) -> Vec<String> {
+        let mut told = Vec::new();
+        for event in events {
+            match event {
+                Event::Written(written) => self.written.push(written),
+                Event::HeadNoticed { fault, at } => told.extend(self.struck[fault].notice(at)),
+                Event::ShardMoved { fault, shard } => drop(self.struck[fault].moved.insert(shard)),
+                Event::ShardServes { fault, shard, at } => told.extend(self.struck[fault].serves(shard, at)),
+                Event::NodeDead { incarnation, at } => told.extend(self.node_dead(incarnation, at)),
+            }
+        }
+        told
+    }
+
+    fn node_dead(&mut self, incarnation: u64, at: Instant) -> Option<String> {
+        self.struck.iter_mut().find(|s| s.incarnation == Some(incarnation))?.notice(at)
+    }
+
+    /// Takes in what the driver was told; says what is worth saying. Rebuilding counts for the
+    /// last node that was killed.
+    pub fn hear(&mut self, notices: Vec<Notice>) -> Vec<String> {
+        let mut told = Vec::new();
+        for notice in notices {
+            let now = Instant::now();
+            let struck = self.struck.iter_mut().rev().find(|s| s.incarnation.is_some());
+            match (notice.kind.as_str(), notice.task, struck) {
+                ("node-dead", _, _) => told.extend(self.node_dead(notice.incarnation, now)),
+                ("rebuild-start", Some(task), Some(struck)) => struck.starts(task),
+                ("rebuild-done", Some(task), Some(struck)) => struck.rebuilt(task, notice.bytes, now),
+                ("diverged", task, _) => {
+                    told.push(format!("task {} gave other bytes than before: {}", shown(task), notice.text));
+                }
+                _ => {}
+            }
+        }
+        told
+    }
+
+    /// Whether something is still being timed.
+    pub fn is_watching(&self) -> bool {
+        self.struck.iter().any(Struck::is_open)
+    }
+
+    /// The costs, once the job is over. A node of which nothing had to be rebuilt has cost no
+    /// more than noticing it.
+    pub fn reports(&self) -> Vec<FaultReport> {
+        let mut reports: Vec<FaultReport> = self.struck.iter().map(|s| s.report(self.started)).collect();
+        reports.extend(self.pending.iter().map(|kill| FaultReport::never(kill)));
+        reports
+    }
+}
+
+impl Struck {
+    fn new(asked: Kill, label: String, at: Instant, progress: &Progress) -> Self {
+        Struck {
+            asked,
+            label,
+            at,
+            at_percent: progress.percent(),
+            is_in_time: !progress.is_over(),
+            incarnation: None,
+            led: Vec::new(),
+            moved: BTreeSet::new(),
+            serving: BTreeSet::new(),
+            noticed: None,
+            recovered: None,
+            again: BTreeSet::new(),
+            rebuilding: BTreeSet::new(),
+            rebuilt: 0,
+            rebuilt_bytes: 0,
+        }
+    }
+
+    fn notice(&mut self, at: Instant) -> Option<String> {
+        if self.noticed.is_some() {
+            return None;
+        }
+        let after = at.saturating_duration_since(self.at);
+        self.noticed = Some(after);
+        Some(format!("{}: noticed after {}", self.label, millis(after.as_secs_f64() * 1e3)))
+    }
+
+    /// A shard that this head led accepts writes. With the last of them the head is recovered.
+    fn serves(&mut self, shard: u32, at: Instant) -> Option<String> {
+        self.serving.insert(shard);
+        if self.serving.len() < self.led.len() {
+            return None;
+        }
+        let after = at.saturating_duration_since(self.at);
+        self.recovered = Some(after);
+        Some(format!(
+            "{}: recovered after {}, every shard it led accepts writes",
+            self.label,
+            millis(after.as_secs_f64() * 1e3)
+        ))
+    }
+
+    fn starts(&mut self, task: TaskId) {
+        self.again.insert(task);
+        self.rebuilding.insert(task);
+    }
+
+    fn rebuilt(&mut self, task: TaskId, bytes: u64, at: Instant) {
+        // The end of one attempt may be told by several nodes.
+        if self.rebuilding.remove(&task) {
+            self.rebuilt += 1;
+            self.rebuilt_bytes += bytes;
+            // The last one stands.
+            self.recovered = Some(at.saturating_duration_since(self.at));
+        }
+    }
+
+    fn is_open(&self) -> bool {
+        match self.incarnation {
+            Some(_) => self.noticed.is_none() || !self.rebuilding.is_empty(),
+            None => !self.led.is_empty() && (self.noticed.is_none() || self.recovered.is_none()),
+        }
+    }
+
+    fn report(&self, started: Instant) -> FaultReport {
+        let ms = |d: Option<Duration>| d.map(|d| d.as_secs_f64() * 1e3);
+        let is_settled = self.incarnation.is_some() && self.again.is_empty() || self.led.is_empty();
+        FaultReport {
+            victim: self.label.clone(),
+            asked_percent: self.asked.at_percent,
+            is_struck: true,
+            at_percent: Some(self.at_percent),
+            at_s: Some(self.at.saturating_duration_since(started).as_secs_f64()),
+            is_in_time: self.is_in_time,
+            noticed_ms: ms(self.noticed),
+            recovered_ms: ms(self.recovered.or(self.noticed.filter(|_| is_settled))),
+            shards_led: self.led.clone(),
+            shards_moved: self.moved.iter().copied().collect(),
+            tasks_run_again: self.again.len() as u64,
+            objects_rebuilt: self.rebuilt,
+            bytes_rebuilt: self.rebuilt_bytes,
+        }
+    }
+}
+
+/// What a rebuilt node cost, in words.
+pub fn rebuilt_text(report: &FaultReport) -> String {
+    format!(
+        "{} tasks run again, {} objects rebuilt ({})",
+        report.tasks_run_again,
+        report.objects_rebuilt,
+        bytes(report.bytes_rebuilt)
+    )
+}
+
+fn named(what: &str, numbers: &[u32]) -> String {
+    let list: Vec<String> = numbers.iter().map(u32::to_string).collect();
+    match list.as_slice() {
+        [one] => format!("{what} {one}"),
+        [first @ .., last] => format!("{what}s {} and {last}", first.join(", ")),
+        [] => format!("no {what}"),
+    }
+}
+
+fn shown(task: Option<TaskId>) -> String {
+    task.map_or_else(|| "?".into(), |t| t.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn struck(victim: Victim) -> Struck {
+        Struck::new(Kill { victim, at_percent: 40 }, victim.to_string(), Instant::now(), &Progress::default())
+    }
+
+    #[test]
+    fn a_head_is_recovered_with_the_last_of_its_shards() {
+        let mut head = struck(Victim::Head(1));
+        head.led = vec![0, 2];
+        let at = head.at + Duration::from_millis(9);
+        assert!(head.is_open());
+        assert!(head.notice(at).expect("news").contains("9.0 ms"));
+        assert_eq!(head.notice(at), None, "told once");
+        assert_eq!(head.serves(0, at), None);
+        assert!(head.is_open());
+        assert!(head.serves(2, at).expect("news").contains("recovered"));
+        assert!(!head.is_open());
+        assert_eq!(head.report(head.at).recovered_ms, Some(9.0));
+    }
+
+    #[test]
+    fn a_node_is_recovered_with_the_last_object_rebuilt() {
+        let mut node = struck(Victim::Node(2));
+        node.incarnation = Some(7);
+        let (one, two) = (TaskId { place: 1, ..TaskId::default() }, TaskId { place: 2, ..TaskId::default() });
+        node.notice(node.at + Duration::from_millis(5));
+        assert_eq!(node.report(node.at).recovered_ms, Some(5.0), "nothing was lost");
+        node.starts(one);
+        node.starts(two);
+        assert_eq!(node.report(node.at).recovered_ms, None);
+        node.rebuilt(one, 10, node.at + Duration::from_millis(20));
+        node.rebuilt(one, 10, node.at + Duration::from_millis(25));
+        assert!(node.is_open());
+        node.rebuilt(two, 10, node.at + Duration::from_millis(30));
+        let report = node.report(node.at);
+        assert_eq!((report.recovered_ms, report.objects_rebuilt, report.bytes_rebuilt), (Some(30.0), 2, 20));
+        assert!(!node.is_open());
+    }
+
+    #[test]
+    fn lists_read_well() {
+        assert_eq!(named("shard", &[1]), "shard 1");
+        assert_eq!(named("shard", &[0, 1, 3]), "shards 0, 1 and 3");
+    }
+}

@@ -1,0 +1,48 @@
+//! What a head is told and what it runs on.
+
+use crate::raft::timing::RaftTiming;
+use mobula_base::disk::Disk;
+use mobula_net::seam::SharedNet;
+use std::sync::Arc;
+
+/// How a head is to run.
+#[derive(Clone, Debug)]
+pub struct HeadConfig {
+    /// Where to listen, `host:port`.
+    pub address: String,
+    /// The address others use; empty for the one that was bound.
+    pub advertise: String,
+    /// Addresses of all heads, this one's included; empty for a head alone.
+    pub join: Vec<String>,
+    /// Number of shards; the same on every head, for ever.
+    pub shards: u32,
+    /// Everything random comes from this.
+    pub seed: u64,
+    /// How patient the consensus is.
+    pub timing: RaftTiming,
+    /// A node daemon that has been silent for this long is declared dead, in ms.
+    pub node_silence_ms: u64,
+}
+
+impl Default for HeadConfig {
+    fn default() -> Self {
+        HeadConfig {
+            address: "127.0.0.1:0".into(),
+            advertise: String::new(),
+            join: Vec::new(),
+            shards: 4,
+            seed: 0,
+            timing: RaftTiming::default(),
+            node_silence_ms: 1500,
+        }
+    }
+}
+
+/// What a head runs on.
+#[derive(Clone)]
+pub struct Parts {
+    /// The network.
+    pub net: SharedNet,
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
+}

@@ -1,0 +1,78 @@
+//! What must hold at the end.
+
+use crate::cluster::{Reach, SHARDS};
+use mobula::TaskId;
+use mobula_gcs::Client;
+use mobula_proto::task_bytes;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Why a run did not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// All held.
+    Pass,
+    /// Something wrong happened.
+    Safety(String),
+    /// Something that must happen did not.
+    Liveness(String),
+    /// The simulator itself failed.
+    Harness(String),
+}
+
+impl Verdict {
+    /// The exit code of the contract in `docs/cli.md`.
+    pub fn code(&self) -> u8 {
+        match self {
+            Verdict::Pass => 0,
+            Verdict::Safety(_) => 1,
+            Verdict::Liveness(_) => 3,
+            Verdict::Harness(_) => 5,
+        }
+    }
+}
+
+/// Reads every acknowledged record back: it must be there, at the revision that was acknowledged.
+pub async fn audit(store: &Client, acknowledged: &[(TaskId, u64)]) -> Verdict {
+    let mut by_shard: BTreeMap<u32, Vec<(TaskId, u64)>> = BTreeMap::new();
+    for (task, revision) in acknowledged {
+        by_shard.entry(task.run.shard(SHARDS).0).or_default().push((*task, *revision));
+    }
+    for (shard, records) in by_shard {
+        let ids = records.iter().map(|(t, _)| task_bytes(*t)).collect();
+        let views = match store.read_tasks(shard, ids, false, Duration::from_secs(30)).await {
+            Ok(views) => views,
+            Err(error) => return Verdict::Liveness(format!("shard {shard} cannot be read: {error}")),
+        };
+        let found: BTreeMap<&[u8], u64> = views.iter().map(|v| (&v.task[..], v.revision)).collect();
+        for (task, revision) in records {
+            let id = task.to_bytes();
+            if found.get(&id[..]) != Some(&revision) {
+                return Verdict::Safety(format!(
+                    "the record of {task} was acknowledged at revision {revision} and is {:?} now",
+                    found.get(&id[..])
+                ));
+            }
+        }
+    }
+    Verdict::Pass
+}
+
+/// Replicas that have applied the same index must be in the same state.
+pub fn replicas_agree(reach: &Reach) -> Verdict {
+    let heads = reach.heads.borrow();
+    for shard in 0..SHARDS {
+        let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
+        for (n, head) in heads.iter() {
+            let Ok((index, digest)) = head.digest(shard) else { continue };
+            if let Some((other, first)) = seen.insert(index, (*n, digest))
+                && first != digest
+            {
+                return Verdict::Safety(format!(
+                    "heads {other} and {n} differ in shard {shard} at index {index}: {first:016x}, {digest:016x}"
+                ));
+            }
+        }
+    }
+    Verdict::Pass
+}
