@@ -67,7 +67,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Chaos(passed) => commands::missing::command("chaos", &passed.args),
         Command::Bench(args) => bench::run(&settings, args),
         Command::Daemon(args) => commands::daemon::run(&settings, args),
-        Command::Reference(args) => demo::reference_process(&settings, args),
+        Command::Reference(args) => demo::reference_process(args),
         Command::Janitor { .. } => unreachable!("handled above"),
     }
 }

@@ -11,7 +11,6 @@ use mobula_net::tcp::TcpNet;
 use mobula_proto::{NodeView, StatusReply};
 use serde::Serialize;
 use std::sync::Arc;
-use std::time::Duration;
 
 /// Asks every known head, and prints what they say. The exit code is the verdict.
 pub fn run(settings: &Settings) -> Outcome {
@@ -51,13 +50,6 @@ pub async fn observe(mut addresses: Vec<String>) -> Vec<Observed> {
         observed.push(Observed { address, reply });
     }
     observed
-}
-
-/// Asks once, with a bound, for use while a cluster is being watched.
-pub async fn shards_led_by(client: &Client, address: &str) -> Option<Vec<(u32, u64)>> {
-    let asked = tokio::time::timeout(Duration::from_secs(2), client.status_of(address)).await;
-    let reply = asked.ok()?.ok()?;
-    Some(reply.shards.iter().filter(|s| s.leader == reply.head).map(|s| (s.shard, s.term)).collect())
 }
 
 fn table(output: Output, observed: &[Observed], verdict: &Verdict) {

@@ -14,7 +14,6 @@ use std::time::{Duration, Instant};
 /// The faults of a run.
 pub struct Faults<'a> {
     cluster: &'a LocalCluster,
-    monitor: &'a Monitor,
     random: Random,
     started: Instant,
     pending: Vec<Kill>,
@@ -44,28 +43,28 @@ struct Struck {
 
 impl<'a> Faults<'a> {
     /// Nothing has happened yet.
-    pub fn new(cluster: &'a LocalCluster, monitor: &'a Monitor, kills: &[Kill], seed: u64, started: Instant) -> Self {
+    pub fn new(cluster: &'a LocalCluster, kills: &[Kill], seed: u64, started: Instant) -> Self {
         let random = Random::new(seed).fork("victims");
         let pending = kills.to_vec();
-        Faults { cluster, monitor, random, started, pending, struck: Vec::new(), written: Vec::new() }
+        Faults { cluster, random, started, pending, struck: Vec::new(), written: Vec::new() }
     }
 
     /// Kills whoever's moment has come; says what was done.
-    pub fn strike(&mut self, progress: &Progress) -> Vec<String> {
+    pub fn strike(&mut self, monitor: &Monitor, progress: &Progress) -> Vec<String> {
         let mut told = Vec::new();
         while let Some(kill) = self.pending.first().copied().filter(|k| k.at_percent <= progress.percent()) {
             self.pending.remove(0);
             told.push(match kill.victim {
-                Victim::Head(_) | Victim::LeadingHead => self.kill_head(kill, progress),
-                Victim::Node(_) | Victim::HoldingNode => self.kill_node(kill, progress),
+                Victim::Head(_) | Victim::LeadingHead => self.kill_head(monitor, kill, progress),
+                Victim::Node(_) | Victim::HoldingNode => self.kill_node(monitor, kill, progress),
             });
         }
         told
     }
 
-    fn kill_head(&mut self, kill: Kill, progress: &Progress) -> String {
+    fn kill_head(&mut self, monitor: &Monitor, kill: Kill, progress: &Progress) -> String {
         let addresses = self.cluster.head_addresses();
-        let seen = self.monitor.look();
+        let seen = monitor.look();
         let led = |number: usize| -> (u64, Vec<(u32, u64)>) {
             let status = seen.iter().find(|(address, _)| *address == addresses[number - 1]);
             status.map_or((0, Vec::new()), |(_, s)| {
@@ -84,7 +83,7 @@ impl<'a> Faults<'a> {
         let at = self.cluster.kill_head(number);
         let fault = self.struck.len();
         let shards: Vec<u32> = led.iter().map(|(shard, _)| *shard).collect();
-        self.monitor.watch(LostHead { fault, head, address: addresses[number - 1].clone(), led });
+        monitor.watch(LostHead { fault, head, address: addresses[number - 1].clone(), led });
         let mut struck = Struck::new(kill, format!("head {number}"), at, progress);
         struck.led.clone_from(&shards);
         let text = match shards.as_slice() {
@@ -95,10 +94,10 @@ impl<'a> Faults<'a> {
         text
     }
 
-    fn kill_node(&mut self, kill: Kill, progress: &Progress) -> String {
+    fn kill_node(&mut self, monitor: &Monitor, kill: Kill, progress: &Progress) -> String {
         let number = match kill.victim {
             Victim::Node(number) => number,
-            _ => self.pick_holder(),
+            _ => self.pick_holder(monitor),
         };
         let at = self.cluster.kill_node(number);
         let mut struck = Struck::new(kill, format!("node {number}"), at, progress);
@@ -108,8 +107,8 @@ impl<'a> Faults<'a> {
     }
 
     /// A node with objects and without the driver.
-    fn pick_holder(&mut self) -> usize {
-        let views = self.monitor.nodes();
+    fn pick_holder(&mut self, monitor: &Monitor) -> usize {
+        let views = monitor.nodes();
         let others: Vec<usize> = (2..).take_while(|n| self.cluster.node(*n).is_some()).collect();
         let holds = |number: &usize| {
             let incarnation = self.cluster.node(*number).and_then(|n| n.incarnation);

@@ -121,11 +121,6 @@ impl Job {
         }
     }
 
-    /// Number of blocks.
-    pub fn blocks(&self) -> usize {
-        self.read.refs.len()
-    }
-
     /// Whether the daemon is still there, told by asking for something that is not ready.
     ///
     /// # Errors

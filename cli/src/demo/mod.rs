@@ -4,7 +4,7 @@
 //! - [`input`], [`corpus`], [`block`] — what it works on.
 //! - [`steps`], [`job`], [`progress`] — the stages, as functions and as tasks.
 //! - [`plan`], [`faults`], [`monitor`] — kills, and what they cost.
-//! - [`run`] — one run from start to verdict; [`screen`], [`report`], [`audit`] — what it tells.
+//! - [`run`], [`work`] — one run from start to verdict; [`screen`], [`report`], [`audit`] — what it tells.
 //! - [`reference`] — the same answer without any cluster.
 //! - [`example`] — the same job on a cluster that already runs.
 
@@ -28,6 +28,7 @@ pub mod screen;
 pub mod similarity;
 pub mod steps;
 pub mod text;
+pub mod work;
 
 use crate::args::{DemoArgs, ReferenceArgs};
 use crate::commands::daemon::die_with_parent;
@@ -65,7 +66,7 @@ pub struct ReferenceAnswer {
 }
 
 /// The reference process.
-pub fn reference_process(settings: &Settings, args: &ReferenceArgs) -> Outcome {
+pub fn reference_process(args: &ReferenceArgs) -> Outcome {
     die_with_parent(args.die_with_parent)?;
     let started = Instant::now();
     let input = match &args.input {
@@ -78,7 +79,7 @@ pub fn reference_process(settings: &Settings, args: &ReferenceArgs) -> Outcome {
         matches: matches.len(),
         seconds: started.elapsed().as_secs_f64(),
     };
-    Output { is_json: true, ..settings.output }.data(&answer);
+    Output { is_json: true }.data(&answer);
     Ok(exit::OK)
 }
 

@@ -1,17 +1,11 @@
 //! One run of the demo, from the first process to the verdict.
 
 use super::answer;
-use super::audit;
 use super::corpus;
-use super::faults::Faults;
 use super::input::{self, CACHE_BYTES_MIN, Input};
-use super::job::Job;
-use super::monitor::Monitor;
 use super::plan::Plan;
-use super::progress::Progress;
 use super::report::{InputReport, Report, Times};
-use super::screen::Screen;
-use super::similarity::Match;
+use super::work::Work;
 use super::{ReferenceAnswer, pairs_of};
 use crate::args::DemoArgs;
 use crate::cluster::{LocalCluster, Shape, spawner};
@@ -19,20 +13,13 @@ use crate::exit::{self, Failure, Outcome};
 use crate::output::{Output, bytes};
 use crate::process::Process;
 use crate::{limits, say, signals};
-use mobula::{Client, ConnectOptions, TaskId};
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// Pause between two looks at the job: short, as kills are timed by its progress.
-const LOOK_PAUSE: Duration = Duration::from_millis(1);
-/// A job that makes no progress for this long has failed.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// How long late acknowledgements and recoveries are waited for after the answer.
-const SETTLE_PATIENCE: Duration = Duration::from_secs(10);
 /// Least shared memory of a node, MB.
 const STORE_MB_MIN: u64 = 256;
 
@@ -47,13 +34,100 @@ pub fn run(output: Output, plan: &Plan, args: &DemoArgs) -> Outcome {
     signals::leave_in_order();
     let cluster = LocalCluster::prepare(args.keep)?;
     let (input, reference_input) = choose_input(output, plan, args, cluster.dir())?;
-    let mut times = Times { listing_s: started.elapsed().as_secs_f64(), ..Times::default() };
+    let mut times = Times { listing_s: seconds(started), ..Times::default() };
     say!(output, "input     {} in {} files: {}", bytes(input.bytes()), input.files.len(), input.name);
     say!(output, "          {}", input.skipped);
+    start_cluster(output, &cluster, plan, &input, &mut times)?;
 
+    let mut work = Work::connect(output, &cluster, plan)?;
+    let answer = work.run(&input)?;
+    times.job_s = answer.took.as_secs_f64();
+    let auditing = Instant::now();
+    let (faults, audit) = work.settle()?;
+    times.audit_s = seconds(auditing);
+    let reference = reference(&cluster, reference_input.as_deref())?;
+    times.reference_s = reference.seconds;
+    let kept = args.keep.then(|| cluster.dir().to_owned());
+    drop(cluster);
+    times.total_s = seconds(started);
+
+    let mut report = Report {
+        passed: false,
+        failures: Vec::new(),
+        seed: plan.seed,
+        heads: plan.heads,
+        nodes: plan.nodes,
+        shards: plan.shards,
+        workers: plan.workers,
+        input: input_report(&input),
+        tasks: answer.tasks,
+        candidates: answer.candidates,
+        matches: answer.matches.len(),
+        interesting: pairs_of(&input, &answer.matches),
+        hash: answer::hash(&answer.matches, &input.labels),
+        reference_hash: reference.hash,
+        faults,
+        audit,
+        times,
+    };
+    report.judge(plan);
+    report.print(output);
+    if let Some(dir) = kept {
+        say!(output, "kept      {}", dir.display());
+    }
+    output.data(&report);
+    if let Some(path) = &args.report {
+        let text = serde_json::to_vec_pretty(&report).expect("reports have only text keys");
+        fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+    }
+    Ok(if report.passed { exit::OK } else { exit::FAILED })
+}
+
+/// The input, and what the reference process is to be given as `--input`.
+fn choose_input(
+    output: Output,
+    plan: &Plan,
+    args: &DemoArgs,
+    dir: &Path,
+) -> Result<(Input, Option<PathBuf>), Failure> {
+    if let Some(dir) = &args.input {
+        return Ok((input::directory(dir).map_err(Failure::usage)?, Some(dir.clone())));
+    }
+    let cache = input::cargo_cache();
+    if cache.bytes() >= CACHE_BYTES_MIN {
+        return Ok((cache, None));
+    }
+    say!(
+        output,
+        "only {} of Rust sources in cargo's cache, less than {}: a seeded corpus stands in for them",
+        bytes(cache.bytes()),
+        bytes(CACHE_BYTES_MIN)
+    );
+    let corpus = dir.join("corpus");
+    let written = corpus::write(&corpus, plan.seed, corpus::CORPUS_BYTES);
+    written.map_err(|e| format!("cannot write a corpus to {}: {e}; free space or set TMPDIR", corpus.display()))?;
+    let mut input = input::directory(&corpus)?;
+    input.name = format!("a corpus generated from seed {}", plan.seed);
+    Ok((input, Some(corpus)))
+}
+
+fn start_cluster(
+    output: Output,
+    cluster: &LocalCluster,
+    plan: &Plan,
+    input: &Input,
+    times: &mut Times,
+) -> Result<(), Failure> {
     let starting = Instant::now();
-    cluster.start(shape(plan, &input))?;
-    times.cluster_s = starting.elapsed().as_secs_f64();
+    cluster.start(Shape {
+        heads: plan.heads,
+        nodes: plan.nodes,
+        shards: plan.shards,
+        workers: plan.workers,
+        // A node may end up with a copy of everything. Memory is taken when it is used.
+        store_mb: (input.bytes() * 2 / 1_000_000).max(STORE_MB_MIN),
+    })?;
+    times.cluster_s = seconds(starting);
     say!(
         output,
         "cluster   {} heads with {} shards, {} nodes with {} workers each, up after {:.2} s",
@@ -66,47 +140,43 @@ pub fn run(output: Output, plan: &Plan, args: &DemoArgs) -> Outcome {
     for kill in &plan.kills {
         say!(output, "plan      kill {} at {} %", kill.victim, kill.at_percent);
     }
+    say!(output);
+    Ok(())
+}
 
-    let mut run = Run::connect(output, &cluster, plan)?;
-    let matches = run.work(&input)?;
-    times.job_s = run.screen.started().elapsed().as_secs_f64();
-    let done = run.settle(&cluster, &mut times)?;
-    drop(cluster);
-    let reference = finish_reference(output, reference_input.as_deref())?;
-    times.reference_s = reference.seconds;
-    times.total_s = started.elapsed().as_secs_f64();
-
-    let mut report = Report {
-        passed: false,
-        failures: Vec::new(),
-        seed: plan.seed,
-        heads: plan.heads,
-        nodes: plan.nodes,
-        shards: plan.shards,
-        workers: plan.workers,
-        input: InputReport {
-            name: input.name.clone(),
-            files: input.files.len(),
-            bytes: input.bytes(),
-            packages: input.packages,
-            skipped: input.skipped,
-        },
-        tasks: done.tasks,
-        candidates: done.candidates,
-        matches: matches.len(),
-        interesting: pairs_of(&input, &matches),
-        hash: answer::hash(&matches, &input.labels),
-        reference_hash: reference.hash,
-        faults: done.faults,
-        audit: done.audit,
-        times,
-    };
-    report.judge(plan);
-    report.print(output);
-    output.data(&report);
-    if let Some(path) = &args.report {
-        let text = serde_json::to_vec_pretty(&report).expect("reports have only text keys");
-        fs::write(path, text).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
+/// Has the reference process compute the answer by itself.
+fn reference(cluster: &LocalCluster, input: Option<&Path>) -> Result<ReferenceAnswer, Failure> {
+    let mut command = spawner::this_program();
+    command.args(["reference", "--die-with-parent", &std::process::id().to_string()]);
+    if let Some(dir) = input {
+        command.arg("--input").arg(dir);
     }
-    Ok(if report.passed { exit::OK } else { exit::FAILED })
+    command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
+    let mut child = spawner::spawn(command).map_err(|e| format!("cannot start the reference run: {e}"))?;
+    if let Some(process) = Process::of(child.id()) {
+        cluster.adopt(process);
+    }
+    let mut said = Vec::new();
+    if let Some(mut stdout) = child.stdout.take() {
+        stdout.read_to_end(&mut said).map_err(|e| format!("cannot read from the reference run: {e}"))?;
+    }
+    let status = child.wait().map_err(|e| format!("cannot wait for the reference run: {e}"))?;
+    if !status.success() {
+        return Err(format!("the reference run failed ({status}); see above").into());
+    }
+    serde_json::from_slice(&said).map_err(|e| format!("the reference run gave no answer: {e}").into())
+}
+
+fn input_report(input: &Input) -> InputReport {
+    InputReport {
+        name: input.name.clone(),
+        files: input.files.len(),
+        bytes: input.bytes(),
+        packages: input.packages,
+        skipped: input.skipped,
+    }
+}
+
+fn seconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64()
 }

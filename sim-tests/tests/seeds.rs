@@ -1,0 +1,73 @@
+//! Simulated clusters, one process per seed.
+//!
+//! The simulator needs `--cfg tokio_unstable`, which would rebuild the whole product, so this test
+//! builds it beside the product: own flags, own profile, own target directory. The first time
+//! that takes some minutes.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::OnceLock;
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace")
+}
+
+/// Builds the simulator, once.
+fn simulator() -> &'static Path {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    BUILT.get_or_init(|| {
+        let target = root().join("target/sim");
+        let status = Command::new(env!("CARGO"))
+            .current_dir(root())
+            .args(["build", "--locked", "--quiet", "-p", "mobula-sim-tests", "--features", "simulation"])
+            .args(["--profile", "sim", "--target-dir"])
+            .arg(&target)
+            .env("RUSTFLAGS", "--cfg tokio_unstable")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS")
+            .status()
+            .expect("cargo runs");
+        assert!(status.success(), "the simulator does not build");
+        target.join("sim/mobula-sim")
+    })
+}
+
+fn sim(arguments: &[&str]) -> Output {
+    Command::new(simulator()).args(arguments).output().expect("the simulator runs")
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+#[test]
+fn jobs_stay_right_while_a_leader_and_a_node_crash_and_a_leader_is_cut_off() {
+    let output = sim(&["sweep", "--seeds", "1..8"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("8 passed, 0 failed"), "{}", text(&output));
+}
+
+#[test]
+fn one_seed_twice_is_one_trace() {
+    let output = sim(&["meta", "--seeds", "21..23"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(text(&output).lines().filter(|l| l.ends_with("twice")).count(), 3, "{}", text(&output));
+}
+
+#[test]
+fn the_faults_land() {
+    let file = std::env::temp_dir().join(format!("mobula-sim-trace-{}", std::process::id()));
+    let output = sim(&["run", "--seed", "5", "--trace", &file.display().to_string()]);
+    let events = std::fs::read_to_string(&file).expect("the trace is there");
+    let _ = std::fs::remove_file(&file);
+    assert!(output.status.success(), "{}", text(&output));
+    for fault in ["CrashLeader", "CrashNode", "CutLeader"] {
+        assert!(events.contains(&format!("fault {fault}")), "{fault} did not land");
+    }
+    assert_eq!(events.matches("healed").count(), 3);
+}
+
+#[test]
+fn wrong_usage_is_64() {
+    assert_eq!(sim(&["run"]).status.code(), Some(64));
+    assert_eq!(sim(&["sweep", "--seeds", "9..1"]).status.code(), Some(64));
+}
