@@ -53,12 +53,14 @@ pub trait DiskFile: Send {
 /// Writes a whole file so that it is there completely or not at all: a temporary file, synced,
 /// renamed, and the directory synced.
 pub fn write_atomically(disk: &dyn Disk, dir: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
-    let temporary = format!("{dir}/{name}.tmp");
+    // At the root there is no directory to name: a leading `/` would leave the tree.
+    let path = if dir.is_empty() { name.to_owned() } else { format!("{dir}/{name}") };
+    let temporary = format!("{path}.tmp");
     let mut file = disk.open(&temporary, true)?;
     file.set_len(0)?;
     file.write_at(0, bytes)?;
     file.sync()?;
-    disk.rename(&temporary, &format!("{dir}/{name}"))?;
+    disk.rename(&temporary, &path)?;
     disk.sync_dir(dir)
 }
 
