@@ -69,8 +69,9 @@ impl Settings {
             check_address(address).map_err(Failure::usage)?;
         }
         let data_dir = match global.data_dir.clone().or(file.data_dir) {
-            Some(dir) => std::path::absolute(&dir)
-                .map_err(|e| Failure::usage(format!("cannot use {} as data directory: {e}", dir.display())))?,
+            Some(dir) => std::path::absolute(&dir).map_err(|e| {
+                Failure::usage(format!("cannot use {} as data directory: {e}", dir.display()))
+            })?,
             None => std::env::home_dir()
                 .map(|home| home.join(".mobula"))
                 .ok_or_else(|| Failure::usage("no home directory; name a data directory with --data-dir"))?,
@@ -96,9 +97,8 @@ fn parse(text: &str) -> Result<ConfigFile, String> {
 /// # Errors
 /// It is not.
 pub fn check_address(address: &str) -> Result<(), String> {
-    let is_good = address
-        .rsplit_once(':')
-        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
+    let is_good =
+        address.rsplit_once(':').is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok());
     if is_good {
         Ok(())
     } else {

@@ -9,7 +9,9 @@
 //! - [`exit`], [`output`] — how a command ends, and where text goes.
 
 #[cfg(not(target_os = "linux"))]
-compile_error!("mobula runs on Linux only: it shares memory by memfd and follows its processes through /proc");
+compile_error!(
+    "mobula runs on Linux only: it shares memory by memfd and follows its processes through /proc"
+);
 
 mod args;
 mod bench;

@@ -101,7 +101,7 @@ impl Core {
         }
     }
 
-    fn send_done(
+    pub(crate) fn send_done(
         &mut self,
         task: TaskId,
         attempt: u32,

@@ -170,16 +170,50 @@ impl Core {
             (About::Submit(task), None) => self.submit_committed(task, revision),
             (About::Submit(task), Some(outcome)) => self.submit_answered(task, outcome),
             (About::Done(task), outcome) => {
-                if let Some(item_outcome::Outcome::DivergedDone(view)) = outcome {
-                    self.diverged(task, &view);
+                if let Some(item_outcome::Outcome::DivergedDone(view)) = &outcome {
+                    self.diverged(task, view);
                 }
-                if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
-                    self.kept.remove(&task);
+                match outcome {
+                    Some(item_outcome::Outcome::Refused(view)) if self.still_ours(task, &view) => {
+                        self.done_refused(task);
+                    }
+                    Some(_) | None => {
+                        if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
+                            self.kept.remove(&task);
+                        }
+                    }
                 }
             }
             (About::Next(task), Some(item_outcome::Outcome::Granted(view))) => self.granted(task, view),
             (About::Next(task), Some(item_outcome::Outcome::Refused(view))) => self.refused(task, view),
             (About::Next(_) | About::Put(_), _) => {}
+        }
+    }
+
+    /// Whether the shard still has this node down as keeper of this attempt.
+    fn still_ours(&self, task: TaskId, view: &TaskView) -> bool {
+        let finishing = self.kept.get(&task).filter(|k| k.state == KeptState::Finishing);
+        finishing.is_some_and(|k| k.attempt == view.attempt)
+            && view.state == TaskState::TaskPending as i32
+            && view.keeper == self.config.incarnation.0
+    }
+
+    /// The executor was fenced before its done-record was applied, so nothing is recorded and
+    /// others are told that this node is making it. If the value survives here, say so; else run it
+    /// again.
+    fn done_refused(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get(&task) else { return };
+        let attempt = kept.attempt;
+        let me = self.config.incarnation;
+        match self.objects.get(&task.output(0)).map(|o| o.state.clone()) {
+            Some(State::Here(value)) => {
+                let inline = matches!(value, Value::Inline(_));
+                self.send_done(task, attempt, me, Ok((value.output(self.config.crc), inline)));
+            }
+            Some(State::Failed(failure)) => self.send_done(task, attempt, me, Err(failure)),
+            Some(State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. }) | None => {
+                self.propose_next(task, attempt, false);
+            }
         }
     }
 

@@ -326,3 +326,25 @@ fn the_end_of_a_job_leaves_nothing() {
     assert_eq!(node.core.load(), (1000, 0), "all CPU is free, nothing waits");
     assert!(node.core.held(ShardId(0)).is_empty() && node.core.held(ShardId(1)).is_empty());
 }
+
+#[test]
+fn a_result_whose_node_died_before_it_was_recorded_is_made_again() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::Submit { client: DRIVER, specs: (0..5).map(|i| spec(i, &[])).collect() });
+    let assigned = node.take(|e| match e {
+        Effect::Assign { assign, .. } => assign.spec.clone().map(|s| s.id),
+        _ => None,
+    });
+    let id = assigned.first().expect("one spilled over").clone();
+    node.auto_ack = false;
+    let output = Some(Output { crc: 1, size: 1 << 20 });
+    let result = PeerResult { task: id.clone(), attempt: 1, output, durable: true, ..PeerResult::default() };
+    node.step(Event::PeerResult { from: OTHER, result });
+    assert!(items(&node).iter().any(|i| matches!(i, stream_item::Item::Done(_))));
+    // The fence overtakes the done-record: it is refused, and this node is still the keeper.
+    let view = TaskView { task: id.clone(), attempt: 1, state: 1, keeper: ME.0, ..TaskView::default() };
+    node.ack(vec![item_outcome::Outcome::Refused(view)]);
+    let again = items(&node).iter().any(|i| matches!(i, stream_item::Item::Next(n) if n.task == id && n.from == 1));
+    assert!(again, "otherwise whoever needs it waits for ever");
+}

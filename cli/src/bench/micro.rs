@@ -26,13 +26,23 @@ pub fn run(args: &BenchArgs) -> Result<Figures, Failure> {
     let client = driver(&cluster)?;
     client.submit(noop::task()).get()?;
     figures.add("start of a cluster to its first result", started.elapsed().as_secs_f64() * 1e3, "ms");
-    resident(&mut figures, &cluster, "resident memory of a head, fresh", "resident memory of a node daemon, fresh");
+    resident(
+        &mut figures,
+        &cluster,
+        "resident memory of a head, fresh",
+        "resident memory of a node daemon, fresh",
+    );
 
     many(&client, WARM_UP)?;
     latency(&mut figures, &client)?;
     throughput(&mut figures, &client, args.tasks)?;
     objects(&mut figures, &client)?;
-    resident(&mut figures, &cluster, "resident memory of a head, after", "resident memory of a node daemon, after");
+    resident(
+        &mut figures,
+        &cluster,
+        "resident memory of a head, after",
+        "resident memory of a node daemon, after",
+    );
     client.end(true)?;
     Ok(figures)
 }
@@ -91,7 +101,12 @@ fn objects(figures: &mut Figures, client: &Client) -> Result<(), Failure> {
     let small = Blob::from(vec![7u8; 1_000]);
     let large = Blob::from(vec![7u8; 1_000_000]);
     let names = [
-        (&small, SINGLY / 2, ["put of 1 kB, p50", "put of 1 kB, p99"], ["get of 1 kB, p50", "get of 1 kB, p99"]),
+        (
+            &small,
+            SINGLY / 2,
+            ["put of 1 kB, p50", "put of 1 kB, p99"],
+            ["get of 1 kB, p50", "get of 1 kB, p99"],
+        ),
         (&large, 200, ["put of 1 MB, p50", "put of 1 MB, p99"], ["get of 1 MB, p50", "get of 1 MB, p99"]),
     ];
     for (value, count, put_names, get_names) in names {

@@ -24,7 +24,9 @@ pub fn run(settings: &Settings, args: &BenchArgs) -> Outcome {
         "micro" => micro::run,
         "transfer" => transfer::run,
         other => {
-            return Err(Failure::usage(format!("there is no benchmark \"{other}\"; there are micro and transfer")));
+            return Err(Failure::usage(format!(
+                "there is no benchmark \"{other}\"; there are micro and transfer"
+            )));
         }
     };
     if args.tasks == 0 {

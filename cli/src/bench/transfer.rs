@@ -100,7 +100,12 @@ fn transfer(cluster: &LocalCluster, round: u64) -> Result<f64, Failure> {
 }
 
 /// Makes objects on node 2, then reads them on node 1: how much was read in which time.
-fn move_objects(client: &mobula::Client, count: u64, bytes: u64, seed: u64) -> Result<(u64, Duration), Failure> {
+fn move_objects(
+    client: &mobula::Client,
+    count: u64,
+    bytes: u64,
+    seed: u64,
+) -> Result<(u64, Duration), Failure> {
     let made: Vec<ObjectRef<Bulk>> =
         (0..count).map(|i| client.submit(produce::task(bytes, seed + i).resource("node-2", 1.0))).collect();
     if client.wait(&made, made.len(), PATIENCE).iter().any(|is_ready| !is_ready) {

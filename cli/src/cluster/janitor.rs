@@ -48,7 +48,9 @@ pub fn run(dir: &Path) -> Outcome {
 fn remove(dir: &Path) -> bool {
     for _ in 0..TRIES {
         match std::fs::remove_dir_all(dir) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => std::thread::sleep(Duration::from_millis(25)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                std::thread::sleep(Duration::from_millis(25))
+            }
             _ => return true,
         }
     }

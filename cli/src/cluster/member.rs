@@ -77,7 +77,9 @@ fn order(dir: &Path, kind: &str, number: usize, address: &str) -> Order {
 impl Order {
     /// Starts the process.
     pub fn start(mut self) -> Result<Member, NotUp> {
-        let failed = |what: &str, e: std::io::Error| NotUp::Failed(format!("cannot start {}: {what}: {e}", self.label));
+        let failed = |what: &str, e: std::io::Error| {
+            NotUp::Failed(format!("cannot start {}: {what}: {e}", self.label))
+        };
         if self.dir.socket().as_os_str().len() > SOCKET_PATH_MAX {
             return Err(NotUp::Failed(format!(
                 "cannot use {}: a socket in it would have a path of more than {SOCKET_PATH_MAX} bytes; set TMPDIR \
@@ -92,7 +94,8 @@ impl Order {
         // Members must outlive a Ctrl-C, which goes to the whole group: we end them in order.
         self.command.process_group(0).current_dir(&self.dir.0);
         self.command.stdin(Stdio::null()).stdout(out).stderr(err);
-        let child = spawner::spawn(self.command).map_err(|e| NotUp::Failed(format!("cannot start {}: {e}", self.label)))?;
+        let child = spawner::spawn(self.command)
+            .map_err(|e| NotUp::Failed(format!("cannot start {}: {e}", self.label)))?;
         let gone = || NotUp::Failed(format!("{} ended at once", self.label));
         Ok(Member {
             // A child is in /proc until it is waited for.

@@ -78,8 +78,9 @@ impl LocalCluster {
     /// # Errors
     /// There is no room for it.
     pub fn prepare(keep: bool) -> Result<LocalCluster, String> {
-        let dir = janitor::fresh_dir()
-            .map_err(|e| format!("cannot make a directory in {}: {e}; set TMPDIR", std::env::temp_dir().display()))?;
+        let dir = janitor::fresh_dir().map_err(|e| {
+            format!("cannot make a directory in {}: {e}; set TMPDIR", std::env::temp_dir().display())
+        })?;
         let janitor = if keep {
             None
         } else {

@@ -45,7 +45,8 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
 /// `parent` is not our parent, so it has ended already.
 pub fn die_with_parent(parent: Option<u32>) -> Result<(), Failure> {
     let Some(parent) = parent else { return Ok(()) };
-    set_parent_process_death_signal(Some(Signal::KILL)).map_err(|e| format!("cannot follow the parent: {e}"))?;
+    set_parent_process_death_signal(Some(Signal::KILL))
+        .map_err(|e| format!("cannot follow the parent: {e}"))?;
     // It may have ended before the line above.
     if getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
         return Err(format!("process {parent}, which started this one, has ended").into());
@@ -68,7 +69,9 @@ fn claim(dir: &DataDir) -> Result<File, Failure> {
     match lock.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            return Err(format!("another daemon runs from {shown}; stop it, or use another --data-dir").into());
+            return Err(
+                format!("another daemon runs from {shown}; stop it, or use another --data-dir").into()
+            );
         }
         Err(TryLockError::Error(e)) => return Err(unusable(e).into()),
     }
@@ -87,7 +90,8 @@ fn system_seed() -> io::Result<u64> {
 /// Runs the roles. The node leaves before the head goes, as leaving takes a head.
 async fn serve(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<(), Failure> {
     let mut asked = stop_requests()?;
-    let cpus = member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
+    let cpus =
+        member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
     let head = match member.head {
         false => None,
         true => tokio::select! {
@@ -200,7 +204,12 @@ fn node_config(
         },
         socket: dir.socket(),
         workers: cpus,
-        resources: member.resource.iter().map(|r| resource(r)).collect::<Result<_, _>>().map_err(Failure::usage)?,
+        resources: member
+            .resource
+            .iter()
+            .map(|r| resource(r))
+            .collect::<Result<_, _>>()
+            .map_err(Failure::usage)?,
         store_bytes: member.store_mb.saturating_mul(1_000_000),
         seed,
     })

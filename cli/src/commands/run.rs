@@ -24,9 +24,10 @@ pub fn run(settings: &Settings, args: &RunArgs) -> Outcome {
     let program = args.program.to_string_lossy();
     match program.strip_prefix(EXAMPLE) {
         Some(example::NAME) => example::run(settings.output, &socket(settings)?, &args.args),
-        Some(other) => {
-            Err(Failure::usage(format!("there is no example \"{other}\"; there is {EXAMPLE}{}", example::NAME)))
-        }
+        Some(other) => Err(Failure::usage(format!(
+            "there is no example \"{other}\"; there is {EXAMPLE}{}",
+            example::NAME
+        ))),
         None => {
             let socket = socket(settings)?;
             // The program takes our place, so that signals and its exit code are its own.

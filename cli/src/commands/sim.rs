@@ -32,7 +32,8 @@ fn command() -> Result<Command, Failure> {
     }
     Err(Failure::usage(format!(
         "{PROGRAM} is not installed beside this program, and {} is in no checkout of Mobula; install it from a \
-         checkout with `cd sim-tests && cargo install --locked --path .`",
+         checkout with `RUSTFLAGS=\"--cfg tokio_unstable\" cargo install --locked --path sim-tests --features \
+         simulation`",
         from.display()
     )))
 }
@@ -47,14 +48,17 @@ fn checkout(from: &Path) -> Option<PathBuf> {
     from.ancestors().find(|dir| dir.join("sim-tests/Cargo.toml").is_file()).map(Path::to_owned)
 }
 
-/// Cargo builds and runs it: with the flags of its own directory, which `RUSTFLAGS` would
-/// silently replace, and a target directory of its own, so that neither build undoes the other.
+/// Cargo builds and runs it: in a target directory of its own, because its flags would otherwise
+/// rebuild the product each time the two take turns.
 fn by_cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.args(["run", "--quiet", "--profile", "sim", "--bin", PROGRAM, "--"]);
-    command.current_dir(root.join("sim-tests"));
-    command.env("CARGO_TARGET_DIR", root.join("target-sim"));
-    command.env_remove("RUSTFLAGS").env_remove("CARGO_ENCODED_RUSTFLAGS");
+    command.args(["run", "--quiet", "--locked", "-p", "mobula-sim-tests", "--bin", PROGRAM]);
+    command.args(["--features", "simulation", "--profile", "sim"]);
+    // Not by the working directory: paths among the arguments are relative to the caller's.
+    command.arg("--manifest-path").arg(root.join("Cargo.toml"));
+    command.arg("--target-dir").arg(root.join("target/sim"));
+    command.arg("--");
+    command.env("RUSTFLAGS", "--cfg tokio_unstable").env_remove("CARGO_ENCODED_RUSTFLAGS");
     command
 }
 

@@ -2,7 +2,7 @@
 
 use crate::args::MemberArgs;
 use crate::cluster::{log, spawner};
-use crate::config::{DEFAULT_ADDRESS, Settings, check_address};
+use crate::config::{Settings, check_address};
 use crate::datadir::{DataDir, Ready};
 use crate::exit::{self, Failure, Outcome};
 use crate::process::Process;
@@ -57,8 +57,15 @@ pub fn run(settings: &Settings, member: &MemberArgs) -> Outcome {
             Ok(exit::OK)
         }
         Up::WaitsForOthers => {
-            say!(settings.output, "started (pid {}); it waits for the other heads of its --join list", process.pid);
-            say!(settings.output, "  start them in any order; `mobula status` says when the cluster is formed");
+            say!(
+                settings.output,
+                "started (pid {}); it waits for the other heads of its --join list",
+                process.pid
+            );
+            say!(
+                settings.output,
+                "  start them in any order; `mobula status` says when the cluster is formed"
+            );
             Ok(exit::OK)
         }
         Up::Ended(status) => {
@@ -67,7 +74,8 @@ pub fn run(settings: &Settings, member: &MemberArgs) -> Outcome {
         Up::Late => {
             process.signal(Signal::KILL);
             let said = log::tail(&dir.log(), from);
-            Err(format!("the daemon did not come up within {} s and was ended: {said}", PATIENCE.as_secs()).into())
+            Err(format!("the daemon did not come up within {} s and was ended: {said}", PATIENCE.as_secs())
+                .into())
         }
     }
 }
@@ -165,8 +173,17 @@ fn announce(settings: &Settings, dir: &DataDir, ready: &Ready) {
         say!(output, "  socket    {}", socket.display());
     }
     say!(output, "  data      {}", dir.0.display());
-    let address = ready.heads.first().map_or(DEFAULT_ADDRESS, String::as_str);
-    say!(output, "  next      `mobula start --join {address}` on another machine; `mobula status`; `mobula stop`");
+    if let Some(address) = &ready.head_address {
+        let is_local =
+            address.starts_with("127.") || address.starts_with("localhost:") || address.starts_with("[::1]");
+        let advice = if is_local {
+            "for more machines, start with --listen and an address that they reach"
+        } else {
+            "on other machines, `mobula start --join` and this address"
+        };
+        say!(output, "  more      {advice}");
+    }
+    say!(output, "  next      `mobula status`, `mobula run example:neardup`, `mobula stop`");
     output.data(ready);
 }
 
@@ -178,7 +195,9 @@ mod tests {
 
     fn checked(args: &[&str]) -> Result<(), String> {
         let line = ["mobula", "start"].iter().chain(args);
-        let Asked::Start(start) = Cli::try_parse_from(line).expect("well-formed").command else { panic!("start") };
+        let Asked::Start(start) = Cli::try_parse_from(line).expect("well-formed").command else {
+            panic!("start")
+        };
         check(&start.member)
     }
 

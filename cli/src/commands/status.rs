@@ -41,7 +41,11 @@ pub async fn observe(mut addresses: Vec<String>) -> Vec<Observed> {
     let mut observed: Vec<Observed> = Vec::new();
     while observed.len() < addresses.len() {
         let address = addresses[observed.len()].clone();
-        let reply = client.status_of(&address).await.map_err(|e| e.to_string());
+        let reply = client.status_of(&address).await.map_err(|error| match error {
+            // The address stands beside it anyway.
+            mobula_gcs::Error::Unreachable { last, .. } => last,
+            other => other.to_string(),
+        });
         for head in reply.iter().flat_map(|r| &r.heads) {
             if !addresses.contains(head) {
                 addresses.push(head.clone());
@@ -58,7 +62,13 @@ fn table(output: Output, observed: &[Observed], verdict: &Verdict) {
         return;
     }
     say!(output);
-    say!(output, "heads: {} of {} answer; {} more may fail", up.len(), observed.len(), verdict.heads_may_fail);
+    say!(
+        output,
+        "heads: {} of {} answer; {} more may fail",
+        up.len(),
+        observed.len(),
+        verdict.heads_may_fail
+    );
     for head in observed {
         match &head.reply {
             Ok(reply) => say!(

@@ -30,8 +30,18 @@ pub fn run(settings: &Settings) -> Outcome {
     process.signal(Signal::KILL);
     if process.wait_end(PATIENCE) {
         let seconds = PATIENCE.as_secs();
-        say!(settings.output, "killed pid {}: it did not stop within {seconds} s; see {}", process.pid, dir.log().display());
+        say!(
+            settings.output,
+            "killed pid {}: it did not stop within {seconds} s; see {}",
+            process.pid,
+            dir.log().display()
+        );
         return Ok(exit::OK);
     }
-    Err(format!("pid {} does not end even after SIGKILL; it may hang in the kernel, see {}", process.pid, dir.log().display()).into())
+    Err(format!(
+        "pid {} does not end even after SIGKILL; it may hang in the kernel, see {}",
+        process.pid,
+        dir.log().display()
+    )
+    .into())
 }

@@ -48,7 +48,11 @@ pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
         say!(output, "  export MOBULA_SOCKET={} MOBULA_ADDRESS={}", socket.display(), reach.heads.join(","));
         say!(output, "  mobula run example:neardup");
     }
-    say!(output, "Ctrl-C ends it{}.", if args.keep { "; data and logs stay" } else { " and removes everything" });
+    say!(
+        output,
+        "Ctrl-C ends it{}.",
+        if args.keep { "; data and logs stay" } else { " and removes everything" }
+    );
     output.data(&reach);
     // Whatever is killed from outside is told once; the cluster goes on without it.
     let mut told = std::collections::BTreeSet::new();

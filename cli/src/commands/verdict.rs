@@ -58,12 +58,16 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// The newest view of the cluster that any head gave.
+/// The newest view of the cluster that any head gave; of equal ones that of the leader of shard 0,
+/// which alone knows the loads of the nodes.
 pub fn newest_view(observed: &[Observed]) -> Option<&ClusterView> {
+    let leads = |r: &StatusReply| r.shards.iter().any(|s| s.shard == 0 && s.leader == r.head);
     observed
         .iter()
-        .filter_map(|o| o.reply.as_ref().ok()?.view.as_ref())
-        .max_by_key(|view| view.version)
+        .filter_map(|o| o.reply.as_ref().ok())
+        .filter_map(|r| Some((r.view.as_ref()?, leads(r))))
+        .max_by_key(|(view, leads)| (view.version, *leads))
+        .map(|(view, _)| view)
 }
 
 /// Judges what was observed of the heads of one cluster.
@@ -81,13 +85,6 @@ pub fn judge(observed: &[Observed]) -> Verdict {
         return verdict;
     }
     judge_clusters(&up, &mut verdict);
-    if !down.is_empty() {
-        verdict.add(
-            Health::Degraded,
-            format!("{} of {} heads do not answer ({})", down.len(), observed.len(), down.join(", ")),
-            "restart them with the options and data directories they had",
-        );
-    }
     let majority = observed.len() / 2 + 1;
     let shards = newest_view(observed).map_or(0, |v| v.shards);
     if shards == 0 {
@@ -97,6 +94,13 @@ pub fn judge(observed: &[Observed]) -> Verdict {
             "start all heads of the --join list, then ask again",
         );
         return verdict;
+    }
+    if !down.is_empty() {
+        verdict.add(
+            Health::Degraded,
+            format!("{} of {} heads do not answer ({})", down.len(), observed.len(), down.join(", ")),
+            "restart them with the options and data directories they had",
+        );
     }
     let mut replicas_least = up.len();
     for shard in 0..shards {
@@ -129,7 +133,13 @@ fn judge_clusters(up: &[&StatusReply], verdict: &mut Verdict) {
 }
 
 /// Judges one shard; how many of its replicas work.
-fn judge_shard(shard: u32, up: &[&StatusReply], heads: usize, majority: usize, verdict: &mut Verdict) -> usize {
+fn judge_shard(
+    shard: u32,
+    up: &[&StatusReply],
+    heads: usize,
+    majority: usize,
+    verdict: &mut Verdict,
+) -> usize {
     let replicas: Vec<_> = up.iter().filter_map(|r| r.shards.iter().find(|s| s.shard == shard)).collect();
     for stopped in replicas.iter().filter(|s| !s.stopped.is_empty()) {
         verdict.add(
@@ -182,8 +192,13 @@ mod tests {
             shards: leaders.len() as u32,
             ..Default::default()
         };
-        let reply =
-            StatusReply { head: number, cluster: 5, shards: shards.collect(), view: Some(view), ..Default::default() };
+        let reply = StatusReply {
+            head: number,
+            cluster: 5,
+            shards: shards.collect(),
+            view: Some(view),
+            ..Default::default()
+        };
         Observed { address: format!("h{number}:1"), reply: Ok(reply) }
     }
 
@@ -213,7 +228,12 @@ mod tests {
 
     #[test]
     fn a_shard_without_a_living_leader_is_unavailable() {
-        check(&[head(1, &[1, 3]), head(2, &[1, 3]), silent(3)], Health::Unavailable, "shard 1 has no leader", 0);
+        check(
+            &[head(1, &[1, 3]), head(2, &[1, 3]), silent(3)],
+            Health::Unavailable,
+            "shard 1 has no leader",
+            0,
+        );
     }
 
     #[test]

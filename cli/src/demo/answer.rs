@@ -62,8 +62,12 @@ mod tests {
 
     #[test]
     fn large_near_copies_come_first_and_packages_once() {
-        let matches =
-            [pair(0, 1, 1_000_000, 500), pair(0, 2, 900_000, 50), pair(1, 2, 850_000, 80), pair(3, 2, 990_000, 70)];
+        let matches = [
+            pair(0, 1, 1_000_000, 500),
+            pair(0, 2, 900_000, 50),
+            pair(1, 2, 850_000, 80),
+            pair(3, 2, 990_000, 70),
+        ];
         let packages = [0, 1, 2, 1];
         let shown: Vec<(u32, u32)> = interesting(&matches, &packages, 2).iter().map(|m| (m.a, m.b)).collect();
         assert_eq!(shown, [(1, 2), (0, 2)]);

@@ -100,7 +100,9 @@ async fn read_records(
                         "task {task}: acknowledged at revision {revision}, found at {}",
                         view.revision
                     )),
-                    None => audit.lose(format!("task {task}: acknowledged at revision {revision}, not found")),
+                    None => {
+                        audit.lose(format!("task {task}: acknowledged at revision {revision}, not found"))
+                    }
                 }
             }
         }

@@ -151,7 +151,8 @@ mod tests {
     #[test]
     fn blocks_and_lists_survive_the_wire_and_reject_cuts() {
         let mut block = Vec::new();
-        let (first, second) = (Text { id: 7, package: 1, bytes: b"fn" }, Text { id: 8, package: 2, bytes: b"" });
+        let (first, second) =
+            (Text { id: 7, package: 1, bytes: b"fn" }, Text { id: 8, package: 2, bytes: b"" });
         write_text(&mut block, first);
         write_text(&mut block, second);
         assert_eq!(texts(&block), Ok(vec![first, second]));

@@ -58,7 +58,12 @@ fn source(random: &mut Random) -> Vec<String> {
     let mut lines = Vec::new();
     for _ in 0..functions {
         lines.push(format!("/// {} the {} of a {}.", word(random), word(random), word(random)));
-        lines.push(format!("pub fn {}({}: u64, {}: &str) -> u64 {{", word(random), word(random), word(random)));
+        lines.push(format!(
+            "pub fn {}({}: u64, {}: &str) -> u64 {{",
+            word(random),
+            word(random),
+            word(random)
+        ));
         for _ in 0..3 + random.below(20) {
             lines.push(statement(random));
         }
@@ -89,9 +94,8 @@ fn edited(lines: &[String], random: &mut Random) -> Vec<String> {
 
 /// A name of two or three syllables out of a few thousand.
 fn word(random: &mut Random) -> String {
-    const SYLLABLES: [&str; 16] = [
-        "ba", "co", "de", "fi", "ga", "ho", "ju", "ke", "lo", "mi", "na", "pe", "ro", "su", "ta", "vi",
-    ];
+    const SYLLABLES: [&str; 16] =
+        ["ba", "co", "de", "fi", "ga", "ho", "ju", "ke", "lo", "mi", "na", "pe", "ro", "su", "ta", "vi"];
     (0..2 + random.below(2)).map(|_| SYLLABLES[random.below(16) as usize]).collect()
 }
 

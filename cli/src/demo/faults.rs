@@ -2,8 +2,8 @@
 
 use super::monitor::{Event, LostHead, Monitor, Written};
 use super::plan::{Kill, Victim};
-use super::report::FaultReport;
 use super::progress::Progress;
+use super::report::FaultReport;
 use crate::cluster::LocalCluster;
 use crate::output::{bytes, millis};
 use mobula::{Notice, TaskId};
@@ -173,7 +173,7 @@ impl<'a> Faults<'a> {
     /// more than noticing it.
     pub fn reports(&self) -> Vec<FaultReport> {
         let mut reports: Vec<FaultReport> = self.struck.iter().map(|s| s.report(self.started)).collect();
-        reports.extend(self.pending.iter().map(|kill| FaultReport::never(kill)));
+        reports.extend(self.pending.iter().map(FaultReport::never));
         reports
     }
 }

@@ -124,7 +124,9 @@ fn registry_roots() -> Vec<PathBuf> {
     let home = std::env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| std::env::home_dir().map(|h| h.join(".cargo")));
-    let Some(entries) = home.and_then(|h| fs::read_dir(h.join("registry/src")).ok()) else { return Vec::new() };
+    let Some(entries) = home.and_then(|h| fs::read_dir(h.join("registry/src")).ok()) else {
+        return Vec::new();
+    };
     let mut roots: Vec<PathBuf> = entries.flatten().map(|e| e.path()).filter(|p| p.is_dir()).collect();
     roots.sort();
     roots
@@ -135,9 +137,12 @@ fn locked_packages(lock_file: &str) -> Vec<(String, String)> {
     let mut out = Vec::new();
     for block in lock_file.split("[[package]]").skip(1) {
         let field = |key: &str| {
-            block.lines().find_map(|line| line.strip_prefix(key)?.trim().strip_prefix("= \"")?.strip_suffix('"'))
+            block
+                .lines()
+                .find_map(|line| line.strip_prefix(key)?.trim().strip_prefix("= \"")?.strip_suffix('"'))
         };
-        if let (Some(name), Some(version), Some(source)) = (field("name "), field("version "), field("source "))
+        if let (Some(name), Some(version), Some(source)) =
+            (field("name "), field("version "), field("source "))
             && source.starts_with("registry+")
         {
             out.push((name.to_owned(), version.to_owned()));
@@ -163,7 +168,8 @@ fn walk(
             continue;
         };
         for entry in entries {
-            let Some((entry, kind)) = entry.ok().and_then(|e| e.file_type().ok().map(|kind| (e, kind))) else {
+            let Some((entry, kind)) = entry.ok().and_then(|e| e.file_type().ok().map(|kind| (e, kind)))
+            else {
                 skipped.unreadable += 1;
                 continue;
             };
@@ -213,7 +219,11 @@ impl std::fmt::Display for Skipped {
         .filter(|(count, _)| *count > 0)
         .map(|(count, what)| format!("{count} {what}"))
         .collect();
-        if parts.is_empty() { f.write_str("nothing skipped") } else { write!(f, "skipped: {}", parts.join(", ")) }
+        if parts.is_empty() {
+            f.write_str("nothing skipped")
+        } else {
+            write!(f, "skipped: {}", parts.join(", "))
+        }
     }
 }
 

@@ -66,17 +66,16 @@ mod tests {
     fn signed(id: u32, package: u32, shared: u64, own: u64) -> Signed {
         let mut common = Random::new(5);
         let mut private = Random::new(1000 + u64::from(id));
-        let set: Vec<u64> = (0..shared)
-            .map(|_| common.next_u64())
-            .chain((0..own).map(|_| private.next_u64()))
-            .collect();
+        let set: Vec<u64> =
+            (0..shared).map(|_| common.next_u64()).chain((0..own).map(|_| private.next_u64())).collect();
         Signed { id, package, signature: signature(&set) }
     }
 
     #[test]
     fn near_duplicates_pair_up_and_strangers_do_not() {
         // 0 and 1 share 900 of 1000 shingles (Jaccard 0.82), 2 and 3 nothing.
-        let all = [signed(0, 0, 900, 100), signed(1, 1, 900, 100), signed(2, 2, 0, 1000), signed(3, 3, 0, 1000)];
+        let all =
+            [signed(0, 0, 900, 100), signed(1, 1, 900, 100), signed(2, 2, 0, 1000), signed(3, 3, 0, 1000)];
         assert_eq!(candidates(&all, 0..BANDS), [(0, 1)]);
     }
 

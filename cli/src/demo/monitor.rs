@@ -159,7 +159,13 @@ async fn observe(heads: Vec<String>, mut orders: UnboundedReceiver<Order>, event
     let mut watchers = tokio::task::JoinSet::new();
     for shard in 0..client.shards() {
         // Also acquaints the prober with the leader: it is to time a failover, not a first contact.
-        writers.spawn(write_all_along(client.clone(), prober.clone(), shard, stopped.clone(), events.clone()));
+        writers.spawn(write_all_along(
+            client.clone(),
+            prober.clone(),
+            shard,
+            stopped.clone(),
+            events.clone(),
+        ));
     }
     watchers.spawn(watch_nodes(client.clone(), stopped.clone(), events.clone()));
     while let Some(order) = orders.recv().await {

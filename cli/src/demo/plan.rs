@@ -107,14 +107,19 @@ pub fn cluster_size(heads: usize, nodes: usize, shards: u32, workers: u32) -> Re
         return Err("a control store needs a shard; use --shards 1 or more".into());
     }
     if shards > mobula_base::ids::SLOTS {
-        return Err(format!("{shards} shards are too many; use --shards {} or fewer", mobula_base::ids::SLOTS));
+        return Err(format!(
+            "{shards} shards are too many; use --shards {} or fewer",
+            mobula_base::ids::SLOTS
+        ));
     }
     if workers == 0 {
         return Err("a node without workers runs no task; use --workers 1 or more".into());
     }
     let processes = heads + nodes * (1 + workers as usize);
     if processes > PROCESSES_MAX {
-        return Err(format!("{processes} processes are more than {PROCESSES_MAX}; use fewer nodes or workers"));
+        return Err(format!(
+            "{processes} processes are more than {PROCESSES_MAX}; use fewer nodes or workers"
+        ));
     }
     Ok(())
 }
@@ -130,16 +135,18 @@ fn default_kills(seed: u64) -> Vec<Kill> {
 
 fn check_kill(kill: &Kill, heads: usize, nodes: usize) -> Result<(), String> {
     match kill.victim {
-        Victim::Head(_) | Victim::LeadingHead if heads == 1 => Err(
-            "--heads 1 cannot survive the loss of its only head; use --heads 3, or --no-kill".into()
-        ),
+        Victim::Head(_) | Victim::LeadingHead if heads == 1 => {
+            Err("--heads 1 cannot survive the loss of its only head; use --heads 3, or --no-kill".into())
+        }
         Victim::Head(i) if i == 0 || i > heads => {
             Err(format!("there is no head {i}: heads are numbered 1 to {heads}"))
         }
         Victim::Node(i) if i == 0 || i > nodes => {
             Err(format!("there is no node {i}: nodes are numbered 1 to {nodes}"))
         }
-        Victim::Node(1) => Err("cannot kill node 1: the driver is attached to it; choose node 2 or above".into()),
+        Victim::Node(1) => {
+            Err("cannot kill node 1: the driver is attached to it; choose node 2 or above".into())
+        }
         Victim::HoldingNode if nodes == 1 => {
             Err("--nodes 1 leaves no node to kill: the driver is attached to it; use --nodes 2 or more, or \
                  --no-kill"
@@ -214,7 +221,9 @@ mod tests {
             ]
         );
         assert!(!plan.is_default_kills);
-        for wrong in ["head:1", "head@4%", "tail:1@4%", "head:x@4%", "head:1@x%", "head:1@42", "head:1@100%", ""] {
+        for wrong in
+            ["head:1", "head@4%", "tail:1@4%", "head:x@4%", "head:1@x%", "head:1@42", "head:1@100%", ""]
+        {
             assert!(wrong.parse::<Kill>().is_err(), "{wrong}");
         }
     }

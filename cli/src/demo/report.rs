@@ -238,7 +238,12 @@ impl Report {
             say!(output, "  nobody was killed");
         }
         let a = &self.audit;
-        say!(output, "  tasks run more than once: {} (outputs {})", a.tasks_run_again, bytes(a.bytes_run_again));
+        say!(
+            output,
+            "  tasks run more than once: {} (outputs {})",
+            a.tasks_run_again,
+            bytes(a.bytes_run_again)
+        );
         say!(
             output,
             "  acknowledged writes lost: {} of {} ({} of {} lineage records, {} keys read back)",

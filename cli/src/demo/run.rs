@@ -105,7 +105,9 @@ fn choose_input(
     );
     let corpus = dir.join("corpus");
     let written = corpus::write(&corpus, plan.seed, corpus::CORPUS_BYTES);
-    written.map_err(|e| format!("cannot write a corpus to {}: {e}; free space or set TMPDIR", corpus.display()))?;
+    written.map_err(|e| {
+        format!("cannot write a corpus to {}: {e}; free space or set TMPDIR", corpus.display())
+    })?;
     let mut input = input::directory(&corpus)?;
     input.name = format!("a corpus generated from seed {}", plan.seed);
     Ok((input, Some(corpus)))

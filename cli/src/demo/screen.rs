@@ -20,7 +20,8 @@ impl Screen {
     /// The job starts now.
     pub fn new(output: Output) -> Screen {
         let bars = output.is_watched().then(|| {
-            let target = if output.is_json { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::stdout() };
+            let target =
+                if output.is_json { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::stdout() };
             let multi = MultiProgress::with_draw_target(target);
             let style = ProgressStyle::with_template("  {prefix:<8} [{bar:32}] {pos:>4}/{len:<4} {msg}")
                 .expect("the template is fixed")

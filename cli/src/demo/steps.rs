@@ -107,10 +107,7 @@ pub fn group(pairs: &[Pair], block_of: &[u32], tasks_max: usize) -> Vec<Comparis
 ///
 /// # Errors
 /// A block is malformed, or a file of a pair is in none of the blocks.
-pub fn verify<'a>(
-    blocks: impl IntoIterator<Item = &'a [u8]>,
-    pairs: &[Pair],
-) -> Result<Vec<Match>, String> {
+pub fn verify<'a>(blocks: impl IntoIterator<Item = &'a [u8]>, pairs: &[Pair]) -> Result<Vec<Match>, String> {
     let wanted: BTreeSet<u32> = pairs.iter().flat_map(|(a, b)| [*a, *b]).collect();
     let mut sets: BTreeMap<u32, Vec<u64>> = BTreeMap::new();
     for block in blocks {
