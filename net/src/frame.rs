@@ -14,6 +14,23 @@ use tokio::sync::Notify;
 
 /// How many messages one frame carries at most, so that no frame nears [`FRAME_MAX`] by count.
 pub const BATCH_MAX: usize = 1024;
+/// And how many bytes, unless one message alone is larger.
+pub const BATCH_BYTES_MAX: usize = 1 << 20;
+
+/// Splits what has queued up into batches that fit a frame.
+pub fn batches<T: Message>(items: Vec<T>) -> impl Iterator<Item = Vec<T>> {
+    let mut rest = items.into_iter().peekable();
+    std::iter::from_fn(move || {
+        let mut batch = vec![rest.next()?];
+        let mut bytes = batch[0].encoded_len();
+        while batch.len() < BATCH_MAX {
+            let Some(next) = rest.next_if(|next| bytes + next.encoded_len() <= BATCH_BYTES_MAX) else { break };
+            bytes += next.encoded_len();
+            batch.push(next);
+        }
+        Some(batch)
+    })
+}
 
 /// Appends one frame to `out`.
 pub fn encode<M: Message>(message: &M, out: &mut BytesMut) {
@@ -187,19 +204,18 @@ impl<T> Outbox<T> {
     pub async fn write_to<W, M>(&self, mut writer: W, wrap: impl Fn(Vec<T>) -> M) -> io::Result<()>
     where
         W: AsyncWrite + Unpin,
+        T: Message,
         M: Message,
     {
         let mut out = BytesMut::with_capacity(64 * 1024);
-        while let Some(mut items) = self.take().await {
-            while items.len() > BATCH_MAX {
-                let rest = items.split_off(BATCH_MAX);
-                encode(&wrap(std::mem::replace(&mut items, rest)), &mut out);
-                if out.len() > 1 << 20 {
+        while let Some(items) = self.take().await {
+            for batch in batches(items) {
+                encode(&wrap(batch), &mut out);
+                if out.len() > BATCH_BYTES_MAX {
                     writer.write_all(&out).await?;
                     out.clear();
                 }
             }
-            encode(&wrap(items), &mut out);
             writer.write_all(&out).await?;
             out.clear();
             if out.capacity() > 4 << 20 {

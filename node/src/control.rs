@@ -7,7 +7,7 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command, holding_reply,
+    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command, heartbeat_reply, holding_reply,
     object_bytes, reply,
 };
 use mobula_scheduler::Event;
@@ -177,9 +177,14 @@ impl Control {
                 ..Default::default()
             };
             let answer = self.client.heartbeat(request, HEARTBEAT_EVERY * 5).await;
-            if let Ok(mobula_proto::heartbeat_reply::Result::Fenced(_)) = answer {
-                self.say(Input::Fenced).await;
-                return;
+            match answer {
+                Ok(heartbeat_reply::Result::Fenced(_)) => {
+                    self.say(Input::Fenced).await;
+                    return;
+                }
+                // A watch may be parked at a head that is cut off; this view comes from the leader.
+                Ok(heartbeat_reply::Result::View(view)) => self.say(Input::View(view)).await,
+                Ok(heartbeat_reply::Result::NotLeader(_) | heartbeat_reply::Result::Refused(_)) | Err(_) => {}
             }
             tokio::time::sleep(HEARTBEAT_EVERY).await;
         }

@@ -12,7 +12,7 @@ use mobula_gcs::Client;
 use mobula_net::frame::Outbox;
 use mobula_net::tcp::TcpNet;
 use mobula_objstore::{Region, Store};
-use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome};
+use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg};
 use mobula_scheduler::{ClientId, Config, Core, Effect, Event};
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -150,6 +150,9 @@ pub(crate) struct Life {
     pub holdings: Vec<mpsc::UnboundedSender<mobula_base::ObjectId>>,
     pub outgoing: BTreeMap<Incarnation, Outbox<PeerMsg>>,
     pub addresses: BTreeMap<Incarnation, String>,
+    /// Messages for nodes that the view does not name yet.
+    pub early: BTreeMap<Incarnation, Vec<peer_msg::Msg>>,
+    pub view_version: u64,
     pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
     pub next_token: u64,
     pub shards: u32,
@@ -202,6 +205,8 @@ impl Life {
             holdings: Vec::new(),
             outgoing: BTreeMap::new(),
             addresses: BTreeMap::new(),
+            early: BTreeMap::new(),
+            view_version: 0,
             spawned: BTreeMap::new(),
             next_token: 1,
             shards,
@@ -272,6 +277,8 @@ impl Life {
             for effect in effects.drain(..) {
                 self.perform(effect, spawner);
             }
+            // Finished tasks are forgotten, so that a long life does not remember each.
+            while self.tasks.try_join_next().is_some() {}
             let waiting = self.core.unacknowledged();
             self.links.unacknowledged.store(waiting, Ordering::Relaxed);
             if waiting <= UNACKNOWLEDGED_MAX {
@@ -284,8 +291,6 @@ impl Life {
         let client = self.next_client;
         self.next_client += 1;
         self.tasks.spawn(links::serve(self.links.clone(), client, stream));
-        // Finished tasks are forgotten here, so that a long life does not remember each.
-        while self.tasks.try_join_next().is_some() {}
     }
 
     /// Ends everything of this life: links close, workers die.

@@ -115,7 +115,12 @@ async fn driver_up(links: &Links, client: ClientId, hello: Hello, outbox: &Outbo
     start.incarnation = links.welcome.incarnation;
     start.executable_hash = hello.executable_hash;
     let store: &Client = &links.control.client;
-    crate::control::start_job(store, start.clone()).await.map_err(refuse)?;
+    if let Err(why) = crate::control::start_job(store, start.clone()).await {
+        // It may have been committed all the same: nobody would end it.
+        let (store, job) = (store.clone(), start.job);
+        tokio::spawn(async move { crate::control::end_job(&store, job, false).await });
+        return Err(refuse(why));
+    }
     let job = JobId(start.job);
     let welcome = Welcome { job: job.0, ..links.welcome.clone() };
     outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });

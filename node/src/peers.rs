@@ -7,7 +7,7 @@
 use crate::control::Control;
 use crate::input::{Inbox, Input};
 use mobula_base::Incarnation;
-use mobula_net::frame::{FrameReader, Outbox};
+use mobula_net::frame::{BATCH_BYTES_MAX, FrameReader, Outbox};
 use mobula_net::{Listener, Net, Stream};
 use mobula_proto::{MAGIC, PeerAck, PeerHello, PeerMsg, ToPeer, WIRE_VERSION, peer_msg};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -57,17 +57,19 @@ impl Peers {
         self.state().dead.insert(dead);
     }
 
-    fn is_dead(&self, node: Incarnation) -> bool {
+    /// Whether its death is known.
+    pub fn is_dead(&self, node: Incarnation) -> bool {
         self.state().dead.contains(&node)
     }
 
     /// The hello of this node.
-    pub fn hello(&self, data: bool) -> PeerHello {
+    pub fn hello(&self, to: Incarnation, data: bool) -> PeerHello {
         PeerHello {
             magic: MAGIC,
             version: WIRE_VERSION,
             cluster: self.cluster,
             incarnation: self.control.incarnation.0,
+            to: to.0,
             data,
         }
     }
@@ -81,7 +83,7 @@ impl Peers {
             match tokio::time::timeout(PEER_TIMEOUT, self.net.dial(&address)).await {
                 Ok(Ok(stream)) => {
                     was_up = true;
-                    if self.speak(stream, &outbox, &mut unacked, &mut acked).await == Ended::Closed {
+                    if self.speak(stream, to, &outbox, &mut unacked, &mut acked).await == Ended::Closed {
                         return;
                     }
                 }
@@ -100,13 +102,14 @@ impl Peers {
     async fn speak(
         &self,
         stream: Stream,
+        to: Incarnation,
         outbox: &Outbox<PeerMsg>,
         unacked: &mut VecDeque<PeerMsg>,
         acked: &mut u64,
     ) -> Ended {
         let (read, mut write) = tokio::io::split(stream);
         let mut acks = FrameReader::new(read);
-        if mobula_net::frame::send(&mut write, &self.hello(false)).await.is_err() {
+        if mobula_net::frame::send(&mut write, &self.hello(to, false)).await.is_err() {
             return Ended::Broken;
         }
         // What the last connection may have lost goes first.
@@ -114,8 +117,7 @@ impl Peers {
         let mut progress = tokio::time::Instant::now();
         loop {
             while sent < unacked.len() {
-                let msgs: Vec<PeerMsg> =
-                    unacked.iter().skip(sent).take(FRAME_MESSAGES_MAX).cloned().collect();
+                let msgs = next_frame(unacked, sent);
                 let frame = ToPeer { first_seq: *acked + sent as u64 + 1, msgs };
                 sent += frame.msgs.len();
                 let write = mobula_net::frame::send(&mut write, &frame);
@@ -181,6 +183,10 @@ impl Peers {
             );
             return;
         }
+        // Meant for an earlier life at this address: its sequence numbers mean nothing here.
+        if hello.to != self.control.incarnation.0 {
+            return;
+        }
         if hello.data {
             crate::transfer::serve(&self.inbox, reader, write).await;
             return;
@@ -218,6 +224,17 @@ impl Peers {
 enum Ended {
     Closed,
     Broken,
+}
+
+/// The messages from `sent` on that make one frame: bounded by count and by bytes, never empty.
+fn next_frame(unacked: &VecDeque<PeerMsg>, sent: usize) -> Vec<PeerMsg> {
+    let mut bytes = 0;
+    let fits = |msg: &&PeerMsg| {
+        let first = bytes == 0;
+        bytes += prost::Message::encoded_len(*msg) + 8;
+        first || bytes <= BATCH_BYTES_MAX
+    };
+    unacked.iter().skip(sent).take(FRAME_MESSAGES_MAX).take_while(fits).cloned().collect()
 }
 
 /// A message for a peer.

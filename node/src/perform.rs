@@ -13,7 +13,7 @@ use mobula_proto::{
     Shared, TaskResult, client_msg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
     value as wire_value,
 };
-use mobula_scheduler::{ClientId, Effect, Event, Ready, TaskOutcome, Value};
+use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
 
 /// The creator of transfers in the store: no link has this number.
 const TRANSFER: u64 = 0;
@@ -45,12 +45,16 @@ impl Life {
                 let _ = reply.send(self.lookup(object));
             }
             Input::Reserve { object, len, job, reply } => {
-                let _ = reply.send(self.store.create(object, len, job, TRANSFER));
+                let known = self.jobs.contains_key(&job);
+                let room = if known { self.store.create(object, len, job, TRANSFER) } else { Err(StoreError::Busy) };
+                let _ = reply.send(room);
             }
             Input::Filled { object, crc } => {
-                if let Ok(place) = self.store.seal(object, crc, TRANSFER) {
-                    events.push(Event::Fetched { object, value: shared(place) });
-                }
+                events.push(match self.store.seal(object, crc, TRANSFER) {
+                    Ok(place) => Event::Fetched { object, value: shared(place) },
+                    // Its job ended meanwhile.
+                    Err(_) => Event::FetchFailed { object, from: Incarnation(0), why: FetchError::NotFound },
+                });
             }
             Input::Abandoned { object } => self.store.abort(object, TRANSFER),
             Input::Held { shard, reply } => {
@@ -211,7 +215,7 @@ impl Life {
         };
         match made {
             Ok(offset) => reply.offset = offset,
-            // Made before, by an earlier attempt: the same bytes are written again to the side.
+            Err(StoreError::Exists(_)) => reply.exists = true,
             Err(error) => {
                 reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
             }
@@ -223,20 +227,26 @@ impl Life {
         let task = task_id(&result.task).ok()?;
         let value = match result.value.and_then(|v| v.value) {
             Some(wire_value::Value::Inline(bytes)) => Ok(Value::Inline(bytes)),
-            Some(wire_value::Value::Shared(Shared { crc, .. })) => match self.store.seal(task.output(0), crc, worker) {
-                Ok(place) => Ok(shared(place)),
-                Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
-            },
-            Some(wire_value::Value::Failure(failure)) => match self.store.get(task.output(0)) {
-                // The store refused because the object is there already: that is its value.
-                Some(place) if failure.kind() == FailureKind::FailureStoreFull => Ok(shared(place)),
-                Some(_) | None => Err(failure),
-            },
+            Some(wire_value::Value::Shared(Shared { crc, .. })) => self.seal_result(task.output(0), crc, worker),
+            Some(wire_value::Value::Failure(failure)) => Err(failure),
             Some(wire_value::Value::Elsewhere(_)) | None => {
                 Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
             }
         };
         Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns })
+    }
+
+    /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
+    fn seal_result(&mut self, object: ObjectId, crc: u32, worker: ClientId) -> Result<Value, Failure> {
+        match (self.store.seal(object, crc, worker), self.store.get(object)) {
+            (Ok(place), _) => Ok(shared(place)),
+            (Err(_), Some(place)) if place.crc == crc => Ok(shared(place)),
+            (Err(_), Some(_)) => Err(Failure::new(
+                FailureKind::FailureDiverged,
+                "the task made other bytes than before: it is not deterministic",
+            )),
+            (Err(error), None) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
+        }
     }
 
     fn peer_msg(&mut self, from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Event>) {
@@ -261,6 +271,10 @@ impl Life {
     }
 
     fn view(&mut self, view: ClusterView, events: &mut Vec<Event>) {
+        if view.version <= self.view_version {
+            return;
+        }
+        self.view_version = view.version;
         for node in &view.nodes {
             let incarnation = Incarnation(node.incarnation);
             if node.alive {
@@ -277,6 +291,11 @@ impl Life {
         for job in &view.jobs {
             if let (false, Some(start)) = (job.ended, &job.start) {
                 self.jobs.entry(JobId(job.job)).or_insert_with(|| start.clone());
+            }
+        }
+        for (to, messages) in std::mem::take(&mut self.early) {
+            for message in messages {
+                self.tell_peer(to, message);
             }
         }
         events.push(Event::View(view));
@@ -352,7 +371,13 @@ impl Life {
     }
 
     fn tell_peer(&mut self, to: Incarnation, message: peer_msg::Msg) {
-        let Some(address) = self.addresses.get(&to).cloned() else { return };
+        let Some(address) = self.addresses.get(&to).cloned() else {
+            // The view that names it has not come yet, or it is dead; the view will tell.
+            if !self.peers.is_dead(to) {
+                self.early.entry(to).or_default().push(message);
+            }
+            return;
+        };
         let (peers, tasks) = (&self.peers, &mut self.tasks);
         let outbox = self.outgoing.entry(to).or_insert_with(|| {
             let outbox = Outbox::default();

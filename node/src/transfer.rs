@@ -99,7 +99,7 @@ async fn copy(peers: &Peers, region: &Region, order: &Order) -> Result<Option<Va
     let late = |_: tokio::time::error::Elapsed| FetchError::Unreachable;
     let address = order.address.as_ref().ok_or(FetchError::Unreachable)?;
     let mut stream = tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
-    mobula_net::frame::send(&mut stream, &peers.hello(true)).await.map_err(gone)?;
+    mobula_net::frame::send(&mut stream, &peers.hello(order.from, true)).await.map_err(gone)?;
     let request = Fetch { object: object_bytes(order.object), offset: 0 };
     mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;
     let reply = tokio::time::timeout(STALL, read_reply(&mut stream)).await.map_err(late)?.map_err(gone)?;
@@ -141,6 +141,8 @@ async fn copy_shared(
     let offset = match room.await.map_err(|_| FetchError::Unreachable)? {
         Ok(offset) => offset,
         Err(mobula_objstore::StoreError::Exists(place)) => return Ok(Some(crate::input::shared(place))),
+        // Somebody here is making it, or its job has ended: ask again.
+        Err(mobula_objstore::StoreError::Busy) => return Err(FetchError::Unreachable),
         Err(error) => return Err(FetchError::StoreFull(error.to_string())),
     };
     let result = fill(region, offset, &mut stream, reply).await;

@@ -78,12 +78,14 @@ pub struct Store {
     arena: Arena,
     entries: HashMap<ObjectId, Entry>,
     by_job: BTreeMap<JobId, Vec<ObjectId>>,
+    /// Room (offset, length) that creators may still be writing to although the job has ended.
+    doomed: BTreeMap<(Creator, ObjectId), (u64, u64)>,
 }
 
 impl Store {
     /// An empty store over a region of `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
-        Store { arena: Arena::new(capacity), entries: HashMap::new(), by_job: BTreeMap::new() }
+        Store { arena: Arena::new(capacity), entries: HashMap::new(), by_job: BTreeMap::new(), doomed: BTreeMap::new() }
     }
 
     /// Makes room for an object; its creator writes `len` bytes at the returned offset, then seals.
@@ -91,6 +93,12 @@ impl Store {
     /// # Errors
     /// See [`StoreError`]; `Exists` and `Busy` make creation idempotent.
     pub fn create(&mut self, object: ObjectId, len: u64, job: JobId, creator: Creator) -> Result<u64, StoreError> {
+        if self.doomed.contains_key(&(creator, object)) {
+            if creator == 0 {
+                return Err(StoreError::Busy);
+            }
+            self.free_doomed(creator, object);
+        }
         match self.entries.get(&object) {
             Some(Entry { offset, len, state: State::Sealed { crc }, .. }) => {
                 return Err(StoreError::Exists(Place { offset: *offset, len: *len, crc: *crc }));
@@ -116,6 +124,7 @@ impl Store {
     /// # Errors
     /// `NotCreating` unless `creator` created it.
     pub fn seal(&mut self, object: ObjectId, crc: u32, creator: Creator) -> Result<Place, StoreError> {
+        self.free_doomed(creator, object);
         let entry = self.entries.get_mut(&object).ok_or(StoreError::NotCreating)?;
         if entry.state != State::Creating(creator) {
             return Err(StoreError::NotCreating);
@@ -126,6 +135,7 @@ impl Store {
 
     /// Forgets an object that its creator gave up.
     pub fn abort(&mut self, object: ObjectId, creator: Creator) {
+        self.free_doomed(creator, object);
         if self.entries.get(&object).is_some_and(|e| e.state == State::Creating(creator)) {
             self.remove(object);
         }
@@ -145,6 +155,10 @@ impl Store {
     pub fn creator_gone(&mut self, creator: Creator) {
         let mut begun: Vec<ObjectId> =
             self.entries.iter().filter(|(_, e)| e.state == State::Creating(creator)).map(|(o, _)| *o).collect();
+        let doomed: Vec<ObjectId> = self.doomed.keys().filter(|(by, _)| *by == creator).map(|(_, o)| *o).collect();
+        for object in doomed {
+            self.free_doomed(creator, object);
+        }
         // The order of a hash map must not decide what memory is used next.
         begun.sort_unstable();
         for object in begun {
@@ -152,12 +166,21 @@ impl Store {
         }
     }
 
-    /// Frees everything of a job that ended.
+    /// Frees everything of a job that ended. What is still being written keeps its room until its
+    /// creator seals it, gives it up or goes: nobody else may be given bytes that are written to.
     pub fn free_job(&mut self, job: JobId) {
         for object in self.by_job.remove(&job).unwrap_or_default() {
-            if let Some(entry) = self.entries.remove(&object) {
-                self.arena.free(entry.offset);
+            let Some(entry) = self.entries.remove(&object) else { continue };
+            match entry.state {
+                State::Sealed { .. } => self.arena.free(entry.offset),
+                State::Creating(by) => drop(self.doomed.insert((by, object), (entry.offset, entry.len))),
             }
+        }
+    }
+
+    fn free_doomed(&mut self, creator: Creator, object: ObjectId) {
+        if let Some((offset, _)) = self.doomed.remove(&(creator, object)) {
+            self.arena.free(offset);
         }
     }
 
@@ -178,8 +201,8 @@ impl Store {
     /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
         self.arena.check_invariants();
-        let bytes: u64 =
-            self.entries.values().map(|e| e.len.max(1).div_ceil(crate::arena::ALIGN) * crate::arena::ALIGN).sum();
+        let lens = self.entries.values().map(|e| e.len).chain(self.doomed.values().map(|(_, len)| *len));
+        let bytes: u64 = lens.map(|len| len.max(1).div_ceil(crate::arena::ALIGN) * crate::arena::ALIGN).sum();
         assert_eq!(bytes, self.arena.used_bytes(), "allocations and entries differ");
     }
 }

@@ -33,6 +33,8 @@ pub(crate) struct Kept {
     pub attempt: u32,
     pub client: Option<ClientId>,
     pub state: KeptState,
+    /// What it came to and whether that is inline, once it has finished.
+    pub result: Option<(mobula_proto::Output, bool)>,
 }
 
 /// Where a kept task stands.
@@ -89,6 +91,8 @@ pub struct Core {
     pub(crate) jobs_seen: BTreeSet<JobId>,
     pub(crate) jobs_ended: BTreeSet<JobId>,
     pub(crate) blocked_runs: u32,
+    /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
+    pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -125,6 +129,7 @@ impl Core {
             jobs_seen: BTreeSet::new(),
             jobs_ended: BTreeSet::new(),
             blocked_runs: 0,
+            to_fail: VecDeque::new(),
             effects: Vec::new(),
         }
     }
@@ -136,10 +141,13 @@ impl Core {
         self.now = now;
         for event in events {
             self.handle(event);
+            self.fail_dependents();
         }
         self.fire_timers();
+        self.fail_dependents();
         self.place_queued();
         self.dispatch();
+        self.fail_dependents();
         self.start_fetches();
         self.flush_locates();
         self.flush_streams();
@@ -204,6 +212,13 @@ impl Core {
     pub(crate) fn stream_of(&mut self, task: TaskId) -> &mut Stream {
         let shard = self.shard_of(task);
         &mut self.streams[shard.0 as usize]
+    }
+
+    fn fail_dependents(&mut self) {
+        while let Some((task, failure)) = self.to_fail.pop_front() {
+            self.fail_kept(task, failure.clone());
+            self.fail_run(task, failure);
+        }
     }
 
     fn flush_streams(&mut self) {

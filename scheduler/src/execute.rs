@@ -167,6 +167,12 @@ impl Core {
             }
             return false;
         };
+        let Some(args) = self.arg_values(&self.runs[&task].spec) else {
+            // An argument went while the run waited for a worker: bring it again.
+            let run = self.runs.remove(&task).expect("seen above");
+            self.start_run(run.spec, run.attempt, run.keeper);
+            return true;
+        };
         let entry = self.workers.get_mut(&worker).expect("just chosen");
         if entry.lease.is_none() {
             entry.lease = Some(class);
@@ -174,27 +180,30 @@ impl Core {
         }
         entry.queue.push_back(task);
         let run = &self.runs[&task];
-        let args = self.arg_values(&run.spec);
         self.effects.push(Effect::Run { worker, spec: run.spec.clone(), attempt: run.attempt, args });
         true
     }
 
-    fn arg_values(&self, spec: &TaskSpec) -> Vec<Value> {
+    /// The arguments' values, if all are here.
+    fn arg_values(&self, spec: &TaskSpec) -> Option<Vec<Value>> {
         spec.args
             .iter()
             .map(|a| match &a.arg {
-                Some(arg::Arg::Value(bytes)) => Value::Inline(bytes.clone()),
+                Some(arg::Arg::Value(bytes)) => Some(Value::Inline(bytes.clone())),
                 Some(arg::Arg::Object(bytes)) => {
-                    let here = object_id(bytes).ok().and_then(|id| self.value_of(id)).cloned();
-                    here.expect("a run is queued when all its arguments are here")
+                    object_id(bytes).ok().and_then(|id| self.value_of(id)).cloned()
                 }
-                None => Value::Inline(bytes::Bytes::new()),
+                None => Some(Value::Inline(bytes::Bytes::new())),
             })
             .collect()
     }
 
     /// Starts another worker for a job if its share of processes is not used up.
     pub(crate) fn start_worker(&mut self, job: JobId) {
+        // What its binary is comes with the view; workers start then.
+        if !self.jobs_seen.contains(&job) {
+            return;
+        }
         let awake = self.workers.values().filter(|w| w.job == job && !w.blocked).count() as u32;
         let starting = self.starting.entry(job).or_default();
         if awake + *starting < self.config.workers {
@@ -333,7 +342,7 @@ impl Core {
                         result.inline = bytes.clone();
                         result.has_inline = true;
                     }
-                    self.object(task.output(0), job).state = State::Here(value);
+                    self.make_known(task.output(0), job, State::Here(value));
                     self.announce(task.output(0));
                 }
             }
@@ -365,8 +374,15 @@ impl Core {
     /// itself; its result is then for nobody.
     pub(crate) fn forget_run(&mut self, task: TaskId) {
         let running = self.workers.values().any(|w| w.queue.contains(&task));
-        if !running {
-            self.runs.remove(&task);
+        if running {
+            return;
+        }
+        if let Some(run) = self.runs.remove(&task) {
+            for id in arg_objects(&run.spec) {
+                if let Some(object) = self.objects.get_mut(&id) {
+                    object.runs_waiting.retain(|t| *t != task);
+                }
+            }
         }
     }
 }

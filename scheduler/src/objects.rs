@@ -73,8 +73,16 @@ impl Core {
         })
     }
 
+    /// Notes what is known now. Bytes that are here stay: runs may be counting on them.
+    pub(crate) fn make_known(&mut self, id: ObjectId, job: JobId, state: State) {
+        let object = self.object(id, job);
+        if !matches!(object.state, State::Here(_)) {
+            object.state = state;
+        }
+    }
+
     pub(crate) fn is_known(&self, id: ObjectId) -> bool {
-        self.objects.get(&id).is_some_and(|o| o.state != State::Unknown)
+        self.objects.get(&id).is_some_and(|o| !matches!(o.state, State::Unknown | State::Locating))
     }
 
     /// The value, if this node holds it: for transfers to other nodes.
@@ -121,6 +129,13 @@ impl Core {
     }
 
     pub(crate) fn get(&mut self, client: ClientId, job: JobId, objects: Vec<ObjectId>, want_value: bool) {
+        if self.jobs_ended.contains(&job) {
+            for object in objects {
+                let failure = Failure::new(FailureKind::FailureUnknownObject, "its job has ended");
+                self.effects.push(Effect::Ready { client, object, ready: Ready::Failed(failure) });
+            }
+            return;
+        }
         for id in objects {
             if want_value {
                 match self.object(id, job).state.clone() {
@@ -227,12 +242,7 @@ impl Core {
         match ready {
             Ready::Failed(failure) => {
                 let failure = crate::submit::dependency_failed(id, &failure);
-                for task in tasks {
-                    self.fail_kept(task, failure.clone());
-                }
-                for task in runs {
-                    self.fail_run(task, failure.clone());
-                }
+                self.to_fail.extend(tasks.into_iter().chain(runs).map(|task| (task, failure.clone())));
             }
             Ready::Here(_) | Ready::Elsewhere(_) => {
                 for task in tasks {
@@ -318,6 +328,9 @@ impl Core {
     }
 
     pub(crate) fn replicate(&mut self, id: ObjectId, job: JobId, holder: Incarnation, output: Output) {
+        if self.jobs_ended.contains(&job) {
+            return;
+        }
         let object = self.object(id, job);
         if matches!(object.state, State::Unknown | State::Locating) {
             object.state = State::Elsewhere { holders: vec![holder], output };

@@ -65,7 +65,7 @@ impl Core {
         let Some(kept) = self.kept.get(&task) else { return };
         let job = JobId(kept.spec.job);
         self.unplace(executor);
-        self.object(task.output(0), job).state = State::Elsewhere { holders: vec![executor], output };
+        self.make_known(task.output(0), job, State::Elsewhere { holders: vec![executor], output });
         self.conclude(task, executor, Ok((output, false)), durable);
     }
 
@@ -81,8 +81,9 @@ impl Core {
         let Some(kept) = self.kept.get_mut(&task) else { return };
         let (job, attempt) = (JobId(kept.spec.job), kept.attempt);
         let bytes = result.as_ref().map(|(output, _)| output.size).unwrap_or(0);
+        kept.result = result.as_ref().ok().copied();
         if let Err(failure) = &result {
-            self.object(task.output(0), job).state = State::Failed(failure.clone());
+            self.make_known(task.output(0), job, State::Failed(failure.clone()));
         }
         if result.is_ok() && !durable {
             self.set_kept_state(task, KeptState::Undurable(executor));
@@ -95,7 +96,8 @@ impl Core {
         self.announce(task.output(0));
         // Objects the task put are made again too; their home knows where.
         for object in self.recovering.remove(&task).unwrap_or_default() {
-            if object != task.output(0) {
+            let pending = self.objects.get(&object).is_some_and(|o| o.state == State::Pending);
+            if pending && object != task.output(0) {
                 self.forget_place(object);
             }
         }
@@ -120,7 +122,8 @@ impl Core {
             Err(failure) => done.failure = Some(failure),
         }
         let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
-        self.stream_of(task).push(item, 80, About::Done(task));
+        let bytes = prost::Message::encoded_len(&item);
+        self.stream_of(task).push(item, bytes, About::Done(task));
         self.set_kept_state(task, KeptState::Finishing);
     }
 
@@ -128,11 +131,7 @@ impl Core {
     pub(crate) fn durable(&mut self, task: TaskId, attempt: u32) {
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == attempt) else { return };
         let KeptState::Undurable(executor) = kept.state else { return };
-        let result = match self.objects.get(&task.output(0)).map(|o| &o.state) {
-            Some(State::Here(value)) => (value.output(self.config.crc), matches!(value, Value::Inline(_))),
-            Some(State::Elsewhere { output, .. }) => (*output, false),
-            Some(State::Unknown | State::Locating | State::Pending | State::Failed(_)) | None => return,
-        };
+        let Some(result) = kept.result else { return };
         self.send_done(task, attempt, executor, Ok(result));
     }
 

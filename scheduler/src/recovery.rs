@@ -95,16 +95,15 @@ impl Core {
                 let me = self.config.incarnation;
                 let holders: Vec<Incarnation> =
                     here.holders.iter().map(|h| Incarnation(h.incarnation)).filter(|h| *h != me).collect();
-                match (here.output, holders.is_empty()) {
-                    (Some(output), false) => {
-                        self.set_object_state(id, State::Elsewhere { holders, output });
-                        self.announce(id);
-                    }
-                    (_, true) | (None, _) => {
-                        // Said to be here, but it is not: ask again when the news has settled.
-                        self.set_object_state(id, State::Unknown);
-                        self.set_timer(RELOCATE_AFTER, crate::recovery::Timer::Relocate(id));
-                    }
+                if holders.is_empty() {
+                    // Said to be here, but it is not: ask again when the news has settled.
+                    self.set_object_state(id, State::Unknown);
+                    self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
+                } else {
+                    // Nothing records the size of a put; its transfer tells.
+                    let output = here.output.unwrap_or_default();
+                    self.set_object_state(id, State::Elsewhere { holders, output });
+                    self.announce(id);
                 }
                 true
             }
@@ -137,8 +136,9 @@ impl Core {
         let task = id.task;
         self.set_object_state(id, State::Pending);
         if let Some(kept) = self.kept.get(&task) {
-            // This node is at it already; what is left to do will announce the object.
-            if kept.state == KeptState::Finishing {
+            // This node is at it already. What has finished is recorded soon; a put of a task that
+            // runs is reported by its node soon; then the shard knows more. The rest is announced.
+            if matches!(kept.state, KeptState::Finishing | KeptState::Undurable(_)) || id.is_put() {
                 self.set_object_state(id, State::Unknown);
                 self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
             } else {
@@ -256,8 +256,11 @@ impl Core {
     fn fail_submitted(&mut self, task: TaskId, job: Option<JobId>, failure: Failure) {
         self.drop_kept(task);
         let id = task.output(0);
-        if job.is_some() && self.objects.contains_key(&id) {
-            self.set_object_state(id, State::Failed(failure));
+        for other in self.recovering.remove(&task).unwrap_or_default() {
+            self.forget_place(other);
+        }
+        if let Some(job) = job {
+            self.make_known(id, job, State::Failed(failure));
             self.announce(id);
         }
     }
@@ -266,19 +269,23 @@ impl Core {
     /// attempt had submitted. Nothing runs twice: the object is looked up instead.
     fn already_known(&mut self, task: TaskId, view: TaskView) {
         let Some(kept) = self.kept.get(&task) else { return };
-        if view.keeper == self.config.incarnation.0 && view.attempt == kept.attempt {
+        let pending = view.state == TaskState::TaskPending as i32;
+        if pending && view.keeper == self.config.incarnation.0 && view.attempt == kept.attempt {
             self.submit_committed(task, view.revision);
             return;
         }
         if kept.state != KeptState::AwaitCommit {
             return;
         }
-        if view.state == TaskState::TaskPending as i32 && view.keeper_fenced {
+        if pending && view.keeper_fenced {
             self.propose_next(task, view.attempt, false);
             return;
         }
         self.drop_kept(task);
         self.forget_place(task.output(0));
+        for id in self.recovering.remove(&task).unwrap_or_default() {
+            self.forget_place(id);
+        }
     }
 
     fn granted(&mut self, task: TaskId, view: TaskView) {
@@ -293,7 +300,7 @@ impl Core {
         if !matches!(self.objects[&task.output(0)].state, State::Here(_)) {
             self.set_object_state(task.output(0), State::Pending);
         }
-        self.kept.insert(task, Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0) });
+        self.kept.insert(task, Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0), result: None });
         if self.rebuilding.insert(task) {
             self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
         }
@@ -311,8 +318,10 @@ impl Core {
         for id in waiting {
             match &failure {
                 Some(failure) => {
-                    self.set_object_state(id, State::Failed(failure.clone()));
-                    self.announce(id);
+                    if let Some(job) = self.objects.get(&id).map(|o| o.job) {
+                        self.make_known(id, job, State::Failed(failure.clone()));
+                        self.announce(id);
+                    }
                 }
                 None => {
                     if self.objects.get(&id).is_some_and(|o| o.state == State::Pending) {

@@ -47,6 +47,11 @@ impl Stream {
         self.acked
     }
 
+    /// The sequence number of the last item that was queued.
+    pub fn pushed(&self) -> u64 {
+        self.pushed
+    }
+
     /// Items that are not acknowledged.
     pub fn pending(&self) -> u64 {
         self.pushed - self.acked

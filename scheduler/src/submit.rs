@@ -7,6 +7,9 @@ use crate::types::{ClientId, Effect, Ready};
 use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_proto::{Failure, FailureKind, StreamItem, TaskSpec, arg, object_id, stream_item, task_id};
 
+/// Links of a chain of causes that are kept: the nearest and those next to the root.
+const CAUSES_MAX: usize = 8;
+
 /// The objects a task takes as arguments; malformed ids were refused when the task arrived.
 pub(crate) fn arg_objects(spec: &TaskSpec) -> impl Iterator<Item = ObjectId> + '_ {
     spec.args.iter().filter_map(|a| match &a.arg {
@@ -38,6 +41,12 @@ impl Core {
         // A duplicate is recognised, not run again (R2): the client hears of the first.
         if self.kept.contains_key(&task) || self.is_known(output) {
             self.subscribe(client, output, job);
+            // Its record may still be on its way: whoever submits it again waits for it, too (R4).
+            let shard = self.shard_of(task);
+            let seq = self.streams[shard.0 as usize].pushed();
+            if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
+                run.submitted.insert(shard, seq);
+            }
             return;
         }
         if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if object_id(b).is_err())) {
@@ -58,7 +67,7 @@ impl Core {
         }
         let wait = spec.max_retries == 0 || spec.replay;
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
-        self.kept.insert(task, Kept { spec, attempt: 1, client: Some(client), state });
+        self.kept.insert(task, Kept { spec, attempt: 1, client: Some(client), state, result: None });
         if !wait {
             self.await_deps(task);
         }
@@ -106,11 +115,15 @@ impl Core {
 
 /// The failure of a task whose argument failed; the chain of causes grows by one.
 pub(crate) fn dependency_failed(object: ObjectId, cause: &Failure) -> Failure {
-    let mut causes = vec![format!("{}: {}", object.task, cause.message)];
-    causes.extend(cause.causes.iter().take(15).cloned());
-    Failure {
-        kind: FailureKind::FailureDependency as i32,
-        message: format!("an argument was never made: task {} failed: {}", object.task, cause.message),
-        causes,
-    }
+    let nested = cause.kind() == FailureKind::FailureDependency;
+    // The root's own words once, then only the way to it: a chain of thousands stays small.
+    let first = if nested { format!("task {}", object.task) } else { format!("task {}: {}", object.task, cause.message) };
+    let mut causes = vec![first];
+    let rest = cause.causes.len().saturating_sub(CAUSES_MAX - 1);
+    causes.extend(cause.causes.iter().skip(rest).cloned());
+    let message = match nested {
+        true => cause.message.clone(),
+        false => format!("an argument was never made, because task {} failed: {}", object.task, cause.message),
+    };
+    Failure { kind: FailureKind::FailureDependency as i32, message, causes }
 }

@@ -75,7 +75,8 @@ struct Slot {
 #[derive(Default)]
 struct State {
     slots: HashMap<ObjectId, Slot>,
-    created: HashMap<ObjectId, Result<u64, Failure>>,
+    /// Where to write, `None` when it is there already.
+    created: HashMap<ObjectId, Result<Option<u64>, Failure>>,
     committed: Vec<(TaskId, u64)>,
     notices: VecDeque<Notice>,
     tasks: VecDeque<RunTask>,
@@ -85,6 +86,22 @@ struct State {
     sleepers: usize,
 }
 
+impl State {
+    /// The shared memory is no longer ours: what lay there may be another job's by now.
+    fn forget_shared(&mut self) {
+        for slot in self.slots.values_mut() {
+            if matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Shared(_)) })) {
+                slot.ready = Some(failed(Failure::new(
+                    FailureKind::FailureUnknownObject,
+                    "the job ended or its node daemon is gone, and with it the memory that held the value",
+                )));
+            }
+        }
+    }
+}
+
+/// Arguments passed by value may come to so many bytes: they travel inside the lineage record.
+const SPEC_BYTES_MAX: usize = 16 << 20;
 /// Notices kept for [`Client::take_notices`] at most; the oldest go first.
 const NOTICES_MAX: usize = 10_000;
 
@@ -154,6 +171,16 @@ impl Client {
             self.state().slots.insert(object, slot);
             return ObjectRef::new(object, Some(self.clone()));
         }
+        let bytes = prost::Message::encoded_len(&spec);
+        if bytes > SPEC_BYTES_MAX {
+            let message = format!(
+                "the arguments come to {bytes} bytes, at most {SPEC_BYTES_MAX} travel by value: `put` the large ones and \
+                 pass references"
+            );
+            slot.ready = Some(failed(Failure::new(FailureKind::FailureBadArguments, message)));
+            self.state().slots.insert(object, slot);
+            return ObjectRef::new(object, Some(self.clone()));
+        }
         spec.id = task_bytes(id);
         spec.job = self.context.job.0;
         spec.parent = task_bytes(self.context.task);
@@ -177,39 +204,32 @@ impl Client {
             let put = PutInline { object: object_bytes(object), value: bytes.into() };
             self.send(client_msg::Msg::PutInline(put));
         } else {
-            let shared = self.write_shared(object, &bytes, || self.wait_created(object))?;
-            self.send(client_msg::Msg::Seal(Seal { object: object_bytes(object), crc: shared.crc }));
+            self.ask_create(object, bytes.len() as u64);
+            // `None`: an earlier attempt put it, and this node still has it.
+            if let Some(offset) = self.wait_created(object)? {
+                let crc = self.fill(offset, &bytes).crc;
+                self.send(client_msg::Msg::Seal(Seal { object: object_bytes(object), crc }));
+            }
         }
         self.remember(object);
         Ok(ObjectRef::new(object, Some(self.clone())))
-    }
-
-    /// Asks for room, writes, and says where; sealing is the caller's message.
-    pub(crate) fn write_shared(
-        &self,
-        object: ObjectId,
-        bytes: &[u8],
-        wait: impl FnOnce() -> Result<u64, Error>,
-    ) -> Result<Shared, Error> {
-        self.ask_create(object, bytes.len() as u64);
-        let offset = wait()?;
-        Ok(self.fill(offset, bytes))
     }
 
     pub(crate) fn ask_create(&self, object: ObjectId, size: u64) {
         self.send(client_msg::Msg::Create(Create { object: object_bytes(object), size }));
     }
 
+    /// Writes at `offset` and says what is there; sealing is the caller's message.
     pub(crate) fn fill(&self, offset: u64, bytes: &[u8]) -> Shared {
         self.shell.region.write(offset, bytes);
         Shared { offset, len: bytes.len() as u64, crc: crc32fast::hash(bytes) }
     }
 
-    pub(crate) fn wait_created(&self, object: ObjectId) -> Result<u64, Error> {
+    pub(crate) fn wait_created(&self, object: ObjectId) -> Result<Option<u64>, Error> {
         self.wait_sync(None, |state| state.created.remove(&object))?.map_err(Error::from)
     }
 
-    pub(crate) async fn wait_created_async(&self, object: ObjectId) -> Result<u64, Error> {
+    pub(crate) async fn wait_created_async(&self, object: ObjectId) -> Result<Option<u64>, Error> {
         self.wait_async(|state| state.created.remove(&object)).await?.map_err(Error::from)
     }
 
@@ -472,10 +492,11 @@ impl Client {
             }
         }
         let sleepers = state.sleepers;
-        drop(state);
         if !bounced.is_empty() {
+            // Under the lock: the task's own `Unblocked` must not overtake it.
             self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned: bounced }));
         }
+        drop(state);
         if sleepers > 0 {
             self.shell.woken.notify_all();
         }
@@ -501,7 +522,8 @@ impl Client {
             }
             daemon_msg::Msg::Created(created) => {
                 if let Ok(id) = object_id(&created.object) {
-                    state.created.insert(id, created.failure.map_or(Ok(created.offset), Err));
+                    let offset = (!created.exists).then_some(created.offset);
+                    state.created.insert(id, created.failure.map_or(Ok(offset), Err));
                 }
             }
             daemon_msg::Msg::Committed(committed) => {
@@ -519,7 +541,10 @@ impl Client {
                     Notice { kind: n.kind, text: n.text, task, bytes: n.bytes, incarnation: n.incarnation };
                 state.notices.push_back(notice);
             }
-            daemon_msg::Msg::JobEnded(_) => state.job_ended = true,
+            daemon_msg::Msg::JobEnded(_) => {
+                state.job_ended = true;
+                state.forget_shared();
+            }
             daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),
             daemon_msg::Msg::Welcome(_) => {}
         }
@@ -529,6 +554,7 @@ impl Client {
     pub(crate) fn close(&self, why: &str) {
         let mut state = self.state();
         state.closed.get_or_insert_with(|| why.to_owned());
+        state.forget_shared();
         drop(state);
         self.shell.outbox.close();
         self.shell.woken.notify_all();

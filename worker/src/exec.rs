@@ -65,7 +65,8 @@ pub fn run_tasks(client: &Client) {
             Ok(bytes) if bytes.len() <= INLINE_MAX => inline(bytes),
             Ok(bytes) => {
                 let object = prepared.task.output(0);
-                shared(client.write_shared(object, &bytes, || client.wait_created(object)))
+                client.ask_create(object, bytes.len() as u64);
+                shared(client.wait_created(object).map(|offset| place(client, offset, &bytes)))
             }
         };
         prepared.report(client, value, ran_ns);
@@ -90,7 +91,7 @@ pub async fn run_tasks_async(client: &Client) {
                 let object = prepared.task.output(0);
                 client.ask_create(object, bytes.len() as u64);
                 let offset = client.wait_created_async(object).await;
-                shared(offset.map(|offset| client.fill(offset, &bytes)))
+                shared(offset.map(|offset| place(client, offset, &bytes)))
             }
         };
         // Simulated time does not pass while a function computes.
@@ -135,6 +136,14 @@ impl Prepared {
     fn report(self, client: &Client, value: Value, ran_ns: u64) {
         let result = TaskResult { task: self.spec.id, attempt: self.attempt, value: Some(value), ran_ns };
         client.send_result(result);
+    }
+}
+
+/// Writes a large value, unless it is there already: the daemon knows where.
+fn place(client: &Client, offset: Option<u64>, bytes: &[u8]) -> Shared {
+    match offset {
+        Some(offset) => client.fill(offset, bytes),
+        None => Shared { offset: 0, len: bytes.len() as u64, crc: crc32fast::hash(bytes) },
     }
 }
 

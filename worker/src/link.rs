@@ -9,7 +9,7 @@ use crate::error::Error;
 use crate::function::Function;
 use bytes::BytesMut;
 use mobula_net::Stream;
-use mobula_net::frame::{Decoder, FrameReader, Outbox, encode};
+use mobula_net::frame::{Decoder, FrameReader, Outbox, batches, encode};
 use mobula_objstore::Region;
 use mobula_proto::{
     ClientMsg, DaemonMsg, Hello, JobStart, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg, daemon_msg,
@@ -166,11 +166,9 @@ fn read_loop(client: &Client, mut stream: UnixStream, mut decoder: Decoder) {
 
 fn write_loop(outbox: &Outbox<ClientMsg>, mut stream: UnixStream) {
     let mut out = BytesMut::with_capacity(64 * 1024);
-    while let Some(mut msgs) = futures::executor::block_on(outbox.take()) {
-        while !msgs.is_empty() {
-            let rest = msgs.split_off(msgs.len().min(mobula_net::frame::BATCH_MAX));
+    while let Some(msgs) = futures::executor::block_on(outbox.take()) {
+        for msgs in batches(msgs) {
             encode(&ToDaemon { msgs }, &mut out);
-            msgs = rest;
         }
         if stream.write_all(&out).is_err() {
             return;

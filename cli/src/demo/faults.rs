@@ -144,24 +144,39 @@ impl<'a> Faults<'a> {
         self.struck.iter_mut().find(|s| s.incarnation == Some(incarnation))?.notice(at)
     }
 
-    /// Takes in what the driver was told; says what is worth saying. Rebuilding counts for the
-    /// last node that was killed.
+    /// Takes in what the driver was told; says what is worth saying.
     pub fn hear(&mut self, notices: Vec<Notice>) -> Vec<String> {
         let mut told = Vec::new();
         for notice in notices {
             let now = Instant::now();
-            let struck = self.struck.iter_mut().rev().find(|s| s.incarnation.is_some());
-            match (notice.kind.as_str(), notice.task, struck) {
-                ("node-dead", _, _) => told.extend(self.node_dead(notice.incarnation, now)),
-                ("rebuild-start", Some(task), Some(struck)) => struck.starts(task),
-                ("rebuild-done", Some(task), Some(struck)) => struck.rebuilt(task, notice.bytes, now),
-                ("diverged", task, _) => {
+            match (notice.kind.as_str(), notice.task) {
+                ("node-dead", _) => told.extend(self.node_dead(notice.incarnation, now)),
+                ("rebuild-start", Some(task)) => self.rebuild_starts(task),
+                ("rebuild-done", Some(task)) => {
+                    // The end of one attempt may be told by several nodes: the first one counts.
+                    if let Some(struck) = self.struck.iter_mut().find(|s| s.rebuilding.contains(&task)) {
+                        struck.rebuilt(task, notice.bytes, now);
+                    }
+                }
+                ("diverged", task) => {
                     told.push(format!("task {} gave other bytes than before: {}", shown(task), notice.text));
                 }
                 _ => {}
             }
         }
         told
+    }
+
+    /// Rebuilding counts for the last node that was killed, and no longer for an earlier one: it
+    /// may have died while it did the work.
+    fn rebuild_starts(&mut self, task: TaskId) {
+        for earlier in &mut self.struck {
+            earlier.rebuilding.remove(&task);
+        }
+        if let Some(last) = self.struck.iter_mut().rev().find(|s| s.incarnation.is_some()) {
+            last.again.insert(task);
+            last.rebuilding.insert(task);
+        }
     }
 
     /// Whether something is still being timed.
@@ -223,13 +238,7 @@ impl Struck {
         ))
     }
 
-    fn starts(&mut self, task: TaskId) {
-        self.again.insert(task);
-        self.rebuilding.insert(task);
-    }
-
     fn rebuilt(&mut self, task: TaskId, bytes: u64, at: Instant) {
-        // The end of one attempt may be told by several nodes.
         if self.rebuilding.remove(&task) {
             self.rebuilt += 1;
             self.rebuilt_bytes += bytes;
@@ -247,7 +256,13 @@ impl Struck {
 
     fn report(&self, started: Instant) -> FaultReport {
         let ms = |d: Option<Duration>| d.map(|d| d.as_secs_f64() * 1e3);
-        let is_settled = self.incarnation.is_some() && self.again.is_empty() || self.led.is_empty();
+        let recovered = match self.incarnation {
+            Some(_) if !self.rebuilding.is_empty() => None,
+            // Nothing that anybody needed was lost: noticing was all.
+            Some(_) if self.again.is_empty() => self.noticed,
+            None if self.led.is_empty() => self.noticed,
+            _ => self.recovered,
+        };
         FaultReport {
             victim: self.label.clone(),
             asked_percent: self.asked.at_percent,
@@ -256,7 +271,7 @@ impl Struck {
             at_s: Some(self.at.saturating_duration_since(started).as_secs_f64()),
             is_in_time: self.is_in_time,
             noticed_ms: ms(self.noticed),
-            recovered_ms: ms(self.recovered.or(self.noticed.filter(|_| is_settled))),
+            recovered_ms: ms(recovered),
             shards_led: self.led.clone(),
             shards_moved: self.moved.iter().copied().collect(),
             tasks_run_again: self.again.len() as u64,
@@ -319,8 +334,8 @@ mod tests {
         let (one, two) = (TaskId { place: 1, ..TaskId::default() }, TaskId { place: 2, ..TaskId::default() });
         node.notice(node.at + Duration::from_millis(5));
         assert_eq!(node.report(node.at).recovered_ms, Some(5.0), "nothing was lost");
-        node.starts(one);
-        node.starts(two);
+        node.again.extend([one, two]);
+        node.rebuilding.extend([one, two]);
         assert_eq!(node.report(node.at).recovered_ms, None);
         node.rebuilt(one, 10, node.at + Duration::from_millis(20));
         node.rebuilt(one, 10, node.at + Duration::from_millis(25));

@@ -69,10 +69,17 @@ impl Plan {
         }
         let is_default_kills = kills.is_empty() && !no_kill;
         let mut kills = if is_default_kills { default_kills(seed) } else { kills.to_vec() };
-        for kill in &kills {
+        for (at, kill) in kills.iter().enumerate() {
             check_kill(kill, heads, nodes)?;
+            if kills[..at].iter().any(|earlier| earlier.victim == kill.victim) {
+                return Err(format!(
+                    "{} cannot be killed twice: nobody restarts it; remove one --kill",
+                    kill.victim
+                ));
+            }
         }
-        let heads_hit = distinct(&kills, |v| matches!(v, Victim::Head(_) | Victim::LeadingHead));
+        let hits_head = |k: &&Kill| matches!(k.victim, Victim::Head(_) | Victim::LeadingHead);
+        let heads_hit = kills.iter().filter(hits_head).count();
         if heads_hit > (heads - 1) / 2 {
             return Err(format!(
                 "cannot kill {heads_hit} of {heads} heads: a majority must survive; use --heads {} or fewer \
@@ -156,17 +163,6 @@ fn check_kill(kill: &Kill, heads: usize, nodes: usize) -> Result<(), String> {
     }
 }
 
-/// How many different victims of a kind there are.
-fn distinct(kills: &[Kill], of_kind: impl Fn(&Victim) -> bool) -> usize {
-    let mut seen: Vec<Victim> = Vec::new();
-    for kill in kills.iter().filter(|k| of_kind(&k.victim)) {
-        if !seen.contains(&kill.victim) {
-            seen.push(kill.victim);
-        }
-    }
-    seen.len()
-}
-
 impl FromStr for Kill {
     type Err = String;
 
@@ -240,6 +236,7 @@ mod tests {
             (plan(3, 3, &["node:4@40%"]), "numbered 1 to 3"),
             (plan(3, 3, &["node:1@40%"]), "the driver"),
             (plan(3, 3, &["head:1@10%", "head:2@50%"]), "a majority must survive"),
+            (plan(3, 3, &["node:2@40%", "node:2@60%"]), "twice"),
             (plan(61, 3, &[]), "processes"),
             (Plan::new(1, 3, 3, 0, 2, &[], false), "--shards 1"),
             (Plan::new(1, 3, 3, 4, 0, &[], false), "--workers 1"),

@@ -131,6 +131,12 @@ impl Cluster {
         if let Some(member) = self.members.get_mut(&incarnation) {
             member.alive = false;
         }
+        // A job ends with the node its driver is attached to.
+        for job in self.jobs.values_mut() {
+            if !job.ended && job.start.as_ref().is_some_and(|s| s.incarnation == incarnation) {
+                (job.ended, job.ended_at) = (true, index);
+            }
+        }
         if self.members.values().filter(|m| !m.alive).count() > MAX_DEAD_MEMBERS {
             let oldest = self.members.values().find(|m| !m.alive).map(|m| m.incarnation);
             self.members.remove(&oldest.unwrap_or(0));

@@ -63,10 +63,10 @@ impl Facts<'_> {
         match &record.state {
             State::Failed(failure) => Answer::Failed((**failure).clone()),
             State::Done { executor, outputs, holders } => {
-                // A done-record describes what was returned; who holds a `put` is soft state only.
+                // A done-record describes what was returned. What the task put lies with its executor,
+                // too; other holders of a `put` are soft state only.
                 let promised: &[u64] = if object.is_put() { &[] } else { holders };
-                let maker = (!object.is_put()).then_some(*executor);
-                let promised = promised.iter().copied().chain(maker);
+                let promised = promised.iter().copied().chain(Some(*executor));
                 let promised = promised.filter(|node| !self.holdings.is_gone(object, *node));
                 let output = outputs.get(object.slot as usize).copied();
                 if !object.is_put() && output.is_none() {
