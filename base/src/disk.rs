@@ -85,7 +85,12 @@ impl RealDisk {
 
 impl Disk for RealDisk {
     fn open(&self, path: &str, create: bool) -> io::Result<Box<dyn DiskFile>> {
-        let file = fs::OpenOptions::new().read(true).write(true).create(create).truncate(false).open(self.at(path))?;
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(create)
+            .truncate(false)
+            .open(self.at(path))?;
         Ok(Box::new(RealFile(file)))
     }
     fn read(&self, path: &str) -> io::Result<Vec<u8>> {

@@ -174,8 +174,12 @@ impl Disk for SimDisk {
             return Err(io::Error::other("simulated sync failure"));
         }
         state.syncs += 1;
-        let now: BTreeMap<String, u64> =
-            state.names.iter().filter(|(name, _)| parent(name) == dir).map(|(n, i)| (n.clone(), *i)).collect();
+        let now: BTreeMap<String, u64> = state
+            .names
+            .iter()
+            .filter(|(name, _)| parent(name) == dir)
+            .map(|(n, i)| (n.clone(), *i))
+            .collect();
         state.durable_names.retain(|name, _| parent(name) != dir);
         state.durable_names.extend(now);
         Ok(())

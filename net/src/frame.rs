@@ -24,7 +24,9 @@ pub fn batches<T: Message>(items: Vec<T>) -> impl Iterator<Item = Vec<T>> {
         let mut batch = vec![rest.next()?];
         let mut bytes = batch[0].encoded_len();
         while batch.len() < BATCH_MAX {
-            let Some(next) = rest.next_if(|next| bytes + next.encoded_len() <= BATCH_BYTES_MAX) else { break };
+            let Some(next) = rest.next_if(|next| bytes + next.encoded_len() <= BATCH_BYTES_MAX) else {
+                break;
+            };
             bytes += next.encoded_len();
             batch.push(next);
         }
@@ -181,7 +183,9 @@ impl<T> Outbox<T> {
 
     /// Takes everything that is queued without waiting.
     pub fn take_now(&self) -> Vec<T> {
-        std::mem::take(&mut self.queue.0.lock().expect("never poisoned: nothing panics under this lock").items)
+        std::mem::take(
+            &mut self.queue.0.lock().expect("never poisoned: nothing panics under this lock").items,
+        )
     }
 
     /// Takes everything that is queued, waiting for something; `None` once closed and empty.

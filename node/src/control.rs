@@ -7,8 +7,8 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command, heartbeat_reply, holding_reply,
-    object_bytes, reply,
+    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command,
+    heartbeat_reply, holding_reply, object_bytes, reply,
 };
 use mobula_scheduler::Event;
 use std::time::Duration;

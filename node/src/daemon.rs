@@ -113,7 +113,10 @@ fn node_join(config: &NodeConfig, address: &str) -> NodeJoin {
         resources: config
             .resources
             .iter()
-            .map(|(name, amount)| NamedResource { name: name.clone(), milli: (amount * 1000.0).round() as u64 })
+            .map(|(name, amount)| NamedResource {
+                name: name.clone(),
+                milli: (amount * 1000.0).round() as u64,
+            })
             .collect(),
         store_bytes: config.store_bytes,
     }
@@ -188,8 +191,13 @@ impl Life {
             cpu_milli: u64::from(config.workers) * 1000,
             named: config.resources.iter().map(|(n, a)| (n.clone(), (a * 1000.0).round() as u64)).collect(),
         };
-        let core =
-            Core::new(Config { incarnation, shards, resources, workers: config.workers, crc: crc32fast::hash });
+        let core = Core::new(Config {
+            incarnation,
+            shards,
+            resources,
+            workers: config.workers,
+            crc: crc32fast::hash,
+        });
         let mut life = Life {
             core,
             store: Store::new(parts.region.len()),

@@ -1,11 +1,11 @@
 //! Everything that comes into the daemon's loop.
 
+use crate::transfer::Held;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::StoreError;
 use mobula_objstore::table::Place;
 use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, PeerMsg};
-use crate::transfer::Held;
 use mobula_scheduler::{ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
 

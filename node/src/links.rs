@@ -7,8 +7,8 @@ use mobula_gcs::Client;
 use mobula_net::Stream;
 use mobula_net::frame::{FrameReader, Outbox};
 use mobula_proto::{
-    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg,
-    daemon_msg,
+    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome,
+    client_msg, daemon_msg,
 };
 use mobula_scheduler::ClientId;
 use std::sync::Arc;
@@ -98,7 +98,9 @@ async fn greet<R: tokio::io::AsyncRead + Unpin>(
         let (taken, answer) = oneshot::channel();
         let up = Input::WorkerHello { client, hello, outbox: outbox.clone(), taken };
         if links.inbox.send(up).await.is_err() || !answer.await.unwrap_or(false) {
-            return Err(refuse("this worker was not expected: its job ended, or its binary is another build".into()));
+            return Err(refuse(
+                "this worker was not expected: its job ended, or its binary is another build".into(),
+            ));
         }
     }
     let rest: Vec<ClientMsg> = msgs.collect();
@@ -109,7 +111,12 @@ async fn greet<R: tokio::io::AsyncRead + Unpin>(
 }
 
 /// Commits the job, then opens the link.
-async fn driver_up(links: &Links, client: ClientId, hello: Hello, outbox: &Outbox<DaemonMsg>) -> Result<(), Failure> {
+async fn driver_up(
+    links: &Links,
+    client: ClientId,
+    hello: Hello,
+    outbox: &Outbox<DaemonMsg>,
+) -> Result<(), Failure> {
     let refuse = |text: String| Failure::new(FailureKind::FailureUnspecified, text);
     let mut start = hello.job.ok_or_else(|| refuse("a driver's hello names its job".into()))?;
     start.incarnation = links.welcome.incarnation;

@@ -179,7 +179,9 @@ impl Peers {
         if hello.magic != MAGIC || hello.version != WIRE_VERSION || hello.cluster != self.cluster {
             tracing::warn!(
                 "turned away a node of cluster {:016x}, protocol {}: this is cluster {:016x}, protocol {WIRE_VERSION}",
-                hello.cluster, hello.version, self.cluster
+                hello.cluster,
+                hello.version,
+                self.cluster
             );
             return;
         }

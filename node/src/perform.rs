@@ -9,9 +9,9 @@ use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::StoreError;
 use mobula_proto::{
-    ClientMsg, ClusterView, Created, DaemonMsg, Failure, FailureKind, Hello, Notice, ObjectReady, PeerMsg, RunTask,
-    Shared, TaskResult, client_msg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
-    value as wire_value,
+    ClientMsg, ClusterView, Created, DaemonMsg, Failure, FailureKind, Hello, Notice, ObjectReady, PeerMsg,
+    RunTask, Shared, TaskResult, client_msg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes,
+    task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
 
@@ -46,7 +46,8 @@ impl Life {
             }
             Input::Reserve { object, len, job, reply } => {
                 let known = self.jobs.contains_key(&job);
-                let room = if known { self.store.create(object, len, job, TRANSFER) } else { Err(StoreError::Busy) };
+                let room =
+                    if known { self.store.create(object, len, job, TRANSFER) } else { Err(StoreError::Busy) };
                 let _ = reply.send(room);
             }
             Input::Filled { object, crc } => {
@@ -71,7 +72,9 @@ impl Life {
     fn lookup(&self, object: ObjectId) -> Option<(Held, u32)> {
         match self.core.value_of(object)? {
             Value::Inline(bytes) => Some((Held::Inline(bytes.clone()), crc32fast::hash(bytes))),
-            Value::Shared { offset, len, crc } => Some((Held::Shared(self.region.clone(), *offset, *len), *crc)),
+            Value::Shared { offset, len, crc } => {
+                Some((Held::Shared(self.region.clone(), *offset, *len), *crc))
+            }
         }
     }
 
@@ -178,7 +181,13 @@ impl Life {
                     if let Ok(object) = object_id(&seal.object)
                         && let Ok(place) = self.store.seal(object, seal.crc, client)
                     {
-                        events.push(Event::Put { client, object, job, value: shared(place), by_driver: driver });
+                        events.push(Event::Put {
+                            client,
+                            object,
+                            job,
+                            value: shared(place),
+                            by_driver: driver,
+                        });
                     }
                 }
                 Some(client_msg::Msg::PutInline(put)) => {
@@ -227,7 +236,9 @@ impl Life {
         let task = task_id(&result.task).ok()?;
         let value = match result.value.and_then(|v| v.value) {
             Some(wire_value::Value::Inline(bytes)) => Ok(Value::Inline(bytes)),
-            Some(wire_value::Value::Shared(Shared { crc, .. })) => self.seal_result(task.output(0), crc, worker),
+            Some(wire_value::Value::Shared(Shared { crc, .. })) => {
+                self.seal_result(task.output(0), crc, worker)
+            }
             Some(wire_value::Value::Failure(failure)) => Err(failure),
             Some(wire_value::Value::Elsewhere(_)) | None => {
                 Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))

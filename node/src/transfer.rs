@@ -98,7 +98,8 @@ async fn copy(peers: &Peers, region: &Region, order: &Order) -> Result<Option<Va
     let gone = |_: io::Error| FetchError::Unreachable;
     let late = |_: tokio::time::error::Elapsed| FetchError::Unreachable;
     let address = order.address.as_ref().ok_or(FetchError::Unreachable)?;
-    let mut stream = tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
+    let mut stream =
+        tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
     mobula_net::frame::send(&mut stream, &peers.hello(order.from, true)).await.map_err(gone)?;
     let request = Fetch { object: object_bytes(order.object), offset: 0 };
     mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;

@@ -141,7 +141,7 @@ impl Cluster {
         let (stop, stopped) = tokio::sync::oneshot::channel();
         self.stop.push(stop);
         self.threads.push(std::thread::spawn(move || {
-            let ready = move |_| drop(tell.send(()));
+            let ready = move |_| tell.send(()).unwrap_or_default();
             let node = mobula_node::run(config, ready, async { drop(stopped.await) });
             runtime().block_on(node).expect("the node runs");
         }));
@@ -149,7 +149,8 @@ impl Cluster {
     }
 
     fn connect(&self, n: u32) -> Client {
-        let options = ConnectOptions { socket: self.socket(n), job_name: "test".into(), ..Default::default() };
+        let options =
+            ConnectOptions { socket: self.socket(n), job_name: "test".into(), ..Default::default() };
         Client::connect(options).expect("the daemon answers")
     }
 
@@ -163,6 +164,9 @@ impl Cluster {
         let _ = std::fs::remove_dir_all(&self.dir);
     }
 }
+
+/// A story and its name.
+type Test = (&'static str, fn(&Cluster));
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -189,7 +193,10 @@ fn large_objects_and_puts(c: &Cluster) {
     assert!(there.get_timeout(SOON).expect("crosses over").iter().all(|b| *b == 2));
     let small = client.put(&17u64).expect("stored");
     let large = client.put(&Blob::from(vec![9; 400_000])).expect("stored");
-    assert_eq!(client.submit(add::task(&small, 1).resource("only-2", 1.0)).get_timeout(SOON).expect("runs"), 18);
+    assert_eq!(
+        client.submit(add::task(&small, 1).resource("only-2", 1.0)).get_timeout(SOON).expect("runs"),
+        18
+    );
     assert_eq!(client.submit(length::task(&large)).get_timeout(SOON).expect("runs"), 400_000);
     assert_eq!(large.get_timeout(SOON).expect("is here").len(), 400_000);
     let too_large = client.submit(zeros::task(100 << 20, 0)).get_timeout(SOON);
@@ -213,7 +220,9 @@ fn failures_have_causes(c: &Cluster) {
     let after = client.submit(add::task(&odd, 1));
     let Err(Error::Task { kind, message, .. }) = odd.get_timeout(SOON) else { panic!("7 is odd") };
     assert_eq!((kind, message.as_str()), (FailureKind::FailureUserError, "7 is odd"));
-    let Err(Error::Task { kind, causes, .. }) = after.get_timeout(SOON) else { panic!("its argument failed") };
+    let Err(Error::Task { kind, causes, .. }) = after.get_timeout(SOON) else {
+        panic!("its argument failed")
+    };
     assert_eq!(kind, FailureKind::FailureDependency);
     assert!(causes[0].contains("7 is odd"), "{causes:?}");
     let Err(Error::Task { kind, message, .. }) = client.submit(panics::task()).get_timeout(SOON) else {
@@ -225,10 +234,14 @@ fn failures_have_causes(c: &Cluster) {
     let late = client.submit(slow::task(2000)).get_timeout(Duration::from_millis(20));
     assert!(matches!(late, Err(Error::Timeout(_))));
     let missing = mobula::Task::<u64>::new("no::such::function", mobula::Args::default());
-    let Err(Error::Task { kind, message, .. }) = client.submit(missing).get_timeout(SOON) else { panic!("missing") };
+    let Err(Error::Task { kind, message, .. }) = client.submit(missing).get_timeout(SOON) else {
+        panic!("missing")
+    };
     assert_eq!(kind, FailureKind::FailureFunctionNotRegistered, "{message}");
     let wrong = mobula::Task::<u64>::new(concat!(module_path!(), "::add"), mobula::Args::default());
-    let Err(Error::Task { kind, message, .. }) = client.submit(wrong).get_timeout(SOON) else { panic!("no args") };
+    let Err(Error::Task { kind, message, .. }) = client.submit(wrong).get_timeout(SOON) else {
+        panic!("no args")
+    };
     assert_eq!(kind, FailureKind::FailureBadArguments, "{message}");
     client.end(true).expect("the job ends");
 }
@@ -237,11 +250,13 @@ fn dead_workers_are_replaced(c: &Cluster) {
     let client = c.connect(1);
     let marker = c.dir.join("died").display().to_string();
     assert_eq!(client.submit(dies_once::task(marker)).get_timeout(SOON).expect("runs again"), 42);
-    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(1)).get_timeout(SOON) else {
+    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(1)).get_timeout(SOON)
+    else {
         panic!("it always dies")
     };
     assert_eq!(kind, FailureKind::FailureWorkerDied);
-    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(0)).get_timeout(SOON) else {
+    let Err(Error::Task { kind, .. }) = client.submit(always_dies::task().retries(0)).get_timeout(SOON)
+    else {
         panic!("it always dies")
     };
     assert_eq!(kind, FailureKind::FailureMayHaveRun);
@@ -270,7 +285,7 @@ fn waiting_and_acknowledgements(c: &Cluster) {
 fn main() {
     mobula::run_worker_if_asked();
     let cluster = Cluster::start();
-    let tests: [(&str, fn(&Cluster)); 6] = [
+    let tests: [Test; 6] = [
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
         ("nested_tasks", nested_tasks),

@@ -85,14 +85,25 @@ pub struct Store {
 impl Store {
     /// An empty store over a region of `capacity` bytes.
     pub fn new(capacity: u64) -> Self {
-        Store { arena: Arena::new(capacity), entries: HashMap::new(), by_job: BTreeMap::new(), doomed: BTreeMap::new() }
+        Store {
+            arena: Arena::new(capacity),
+            entries: HashMap::new(),
+            by_job: BTreeMap::new(),
+            doomed: BTreeMap::new(),
+        }
     }
 
     /// Makes room for an object; its creator writes `len` bytes at the returned offset, then seals.
     ///
     /// # Errors
     /// See [`StoreError`]; `Exists` and `Busy` make creation idempotent.
-    pub fn create(&mut self, object: ObjectId, len: u64, job: JobId, creator: Creator) -> Result<u64, StoreError> {
+    pub fn create(
+        &mut self,
+        object: ObjectId,
+        len: u64,
+        job: JobId,
+        creator: Creator,
+    ) -> Result<u64, StoreError> {
         if self.doomed.contains_key(&(creator, object)) {
             if creator == 0 {
                 return Err(StoreError::Busy);
@@ -104,7 +115,9 @@ impl Store {
                 return Err(StoreError::Exists(Place { offset: *offset, len: *len, crc: *crc }));
             }
             // The same creator starts over: its earlier try is void.
-            Some(Entry { state: State::Creating(by), .. }) if *by == creator && creator != 0 => self.remove(object),
+            Some(Entry { state: State::Creating(by), .. }) if *by == creator && creator != 0 => {
+                self.remove(object)
+            }
             Some(Entry { state: State::Creating(_), .. }) => return Err(StoreError::Busy),
             None => {}
         }
@@ -112,7 +125,11 @@ impl Store {
             return Err(StoreError::TooLarge { len, capacity: self.arena.capacity() });
         }
         let Some(offset) = self.arena.allocate(len) else {
-            return Err(StoreError::Full { len, used: self.arena.used_bytes(), capacity: self.arena.capacity() });
+            return Err(StoreError::Full {
+                len,
+                used: self.arena.used_bytes(),
+                capacity: self.arena.capacity(),
+            });
         };
         self.entries.insert(object, Entry { offset, len, job, state: State::Creating(creator) });
         self.by_job.entry(job).or_default().push(object);
@@ -153,9 +170,14 @@ impl Store {
 
     /// Drops what a vanished process had begun.
     pub fn creator_gone(&mut self, creator: Creator) {
-        let mut begun: Vec<ObjectId> =
-            self.entries.iter().filter(|(_, e)| e.state == State::Creating(creator)).map(|(o, _)| *o).collect();
-        let doomed: Vec<ObjectId> = self.doomed.keys().filter(|(by, _)| *by == creator).map(|(_, o)| *o).collect();
+        let mut begun: Vec<ObjectId> = self
+            .entries
+            .iter()
+            .filter(|(_, e)| e.state == State::Creating(creator))
+            .map(|(o, _)| *o)
+            .collect();
+        let doomed: Vec<ObjectId> =
+            self.doomed.keys().filter(|(by, _)| *by == creator).map(|(_, o)| *o).collect();
         for object in doomed {
             self.free_doomed(creator, object);
         }

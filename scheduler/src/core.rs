@@ -165,7 +165,9 @@ impl Core {
                 }
             }
             Event::Get { client, job, objects, want_value } => self.get(client, job, objects, want_value),
-            Event::Put { client: _, object, job, value, by_driver } => self.put(object, job, value, by_driver),
+            Event::Put { client: _, object, job, value, by_driver } => {
+                self.put(object, job, value, by_driver)
+            }
             Event::ClientGone { client } => self.client_gone(client),
             Event::WorkerUp { worker, job } => self.worker_up(worker, job),
             Event::WorkerGone { worker } => self.worker_gone(worker),

@@ -5,9 +5,7 @@ use crate::objects::State;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
 use mobula_base::{Incarnation, JobId, ShardId, TaskId};
-use mobula_proto::{
-    Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_id, task_bytes, task_id,
-};
+use mobula_proto::{Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_id, task_bytes, task_id};
 use std::collections::{BTreeMap, VecDeque};
 
 /// A job whose workers fail to start this often in a row is told so.
@@ -248,7 +246,8 @@ impl Core {
         let mut queue = gone.queue.into_iter();
         // The first was running; the others never started and go to another worker.
         if let Some(running) = queue.next() {
-            let message = "the worker process died while it ran the task (killed, out of memory, or it exited)";
+            let message =
+                "the worker process died while it ran the task (killed, out of memory, or it exited)";
             self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
         }
         for task in queue.rev() {

@@ -89,7 +89,11 @@ impl Core {
     pub fn value_of(&self, id: ObjectId) -> Option<&Value> {
         match &self.objects.get(&id)?.state {
             State::Here(value) => Some(value),
-            State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } | State::Failed(_) => None,
+            State::Unknown
+            | State::Locating
+            | State::Pending
+            | State::Elsewhere { .. }
+            | State::Failed(_) => None,
         }
     }
 
@@ -98,9 +102,7 @@ impl Core {
         let mut held: Vec<ObjectId> = self
             .objects
             .iter()
-            .filter(|(id, object)| {
-                self.shard_of(id.task) == shard && matches!(object.state, State::Here(_))
-            })
+            .filter(|(id, object)| self.shard_of(id.task) == shard && matches!(object.state, State::Here(_)))
             .map(|(id, _)| *id)
             .collect();
         held.sort_unstable();
@@ -143,7 +145,11 @@ impl Core {
                         self.effects.push(Effect::Ready { client, object: id, ready: Ready::Here(value) });
                     }
                     State::Failed(failure) => {
-                        self.effects.push(Effect::Ready { client, object: id, ready: Ready::Failed(failure) });
+                        self.effects.push(Effect::Ready {
+                            client,
+                            object: id,
+                            ready: Ready::Failed(failure),
+                        });
                     }
                     State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } => {
                         self.object(id, job).getters.push(client);
@@ -319,7 +325,8 @@ impl Core {
             None => {
                 self.effects.push(Effect::Held { object: id });
                 let me = self.config.incarnation;
-                let other = self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
+                let other =
+                    self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
                 if let Some(to) = other {
                     self.effects.push(Effect::Replicate { to, object: id, job, output });
                 }

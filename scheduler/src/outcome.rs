@@ -5,7 +5,9 @@ use crate::objects::State;
 use crate::stream::About;
 use crate::types::Value;
 use mobula_base::{Incarnation, JobId, TaskId};
-use mobula_proto::{Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, stream_item, task_bytes, task_id};
+use mobula_proto::{
+    Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, stream_item, task_bytes, task_id,
+};
 
 impl Core {
     pub(crate) fn peer_result(&mut self, from: Incarnation, result: PeerResult) {

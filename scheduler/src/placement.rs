@@ -94,7 +94,8 @@ impl Core {
         }
         let demand = &self.classes[class].demand;
         let me = self.config.incarnation;
-        let feasible = self.config.resources.fits(demand) || self.members.values().any(|m| m.total.fits(demand));
+        let feasible =
+            self.config.resources.fits(demand) || self.members.values().any(|m| m.total.fits(demand));
         if !feasible {
             if self.infeasible_since.insert(task) {
                 self.set_timer(INFEASIBLE_AFTER, Timer::Infeasible(task));
@@ -137,9 +138,8 @@ impl Core {
         let most = bytes.values().copied().max().unwrap_or(0);
         let local_load = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
         let others = self.members.iter().filter(|(node, _)| **node != me);
-        let others = others.map(|(node, m)| {
-            (*node, &m.total, u64::from(self.placed.get(node).copied().unwrap_or(0)))
-        });
+        let others =
+            others.map(|(node, m)| (*node, &m.total, u64::from(self.placed.get(node).copied().unwrap_or(0))));
         std::iter::once((me, &self.config.resources, local_load))
             .chain(others)
             .filter(|(_, total, _)| total.fits(demand))

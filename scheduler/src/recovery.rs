@@ -13,8 +13,8 @@ use crate::stream::About;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, TaskState, TaskView, item_outcome, located,
-    object_id,
+    ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, TaskState, TaskView, item_outcome,
+    located, object_id,
 };
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -220,7 +220,8 @@ impl Core {
     /// A re-execution made other bytes than were recorded (G3): said aloud; the first record stands.
     fn diverged(&mut self, task: TaskId, view: &TaskView) {
         let job = self.objects.get(&task.output(0)).map(|o| o.job).unwrap_or_default();
-        let text = format!("task {task} made other bytes than at attempt {}: it is not deterministic", view.attempt);
+        let text =
+            format!("task {task} made other bytes than at attempt {}: it is not deterministic", view.attempt);
         self.notice(job, "diverged", text, Some(task), 0);
     }
 
@@ -300,7 +301,10 @@ impl Core {
         if !matches!(self.objects[&task.output(0)].state, State::Here(_)) {
             self.set_object_state(task.output(0), State::Pending);
         }
-        self.kept.insert(task, Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0), result: None });
+        self.kept.insert(
+            task,
+            Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0), result: None },
+        );
         if self.rebuilding.insert(task) {
             self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
         }
@@ -393,9 +397,10 @@ impl Core {
             let attempt = self.kept[&task].attempt;
             self.propose_next(task, attempt, false);
         }
-        let held = sorted_keys(&self.objects, |o| {
-            matches!(&o.state, State::Elsewhere { holders, .. } if holders.contains(&node))
-        });
+        let held = sorted_keys(
+            &self.objects,
+            |o| matches!(&o.state, State::Elsewhere { holders, .. } if holders.contains(&node)),
+        );
         for id in held {
             self.holder_gone(id, node);
         }
@@ -437,7 +442,8 @@ impl Core {
         for id in self.by_job.remove(&job).unwrap_or_default() {
             self.objects.remove(&id);
         }
-        let workers: Vec<ClientId> = self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();
+        let workers: Vec<ClientId> =
+            self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();
         for worker in workers {
             if let Some(w) = self.workers.get_mut(&worker) {
                 w.queue.clear();

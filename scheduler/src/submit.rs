@@ -50,7 +50,8 @@ impl Core {
             return;
         }
         if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if object_id(b).is_err())) {
-            let failure = Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
+            let failure =
+                Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }
@@ -117,13 +118,19 @@ impl Core {
 pub(crate) fn dependency_failed(object: ObjectId, cause: &Failure) -> Failure {
     let nested = cause.kind() == FailureKind::FailureDependency;
     // The root's own words once, then only the way to it: a chain of thousands stays small.
-    let first = if nested { format!("task {}", object.task) } else { format!("task {}: {}", object.task, cause.message) };
+    let first = if nested {
+        format!("task {}", object.task)
+    } else {
+        format!("task {}: {}", object.task, cause.message)
+    };
     let mut causes = vec![first];
     let rest = cause.causes.len().saturating_sub(CAUSES_MAX - 1);
     causes.extend(cause.causes.iter().skip(rest).cloned());
     let message = match nested {
         true => cause.message.clone(),
-        false => format!("an argument was never made, because task {} failed: {}", object.task, cause.message),
+        false => {
+            format!("an argument was never made, because task {} failed: {}", object.task, cause.message)
+        }
     };
     Failure { kind: FailureKind::FailureDependency as i32, message, causes }
 }

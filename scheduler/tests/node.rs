@@ -4,7 +4,8 @@ use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
     Arg, ClusterView, Failure, FailureKind, Here, Holder, ItemOutcome, Located, NodeView, Output, PeerResult,
-    StreamAck, StreamBatch, TaskSpec, TaskView, arg, item_outcome, located, object_bytes, stream_item, task_bytes,
+    StreamAck, StreamBatch, TaskSpec, TaskView, arg, item_outcome, located, object_bytes, stream_item,
+    task_bytes,
 };
 use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
 use std::time::Duration;
@@ -58,10 +59,8 @@ impl Node {
     /// Acknowledges the oldest batch with these outcomes.
     fn ack(&mut self, outcomes: Vec<item_outcome::Outcome>) {
         let (shard, batch) = self.batches.remove(0);
-        let outcomes = outcomes
-            .into_iter()
-            .map(|o| ItemOutcome { seq: batch.first_seq, outcome: Some(o) })
-            .collect();
+        let outcomes =
+            outcomes.into_iter().map(|o| ItemOutcome { seq: batch.first_seq, outcome: Some(o) }).collect();
         let mark = batch.first_seq + batch.items.len() as u64 - 1;
         self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 9, outcomes } });
     }
@@ -239,8 +238,10 @@ fn work_spills_over_and_a_dead_node_s_work_comes_back() {
     assert!(!assigned.is_empty() && assigned.iter().all(|(to, _)| *to == OTHER));
     node.auto_ack = false;
     node.members(&[ME]);
-    let proposed =
-        items(&node).iter().filter(|i| matches!(i, stream_item::Item::Next(n) if n.from == 1 && n.failed)).count();
+    let proposed = items(&node)
+        .iter()
+        .filter(|i| matches!(i, stream_item::Item::Next(n) if n.from == 1 && n.failed))
+        .count();
     assert_eq!(proposed, assigned.len(), "each lost attempt is proposed again, once");
 }
 
@@ -298,7 +299,14 @@ fn results_of_other_nodes_are_taken_once() {
         _ => None,
     });
     let id = assigned.first().expect("one spilled over").clone();
-    let result = PeerResult { task: id, attempt: 1, inline: Bytes::from_static(b"x"), has_inline: true, durable: true, ..PeerResult::default() };
+    let result = PeerResult {
+        task: id,
+        attempt: 1,
+        inline: Bytes::from_static(b"x"),
+        has_inline: true,
+        durable: true,
+        ..PeerResult::default()
+    };
     node.step(Event::PeerResult { from: OTHER, result: result.clone() });
     node.step(Event::PeerResult { from: OTHER, result });
     assert_eq!(node.ready().len(), 1);
@@ -314,7 +322,10 @@ fn a_task_that_fits_nowhere_says_so() {
     node.step(Event::Tick);
     let ready = node.ready();
     let Some((_, Ready::Failed(failure))) = ready.first() else { panic!("{ready:?}") };
-    assert!(failure.message.contains("can never be placed") && failure.message.contains("cpu 64"), "{failure:?}");
+    assert!(
+        failure.message.contains("can never be placed") && failure.message.contains("cpu 64"),
+        "{failure:?}"
+    );
 }
 
 #[test]
@@ -345,6 +356,7 @@ fn a_result_whose_node_died_before_it_was_recorded_is_made_again() {
     // The fence overtakes the done-record: it is refused, and this node is still the keeper.
     let view = TaskView { task: id.clone(), attempt: 1, state: 1, keeper: ME.0, ..TaskView::default() };
     node.ack(vec![item_outcome::Outcome::Refused(view)]);
-    let again = items(&node).iter().any(|i| matches!(i, stream_item::Item::Next(n) if n.task == id && n.from == 1));
+    let again =
+        items(&node).iter().any(|i| matches!(i, stream_item::Item::Next(n) if n.task == id && n.from == 1));
     assert!(again, "otherwise whoever needs it waits for ever");
 }

@@ -62,7 +62,8 @@ impl Reach {
     /// Who leads a shard, by the highest term that a running head has seen.
     pub fn leader(&self, shard: u32) -> Option<u64> {
         let heads = self.heads.borrow();
-        let views = heads.values().flat_map(|h| h.status().shards).filter(|s| s.shard == shard && s.leader != 0);
+        let views =
+            heads.values().flat_map(|h| h.status().shards).filter(|s| s.shard == shard && s.leader != 0);
         views.max_by_key(|s| s.term).map(|s| s.leader)
     }
 
@@ -74,7 +75,9 @@ impl Reach {
     /// Adds all hosts to a simulation.
     pub fn build(&self, sim: &mut Sim<'_>, seed: u64) {
         for n in 1..=HEADS {
-            self.disks.borrow_mut().insert(n, SimDisk::new(Random::new(seed).fork(&format!("disk {n}")).next_u64()));
+            self.disks
+                .borrow_mut()
+                .insert(n, SimDisk::new(Random::new(seed).fork(&format!("disk {n}")).next_u64()));
             let reach = self.clone();
             sim.host(head_name(n), move || run_head(reach.clone(), n, seed));
         }

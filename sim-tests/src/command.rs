@@ -146,7 +146,9 @@ fn meta(seeds: (u64, u64)) -> ExitCode {
     let mut worst = 0;
     for (seed, (first, second)) in for_seeds(seeds, |seed| (one(seed), one(seed))) {
         match (first, second) {
-            (Ok((a, code)), Ok((b, _))) if fingerprint(&a) == fingerprint(&b) && fingerprint(&a) != "none" => {
+            (Ok((a, code)), Ok((b, _)))
+                if fingerprint(&a) == fingerprint(&b) && fingerprint(&a) != "none" =>
+            {
                 println!("seed {seed}: {} twice", fingerprint(&a));
                 worst = worst.max(code);
             }
@@ -168,7 +170,11 @@ fn sweep(seeds: (u64, u64)) -> ExitCode {
     for (seed, result) in for_seeds(seeds, one) {
         let (line, code) = result.unwrap_or_else(|e| (format!("seed {seed}: cannot run: {e}"), 5));
         println!("{}", if line.is_empty() { format!("seed {seed}: no verdict (exit {code})") } else { line });
-        if code == 0 { passed += 1 } else { failed += 1 }
+        if code == 0 {
+            passed += 1
+        } else {
+            failed += 1
+        }
         worst = worst.max(code);
     }
     println!("{passed} passed, {failed} failed");

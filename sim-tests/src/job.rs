@@ -88,7 +88,8 @@ impl Round {
 
     /// What the round must come to.
     pub fn answer(self) -> u64 {
-        let parts: Vec<Vec<u8>> = (0..self.parts).map(|p| bytes_of(self.seed + p, self.part_len(p))).collect();
+        let parts: Vec<Vec<u8>> =
+            (0..self.parts).map(|p| bytes_of(self.seed + p, self.part_len(p))).collect();
         let slices: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
         let columns: Vec<Vec<u8>> = (0..self.columns).map(|c| column_of(&slices, c)).collect();
         let pairs = columns.windows(2).map(|w| hash64(&[&w[0], &w[1]]));

@@ -52,7 +52,8 @@ impl Door {
 
     /// Connects a driver of this host.
     pub async fn driver(&self, job: u64) -> Result<Client, Error> {
-        let options = ConnectOptions { job_name: "simulated".into(), args: vec![], ..ConnectOptions::default() };
+        let options =
+            ConnectOptions { job_name: "simulated".into(), args: vec![], ..ConnectOptions::default() };
         let hello = driver_hello(&options, job, "simulated".into(), BUILD);
         connect_stream(self.pipe(), self.region.clone(), hello).await
     }

@@ -130,7 +130,8 @@ async fn rounds(reach: &Reach, progress: &RefCell<Progress>, seed: u64) -> Resul
     let mut number = 0;
     while number < ROUNDS_MIN || !progress.borrow().faults_over {
         let round = Round::new(seed, number);
-        let got = round.run(&client).await.map_err(|e| Verdict::Safety(format!("round {number} failed: {e}")))?;
+        let got =
+            round.run(&client).await.map_err(|e| Verdict::Safety(format!("round {number} failed: {e}")))?;
         if got != round.answer() {
             return Err(Verdict::Safety(format!("round {number} came to {got:x}, not {:x}", round.answer())));
         }
@@ -155,7 +156,12 @@ async fn rounds(reach: &Reach, progress: &RefCell<Progress>, seed: u64) -> Resul
 }
 
 /// Steps the simulation, lets the faults land, notes every change of leaders.
-fn step_through(sim: &mut Sim<'_>, reach: &Reach, progress: &RefCell<Progress>, plan: Vec<Planned>) -> Verdict {
+fn step_through(
+    sim: &mut Sim<'_>,
+    reach: &Reach,
+    progress: &RefCell<Progress>,
+    plan: Vec<Planned>,
+) -> Verdict {
     let mut open: Vec<Landed> = Vec::new();
     let mut waiting = plan.into_iter().peekable();
     let mut leaders = Vec::new();
@@ -163,13 +169,18 @@ fn step_through(sim: &mut Sim<'_>, reach: &Reach, progress: &RefCell<Progress>, 
         match sim.step() {
             Ok(true) => {
                 let verdict = progress.borrow().verdict.clone();
-                return verdict.unwrap_or_else(|| Verdict::Harness("the driver ended without a verdict".into()));
+                return verdict
+                    .unwrap_or_else(|| Verdict::Harness("the driver ended without a verdict".into()));
             }
             Ok(false) => {}
             Err(error) => {
                 let text = error.to_string();
                 let late = text.contains("Ran for duration");
-                return if late { Verdict::Liveness(format!("hangs: {text}")) } else { Verdict::Harness(text) };
+                return if late {
+                    Verdict::Liveness(format!("hangs: {text}"))
+                } else {
+                    Verdict::Harness(text)
+                };
             }
         }
         let now = sim.elapsed();

@@ -118,7 +118,8 @@ impl ArgReader {
     /// There is none, or it is no `T`.
     pub fn value<T: DeserializeOwned>(&mut self) -> Result<T, Failure> {
         self.taken += 1;
-        let bytes = self.values.pop_front().ok_or_else(|| bad(format!("argument {} is missing", self.taken)))?;
+        let bytes =
+            self.values.pop_front().ok_or_else(|| bad(format!("argument {} is missing", self.taken)))?;
         value::decode(bytes.as_slice()).map_err(|e| bad(format!("argument {}: {e}", self.taken)))
     }
 

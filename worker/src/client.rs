@@ -15,9 +15,9 @@ use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Create, DaemonMsg, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask, Seal,
-    Shared, ToClient, Value, Welcome, client_msg, daemon_msg, object_bytes, object_id, task_bytes, task_id,
-    value as wire_value,
+    ClientMsg, Create, DaemonMsg, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask,
+    Seal, Shared, ToClient, Value, Welcome, client_msg, daemon_msg, object_bytes, object_id, task_bytes,
+    task_id, value as wire_value,
 };
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
@@ -43,7 +43,8 @@ impl Default for ConnectOptions {
     /// The socket in `$MOBULA_SOCKET`, else `~/.mobula/node.sock`.
     fn default() -> Self {
         let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
-        let socket = std::env::var_os("MOBULA_SOCKET").map_or_else(|| home.join(".mobula/node.sock"), PathBuf::from);
+        let socket =
+            std::env::var_os("MOBULA_SOCKET").map_or_else(|| home.join(".mobula/node.sock"), PathBuf::from);
         let mut args = std::env::args();
         let job_name = args.next().unwrap_or_default();
         ConnectOptions { socket, job_name, args: args.collect(), connect_timeout: Duration::from_secs(10) }
@@ -337,7 +338,8 @@ impl Client {
         let mut objects = Vec::new();
         for id in ids {
             let slot = state.slots.entry(*id).or_default();
-            let elsewhere = matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Elsewhere(_)) }));
+            let elsewhere =
+                matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Elsewhere(_)) }));
             if (slot.ready.is_none() && !slot.asked) || (want_value && elsewhere) {
                 slot.asked = true;
                 objects.push(object_bytes(*id));
@@ -354,7 +356,9 @@ impl Client {
         let slot = state.slots.get_mut(&id)?;
         match slot.ready.as_ref()?.value.as_ref()? {
             wire_value::Value::Inline(bytes) => Some(Ok(ArgBytes::Inline(bytes.clone()))),
-            wire_value::Value::Shared(s) => Some(Ok(ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len))),
+            wire_value::Value::Shared(s) => {
+                Some(Ok(ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len)))
+            }
             wire_value::Value::Failure(failure) => Some(Err(failure.clone().into())),
             wire_value::Value::Elsewhere(_) => {
                 slot.ready = None;
@@ -428,7 +432,8 @@ impl Client {
                 return Err(Error::Disconnected(why.clone()));
             }
             state.sleepers += 1;
-            let left = deadline.map_or(Duration::from_secs(3600), |d| d.saturating_duration_since(Instant::now()));
+            let left =
+                deadline.map_or(Duration::from_secs(3600), |d| d.saturating_duration_since(Instant::now()));
             state = self.shell.woken.wait_timeout(state, left).expect("never poisoned").0;
             state.sleepers -= 1;
             if let (Some(deadline), Some(timeout)) = (deadline, timeout)
@@ -471,7 +476,9 @@ impl Client {
     pub(crate) fn arg_bytes(&self, value: Value) -> ArgBytes {
         match value.value {
             Some(wire_value::Value::Inline(bytes)) => ArgBytes::Inline(bytes),
-            Some(wire_value::Value::Shared(s)) => ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len),
+            Some(wire_value::Value::Shared(s)) => {
+                ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len)
+            }
             Some(wire_value::Value::Failure(_) | wire_value::Value::Elsewhere(_)) | None => {
                 ArgBytes::Inline(bytes::Bytes::new())
             }

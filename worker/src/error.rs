@@ -17,7 +17,9 @@ pub enum Error {
         causes: Vec<String>,
     },
     /// The value was not there in time. It may still come: get it again.
-    #[error("no value within {0:?}; the task may still be running, so get it again or look at its cluster's status")]
+    #[error(
+        "no value within {0:?}; the task may still be running, so get it again or look at its cluster's status"
+    )]
     Timeout(Duration),
     /// The node daemon is gone or closed the connection; the outcome of what was in flight is unknown.
     #[error("the connection to the node daemon ended: {0}; reconnect to a running node (`mobula status`)")]
@@ -26,7 +28,9 @@ pub enum Error {
     #[error("the node daemon refused: {0}")]
     Refused(String),
     /// Nothing answers at the socket.
-    #[error("cannot reach a node daemon at {socket}: {cause}; start one (`mobula start --head`, `mobula up`) or name its socket")]
+    #[error(
+        "cannot reach a node daemon at {socket}: {cause}; start one (`mobula start --head`, `mobula up`) or name its socket"
+    )]
     Unreachable {
         /// The socket that was tried.
         socket: String,

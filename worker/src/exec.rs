@@ -8,7 +8,8 @@ use crate::function::{Function, Run, RunFuture, RunResult};
 use crate::link;
 use mobula_base::JobId;
 use mobula_proto::{
-    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, task_id, value as wire_value,
+    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, task_id,
+    value as wire_value,
 };
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -22,7 +23,8 @@ pub const TOKEN_VARIABLE: &str = "MOBULA_WORKER_TOKEN";
 /// Call this first in `main`: when a node daemon has started this binary as a worker, it runs
 /// tasks until the daemon's socket closes and then exits; otherwise it returns at once.
 pub fn run_worker_if_asked() {
-    let (Some(socket), Some(token)) = (std::env::var_os(SOCKET_VARIABLE), std::env::var(TOKEN_VARIABLE).ok()) else {
+    let (Some(socket), Some(token)) = (std::env::var_os(SOCKET_VARIABLE), std::env::var(TOKEN_VARIABLE).ok())
+    else {
         return;
     };
     // A worker dies with its daemon even when it is stuck in user code.
@@ -51,9 +53,7 @@ pub fn run_tasks(client: &Client) {
         let (prepared, run) = prepare(client, task);
         let outcome = match run {
             Err(failure) => Err(failure),
-            Ok((Run::Sync(run), args)) => {
-                context::enter(prepared.client.clone(), || guarded(|| run(args)))
-            }
+            Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => {
                 let future = context::enter_async(prepared.client.clone(), run(args));
                 guarded(|| futures::executor::block_on(future))
@@ -79,9 +79,7 @@ pub async fn run_tasks_async(client: &Client) {
         let (prepared, run) = prepare(client, task);
         let outcome = match run {
             Err(failure) => Err(failure),
-            Ok((Run::Sync(run), args)) => {
-                context::enter(prepared.client.clone(), || guarded(|| run(args)))
-            }
+            Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => run_async(prepared.client.clone(), run(args)).await,
         };
         let value = match outcome {
@@ -154,9 +152,7 @@ fn inline(bytes: Vec<u8>) -> Value {
 fn shared(written: Result<Shared, Error>) -> Value {
     match written {
         Ok(shared) => Value { value: Some(wire_value::Value::Shared(shared)) },
-        Err(Error::Task { kind, message, causes }) => {
-            failed(Failure { kind: kind as i32, message, causes })
-        }
+        Err(Error::Task { kind, message, causes }) => failed(Failure { kind: kind as i32, message, causes }),
         Err(other) => failed(Failure::new(FailureKind::FailureStoreFull, other.to_string())),
     }
 }

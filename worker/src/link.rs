@@ -12,7 +12,8 @@ use mobula_net::Stream;
 use mobula_net::frame::{Decoder, FrameReader, Outbox, batches, encode};
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, DaemonMsg, Hello, JobStart, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg, daemon_msg,
+    ClientMsg, DaemonMsg, Hello, JobStart, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg,
+    daemon_msg,
 };
 use rustix::fd::OwnedFd;
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
@@ -120,7 +121,9 @@ pub fn connect_unix(mut stream: UnixStream, hello: Hello, timeout: Duration) -> 
 
 fn read_welcome(stream: &mut UnixStream, decoder: &mut Decoder) -> Result<(Welcome, Vec<DaemonMsg>), Error> {
     loop {
-        if let Some(frame) = decoder.next_message::<ToClient>().map_err(|e| Error::Disconnected(e.to_string()))? {
+        if let Some(frame) =
+            decoder.next_message::<ToClient>().map_err(|e| Error::Disconnected(e.to_string()))?
+        {
             return welcome_of(frame);
         }
         fill(stream, decoder).map_err(|e| Error::Disconnected(e.to_string()))?;
@@ -186,8 +189,12 @@ fn receive_fd(stream: &UnixStream) -> io::Result<OwnedFd> {
     let mut byte = [0u8; 1];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
-    let got =
-        rustix::net::recvmsg(stream, &mut [IoSliceMut::new(&mut byte)], &mut ancillary, RecvFlags::CMSG_CLOEXEC)?;
+    let got = rustix::net::recvmsg(
+        stream,
+        &mut [IoSliceMut::new(&mut byte)],
+        &mut ancillary,
+        RecvFlags::CMSG_CLOEXEC,
+    )?;
     if got.bytes == 0 {
         return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the daemon closed the connection"));
     }
@@ -198,7 +205,10 @@ fn receive_fd(stream: &UnixStream) -> io::Result<OwnedFd> {
             return Ok(fd);
         }
     }
-    Err(io::Error::new(io::ErrorKind::InvalidData, "no shared memory came: this is not a Mobula daemon's socket"))
+    Err(io::Error::new(
+        io::ErrorKind::InvalidData,
+        "no shared memory came: this is not a Mobula daemon's socket",
+    ))
 }
 
 /// Says hello over any byte stream and pumps it by async tasks: for simulated drivers and workers.
@@ -211,8 +221,11 @@ pub async fn connect_stream(stream: Stream, region: Region, hello: Hello) -> Res
     let msgs = vec![ClientMsg { msg: Some(client_msg::Msg::Hello(hello)) }];
     mobula_net::frame::send(&mut write, &ToDaemon { msgs }).await.map_err(lost)?;
     let mut reader = FrameReader::new(read);
-    let frame: ToClient =
-        reader.next().await.map_err(lost)?.ok_or_else(|| Error::Disconnected("closed before the welcome".into()))?;
+    let frame: ToClient = reader
+        .next()
+        .await
+        .map_err(lost)?
+        .ok_or_else(|| Error::Disconnected("closed before the welcome".into()))?;
     let (welcome, rest) = welcome_of(frame)?;
     let outbox = Outbox::default();
     let client = Client::new(welcome, region, outbox.clone());

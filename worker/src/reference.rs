@@ -55,7 +55,10 @@ impl<T> ObjectRef<T> {
     }
 
     fn client(&self) -> Result<&Client, Error> {
-        self.inner.client.as_ref().ok_or_else(|| Error::Disconnected("the reference was decoded outside a task".into()))
+        self.inner
+            .client
+            .as_ref()
+            .ok_or_else(|| Error::Disconnected("the reference was decoded outside a task".into()))
     }
 
     /// Whether the value (or its failure) is known to exist, without waiting.

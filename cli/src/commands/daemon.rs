@@ -1,6 +1,7 @@
 //! `mobula daemon`: one process with the roles it was given, until it is told to stop.
 
 use crate::args::{DaemonArgs, MemberArgs};
+use crate::commands::machine::{die_with_parent, host_name, own_ip, system_seed};
 use crate::config::{DEFAULT_ADDRESS, Settings};
 use crate::datadir::{self, DataDir, Ready};
 use crate::exit::{self, Failure, Outcome};
@@ -10,10 +11,9 @@ use mobula_base::disk::RealDisk;
 use mobula_gcs::{Head, HeadConfig, Parts};
 use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
-use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal, setsid};
+use rustix::process::setsid;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, Read};
-use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs, UdpSocket};
+use std::io;
 use std::sync::Arc;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -37,21 +37,6 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     let _ = fs::remove_file(dir.ready());
     let _ = fs::remove_file(dir.process());
     served.map(|()| exit::OK)
-}
-
-/// From here on the end of the process `parent` ends this one. `None` changes nothing.
-///
-/// # Errors
-/// `parent` is not our parent, so it has ended already.
-pub fn die_with_parent(parent: Option<u32>) -> Result<(), Failure> {
-    let Some(parent) = parent else { return Ok(()) };
-    set_parent_process_death_signal(Some(Signal::KILL))
-        .map_err(|e| format!("cannot follow the parent: {e}"))?;
-    // It may have ended before the line above.
-    if getppid().map(Pid::as_raw_pid) != i32::try_from(parent).ok() {
-        return Err(format!("process {parent}, which started this one, has ended").into());
-    }
-    Ok(())
 }
 
 fn log_to_stderr() {
@@ -78,13 +63,6 @@ fn claim(dir: &DataDir) -> Result<File, Failure> {
     let _ = fs::remove_file(dir.ready());
     datadir::write(&dir.process(), &Process::current()).map_err(unusable)?;
     Ok(lock)
-}
-
-/// The one moment in which entropy enters: everything random follows from this number.
-fn system_seed() -> io::Result<u64> {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom")?.read_exact(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 /// Runs the roles. The node leaves before the head goes, as leaving takes a head.
@@ -215,19 +193,6 @@ fn node_config(
     })
 }
 
-/// The address of this machine that the heads see: that of the interface packets to them leave
-/// by. No packet is sent.
-fn own_ip(heads: &[String]) -> IpAddr {
-    let towards = |head: &String| {
-        let target = head.to_socket_addrs().ok()?.next()?;
-        let any: IpAddr = if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { "::".parse().ok()? };
-        let socket = UdpSocket::bind((any, 0)).ok()?;
-        socket.connect(target).ok()?;
-        Some(socket.local_addr().ok()?.ip())
-    };
-    heads.iter().find_map(towards).unwrap_or(Ipv4Addr::LOCALHOST.into())
-}
-
 /// Reads `NAME=AMOUNT`.
 ///
 /// # Errors
@@ -240,11 +205,6 @@ pub fn resource(text: &str) -> Result<(String, f64), String> {
         return Err(wrong());
     }
     Ok((name.to_owned(), amount))
-}
-
-fn host_name() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    if name.trim().is_empty() { "unnamed".into() } else { name.trim().to_owned() }
 }
 
 fn announce(dir: &DataDir, ready: &Ready) {
@@ -289,11 +249,5 @@ mod tests {
         for wrong in ["gpu", "=1", "gpu=x", "gpu=-1", "gpu=inf"] {
             assert!(resource(wrong).is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_node_of_a_loopback_cluster_stays_on_loopback() {
-        assert_eq!(own_ip(&["127.0.0.1:6380".into()]), IpAddr::from([127, 0, 0, 1]));
-        assert_eq!(own_ip(&[]), IpAddr::from([127, 0, 0, 1]));
     }
 }

@@ -4,12 +4,12 @@ use super::monitor::{Event, LostHead, Monitor, Written};
 use super::plan::{Kill, Victim};
 use super::progress::Progress;
 use super::report::FaultReport;
+use super::struck::Struck;
 use crate::cluster::LocalCluster;
-use crate::output::{bytes, millis};
+use crate::output::bytes;
 use mobula::{Notice, TaskId};
 use mobula_base::random::Random;
-use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// The faults of a run.
 pub struct Faults<'a> {
@@ -20,25 +20,6 @@ pub struct Faults<'a> {
     struck: Vec<Struck>,
     /// Every write of the monitor that was acknowledged.
     pub written: Vec<Written>,
-}
-
-/// A kill that happened, and what has been seen since.
-struct Struck {
-    asked: Kill,
-    label: String,
-    at: Instant,
-    at_percent: u32,
-    is_in_time: bool,
-    incarnation: Option<u64>,
-    led: Vec<u32>,
-    moved: BTreeSet<u32>,
-    serving: BTreeSet<u32>,
-    noticed: Option<Duration>,
-    recovered: Option<Duration>,
-    again: BTreeSet<TaskId>,
-    rebuilding: BTreeSet<TaskId>,
-    rebuilt: u64,
-    rebuilt_bytes: u64,
 }
 
 impl<'a> Faults<'a> {
@@ -52,6 +33,9 @@ impl<'a> Faults<'a> {
     /// Kills whoever's moment has come; says what was done.
     pub fn strike(&mut self, monitor: &Monitor, progress: &Progress) -> Vec<String> {
         let mut told = Vec::new();
+        for earlier in &mut self.struck {
+            earlier.confirm(progress);
+        }
         while let Some(kill) = self.pending.first().copied().filter(|k| k.at_percent <= progress.percent()) {
             self.pending.remove(0);
             told.push(match kill.victim {
@@ -193,94 +177,6 @@ impl<'a> Faults<'a> {
     }
 }
 
-impl Struck {
-    fn new(asked: Kill, label: String, at: Instant, progress: &Progress) -> Self {
-        Struck {
-            asked,
-            label,
-            at,
-            at_percent: progress.percent(),
-            is_in_time: !progress.is_over(),
-            incarnation: None,
-            led: Vec::new(),
-            moved: BTreeSet::new(),
-            serving: BTreeSet::new(),
-            noticed: None,
-            recovered: None,
-            again: BTreeSet::new(),
-            rebuilding: BTreeSet::new(),
-            rebuilt: 0,
-            rebuilt_bytes: 0,
-        }
-    }
-
-    fn notice(&mut self, at: Instant) -> Option<String> {
-        if self.noticed.is_some() {
-            return None;
-        }
-        let after = at.saturating_duration_since(self.at);
-        self.noticed = Some(after);
-        Some(format!("{}: noticed after {}", self.label, millis(after.as_secs_f64() * 1e3)))
-    }
-
-    /// A shard that this head led accepts writes. With the last of them the head is recovered.
-    fn serves(&mut self, shard: u32, at: Instant) -> Option<String> {
-        self.serving.insert(shard);
-        if self.serving.len() < self.led.len() {
-            return None;
-        }
-        let after = at.saturating_duration_since(self.at);
-        self.recovered = Some(after);
-        Some(format!(
-            "{}: recovered after {}, every shard it led accepts writes",
-            self.label,
-            millis(after.as_secs_f64() * 1e3)
-        ))
-    }
-
-    fn rebuilt(&mut self, task: TaskId, bytes: u64, at: Instant) {
-        if self.rebuilding.remove(&task) {
-            self.rebuilt += 1;
-            self.rebuilt_bytes += bytes;
-            // The last one stands.
-            self.recovered = Some(at.saturating_duration_since(self.at));
-        }
-    }
-
-    fn is_open(&self) -> bool {
-        match self.incarnation {
-            Some(_) => self.noticed.is_none() || !self.rebuilding.is_empty(),
-            None => !self.led.is_empty() && (self.noticed.is_none() || self.recovered.is_none()),
-        }
-    }
-
-    fn report(&self, started: Instant) -> FaultReport {
-        let ms = |d: Option<Duration>| d.map(|d| d.as_secs_f64() * 1e3);
-        let recovered = match self.incarnation {
-            Some(_) if !self.rebuilding.is_empty() => None,
-            // Nothing that anybody needed was lost: noticing was all.
-            Some(_) if self.again.is_empty() => self.noticed,
-            None if self.led.is_empty() => self.noticed,
-            _ => self.recovered,
-        };
-        FaultReport {
-            victim: self.label.clone(),
-            asked_percent: self.asked.at_percent,
-            is_struck: true,
-            at_percent: Some(self.at_percent),
-            at_s: Some(self.at.saturating_duration_since(started).as_secs_f64()),
-            is_in_time: self.is_in_time,
-            noticed_ms: ms(self.noticed),
-            recovered_ms: ms(recovered),
-            shards_led: self.led.clone(),
-            shards_moved: self.moved.iter().copied().collect(),
-            tasks_run_again: self.again.len() as u64,
-            objects_rebuilt: self.rebuilt,
-            bytes_rebuilt: self.rebuilt_bytes,
-        }
-    }
-}
-
 /// What a rebuilt node cost, in words.
 pub fn rebuilt_text(report: &FaultReport) -> String {
     format!(
@@ -307,44 +203,6 @@ fn shown(task: Option<TaskId>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn struck(victim: Victim) -> Struck {
-        Struck::new(Kill { victim, at_percent: 40 }, victim.to_string(), Instant::now(), &Progress::default())
-    }
-
-    #[test]
-    fn a_head_is_recovered_with_the_last_of_its_shards() {
-        let mut head = struck(Victim::Head(1));
-        head.led = vec![0, 2];
-        let at = head.at + Duration::from_millis(9);
-        assert!(head.is_open());
-        assert!(head.notice(at).expect("news").contains("9.0 ms"));
-        assert_eq!(head.notice(at), None, "told once");
-        assert_eq!(head.serves(0, at), None);
-        assert!(head.is_open());
-        assert!(head.serves(2, at).expect("news").contains("recovered"));
-        assert!(!head.is_open());
-        assert_eq!(head.report(head.at).recovered_ms, Some(9.0));
-    }
-
-    #[test]
-    fn a_node_is_recovered_with_the_last_object_rebuilt() {
-        let mut node = struck(Victim::Node(2));
-        node.incarnation = Some(7);
-        let (one, two) = (TaskId { place: 1, ..TaskId::default() }, TaskId { place: 2, ..TaskId::default() });
-        node.notice(node.at + Duration::from_millis(5));
-        assert_eq!(node.report(node.at).recovered_ms, Some(5.0), "nothing was lost");
-        node.again.extend([one, two]);
-        node.rebuilding.extend([one, two]);
-        assert_eq!(node.report(node.at).recovered_ms, None);
-        node.rebuilt(one, 10, node.at + Duration::from_millis(20));
-        node.rebuilt(one, 10, node.at + Duration::from_millis(25));
-        assert!(node.is_open());
-        node.rebuilt(two, 10, node.at + Duration::from_millis(30));
-        let report = node.report(node.at);
-        assert_eq!((report.recovered_ms, report.objects_rebuilt, report.bytes_rebuilt), (Some(30.0), 2, 20));
-        assert!(!node.is_open());
-    }
 
     #[test]
     fn lists_read_well() {

@@ -3,7 +3,7 @@
 //! - [`text`], [`minhash`], [`lsh`], [`similarity`] — the algorithm, in plain functions.
 //! - [`input`], [`corpus`], [`block`] — what it works on.
 //! - [`steps`], [`job`], [`progress`] — the stages, as functions and as tasks.
-//! - [`plan`], [`faults`], [`monitor`] — kills, and what they cost.
+//! - [`plan`], [`faults`], [`struck`], [`monitor`] — kills, and what they cost.
 //! - [`run`], [`work`] — one run from start to verdict; [`screen`], [`report`], [`audit`] — what it tells.
 //! - [`reference`] — the same answer without any cluster.
 //! - [`example`] — the same job on a cluster that already runs.
@@ -27,11 +27,12 @@ pub mod run;
 pub mod screen;
 pub mod similarity;
 pub mod steps;
+pub mod struck;
 pub mod text;
 pub mod work;
 
 use crate::args::{DemoArgs, ReferenceArgs};
-use crate::commands::daemon::die_with_parent;
+use crate::commands::machine::die_with_parent;
 use crate::config::Settings;
 use crate::exit::{self, Failure, Outcome};
 use crate::output::Output;

@@ -220,6 +220,7 @@ impl Report {
             let time = |ms: Option<f64>| ms.map_or_else(|| "-".into(), millis);
             let cost = match (fault.is_struck, fault.victim.starts_with("head")) {
                 (false, _) => "its moment never came".into(),
+                (true, true) if fault.shards_led.is_empty() => "it led no shard".into(),
                 (true, true) => {
                     format!("{} of {} shards it led moved", fault.shards_moved.len(), fault.shards_led.len())
                 }
