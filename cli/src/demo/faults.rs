@@ -36,6 +36,10 @@ impl<'a> Faults<'a> {
         for earlier in &mut self.struck {
             earlier.confirm(progress);
         }
+        // A kill after the end would show nothing; it is reported as one that never came.
+        if progress.is_over() {
+            return told;
+        }
         while let Some(kill) = self.pending.first().copied().filter(|k| k.at_percent <= progress.percent()) {
             self.pending.remove(0);
             told.push(match kill.victim {

@@ -161,7 +161,8 @@ impl Report {
         }
         if plan.is_default_kills {
             for fault in self.faults.iter().filter(|f| !f.is_in_time) {
-                failures.push(format!("the kill of {} came after the last task", fault.victim));
+                failures
+                    .push(format!("the kill of {} did not land before the last task finished", fault.victim));
             }
             if self.faults.iter().all(|f| f.shards_moved.is_empty()) {
                 failures.push("no shard that the killed head led has moved".into());
