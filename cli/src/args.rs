@@ -212,9 +212,9 @@ pub struct PassedArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct ReferenceArgs {
-    /// Any directory [default: the Rust sources in cargo's cache]
-    #[arg(long, value_name = "DIR")]
-    pub input: Option<PathBuf>,
+    /// The list of input files that the demo made, as JSON
+    #[arg(long, value_name = "FILE")]
+    pub list: PathBuf,
     /// As for a daemon
     #[arg(long, value_name = "PID")]
     pub die_with_parent: Option<u32>,

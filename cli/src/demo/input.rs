@@ -1,7 +1,7 @@
 //! The demo's input: the Rust sources that cargo fetched to build this project, or any directory.
 
 use super::block::FileRef;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
@@ -16,7 +16,7 @@ pub const FILE_BYTES_MAX: u64 = 1_000_000;
 pub const CACHE_BYTES_MIN: u64 = 20_000_000;
 
 /// A listed input: the same list in every process that lists the same files.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Input {
     /// What this is, in a few words.
     pub name: String,
@@ -31,7 +31,7 @@ pub struct Input {
 }
 
 /// Counts of what was found but not taken.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Skipped {
     /// No permission, or gone while listing.
     pub unreadable: u32,

@@ -70,10 +70,9 @@ pub struct ReferenceAnswer {
 pub fn reference_process(args: &ReferenceArgs) -> Outcome {
     die_with_parent(args.die_with_parent)?;
     let started = Instant::now();
-    let input = match &args.input {
-        Some(dir) => input::directory(dir).map_err(Failure::usage)?,
-        None => input::cargo_cache(),
-    };
+    let unusable = |e: String| Failure::usage(format!("cannot read the list {}: {e}", args.list.display()));
+    let list = std::fs::read(&args.list).map_err(|e| unusable(e.to_string()))?;
+    let input: input::Input = serde_json::from_slice(&list).map_err(|e| unusable(e.to_string()))?;
     let matches = reference::run(&input)?;
     let answer = ReferenceAnswer {
         hash: answer::hash(&matches, &input.labels),

@@ -1,7 +1,7 @@
 //! The single-threaded reference run: the same answer from the files alone.
 //!
-//! It shares no stage output with the cluster's run. It lists the input itself, reads every file
-//! itself, and compares in one go, without blocks, bands dealt to tasks, or merging.
+//! It shares no stage output with the cluster's run. It is given the list of files (so that a file
+//! that cargo adds meanwhile does not change the question), reads every file itself, and compares in one go, without blocks, bands dealt to tasks, or merging.
 
 use super::answer;
 use super::block::Signed;

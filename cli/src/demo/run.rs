@@ -16,7 +16,7 @@ use crate::{limits, say, signals};
 use std::fs;
 use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ pub fn run(output: Output, plan: &Plan, args: &DemoArgs) -> Outcome {
     limits::raise_open_files()?;
     signals::leave_in_order();
     let cluster = LocalCluster::prepare(args.keep)?;
-    let (input, reference_input) = choose_input(output, plan, args, cluster.dir())?;
+    let input = choose_input(output, plan, args, cluster.dir())?;
     let mut times = Times { listing_s: seconds(started), ..Times::default() };
     say!(output, "input     {} in {} files: {}", bytes(input.bytes()), input.files.len(), input.name);
     say!(output, "          {}", input.skipped);
@@ -45,7 +45,7 @@ pub fn run(output: Output, plan: &Plan, args: &DemoArgs) -> Outcome {
     let auditing = Instant::now();
     let (faults, audit) = work.settle()?;
     times.audit_s = seconds(auditing);
-    let reference = reference(&cluster, reference_input.as_deref())?;
+    let reference = reference(&cluster, &input)?;
     times.reference_s = reference.seconds;
     let kept = args.keep.then(|| cluster.dir().to_owned());
     drop(cluster);
@@ -83,19 +83,14 @@ pub fn run(output: Output, plan: &Plan, args: &DemoArgs) -> Outcome {
     Ok(if report.passed { exit::OK } else { exit::FAILED })
 }
 
-/// The input, and what the reference process is to be given as `--input`.
-fn choose_input(
-    output: Output,
-    plan: &Plan,
-    args: &DemoArgs,
-    dir: &Path,
-) -> Result<(Input, Option<PathBuf>), Failure> {
+/// The input: the directory that was asked for, else cargo's cache, else a corpus.
+fn choose_input(output: Output, plan: &Plan, args: &DemoArgs, dir: &Path) -> Result<Input, Failure> {
     if let Some(dir) = &args.input {
-        return Ok((input::directory(dir).map_err(Failure::usage)?, Some(dir.clone())));
+        return input::directory(dir).map_err(Failure::usage);
     }
     let cache = input::cargo_cache();
     if cache.bytes() >= CACHE_BYTES_MIN {
-        return Ok((cache, None));
+        return Ok(cache);
     }
     say!(
         output,
@@ -110,7 +105,7 @@ fn choose_input(
     })?;
     let mut input = input::directory(&corpus)?;
     input.name = format!("a corpus generated from seed {}", plan.seed);
-    Ok((input, Some(corpus)))
+    Ok(input)
 }
 
 fn start_cluster(
@@ -147,12 +142,14 @@ fn start_cluster(
 }
 
 /// Has the reference process compute the answer by itself.
-fn reference(cluster: &LocalCluster, input: Option<&Path>) -> Result<ReferenceAnswer, Failure> {
+fn reference(cluster: &LocalCluster, input: &Input) -> Result<ReferenceAnswer, Failure> {
+    let list = cluster.dir().join("input.json");
+    let text = serde_json::to_vec(input).expect("an input has only text keys");
+    fs::write(&list, text)
+        .map_err(|e| format!("cannot write {}: {e}; free space or set TMPDIR", list.display()))?;
     let mut command = spawner::this_program();
     command.args(["reference", "--die-with-parent", &std::process::id().to_string()]);
-    if let Some(dir) = input {
-        command.arg("--input").arg(dir);
-    }
+    command.arg("--list").arg(&list);
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = spawner::spawn(command).map_err(|e| format!("cannot start the reference run: {e}"))?;
     if let Some(process) = Process::of(child.id()) {
