@@ -89,7 +89,9 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
                 continue;
             }
             let heads = group.heads();
-            if !now.here || heads.len() < 2 || at.elapsed() < stable_for {
+            // At formation one head leads everything, and there is nothing to disturb yet.
+            let forming = now.term <= 1;
+            if !now.here || heads.len() < 2 || (at.elapsed() < stable_for && !forming) {
                 continue;
             }
             let wanted = heads[group.shard as usize % heads.len()].head;
@@ -102,7 +104,9 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
             }
             tracing::info!(shard = group.shard, to = wanted, "moving leadership to where it belongs");
             group.raft.trigger().transfer_leader(wanted).await.ok();
-            tokio::time::sleep(TRANSFER_PAUSE).await;
+            if !forming {
+                tokio::time::sleep(TRANSFER_PAUSE).await;
+            }
         }
     }
 }
