@@ -1,4 +1,4 @@
-//! tonic over a [`Net`]: lazily connected channels, and servers on our listeners.
+//! tonic over a [`crate::Net`]: lazily connected channels, and servers on our listeners.
 
 use crate::seam::{Listener, SharedNet, Stream};
 use http::Uri;

@@ -2,7 +2,7 @@
 //!
 //! All state is behind one lock that is never held while waiting for the network. Messages to the
 //! daemon go through an outbox whose writer sends whatever has queued up; messages from it come
-//! in through [`Client::receive`]. Who pumps them (threads or async tasks) is [`crate::link`]'s
+//! in through `Client::receive`. Who pumps them (threads or async tasks) is [`crate::link`]'s
 //! business.
 
 use crate::args::ArgBytes;

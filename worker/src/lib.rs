@@ -19,7 +19,7 @@
 //! This crate must not know where tasks are placed, nor anything of Raft. Read it in this order:
 //!
 //! - [`client`] — [`Client`]: submit, put, wait, what is committed.
-//! - [`reference`] — [`ObjectRef`]: get, with and without deadline.
+//! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
