@@ -1,0 +1,286 @@
+//! Random stories: whatever happens in whatever order, every submitted task ends, and nothing
+//! leaks. The core checks its own invariants after each step (debug builds).
+
+use bytes::Bytes;
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_proto::{
+    Arg, ClusterView, Failure, FailureKind, ItemOutcome, Located, NodeView, PeerResult, StreamAck,
+    StreamBatch, TaskSpec, TaskState, TaskView, arg, item_outcome, located, object_bytes, stream_item,
+    task_bytes, task_id,
+};
+use mobula_scheduler::{Config, Core, Effect, Event, TaskOutcome, Value};
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+const ME: Incarnation = Incarnation(1);
+const JOB: JobId = JobId(3);
+const DRIVER: u64 = 1000;
+const CPUS: u64 = 2;
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// Submits a task that takes some earlier outputs.
+    Submit(Vec<u8>),
+    /// A worker finishes what it runs: right, or with an error.
+    Finish(u8, bool),
+    /// A worker dies, and another comes.
+    WorkerDies(u8),
+    /// The other node reports its oldest task.
+    PeerFinishes,
+    /// The other node dies, and a new one joins.
+    PeerDies,
+    /// The oldest batch is acknowledged.
+    Ack,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => prop::collection::vec(any::<u8>(), 0..3).prop_map(Step::Submit),
+        4 => (any::<u8>(), prop::bool::weighted(0.1)).prop_map(|(w, fails)| Step::Finish(w, fails)),
+        1 => any::<u8>().prop_map(Step::WorkerDies),
+        2 => Just(Step::PeerFinishes),
+        1 => Just(Step::PeerDies),
+        3 => Just(Step::Ack),
+    ];
+    prop::collection::vec(step, 1..150)
+}
+
+/// One node's core, its home shard, its workers and one other node.
+struct World {
+    core: Core,
+    now: Instant,
+    submitted: Vec<TaskId>,
+    ready: BTreeSet<ObjectId>,
+    batches: VecDeque<(ShardId, StreamBatch)>,
+    records: BTreeMap<TaskId, (TaskSpec, u32, TaskState)>,
+    workers: BTreeMap<u64, VecDeque<(TaskId, u32)>>,
+    peer: Incarnation,
+    peer_tasks: VecDeque<(TaskId, u32)>,
+    next: u64,
+}
+
+impl World {
+    fn new() -> Self {
+        let config = Config {
+            incarnation: ME,
+            shards: 1,
+            resources: Resources::cpus_milli(CPUS * 1000),
+            workers: CPUS as u32,
+            crc: |b| b.len() as u32,
+        };
+        let mut world = World {
+            core: Core::new(config),
+            now: Instant(0),
+            submitted: vec![],
+            ready: BTreeSet::new(),
+            batches: VecDeque::new(),
+            records: BTreeMap::new(),
+            workers: BTreeMap::new(),
+            peer: Incarnation(2),
+            peer_tasks: VecDeque::new(),
+            next: 10,
+        };
+        world.view();
+        world.event(Event::JobStarted(JOB));
+        world
+    }
+
+    fn view(&mut self) {
+        let node = |n: Incarnation| NodeView {
+            incarnation: n.0,
+            cpu_milli: 2000,
+            alive: true,
+            ..NodeView::default()
+        };
+        let nodes = vec![node(ME), node(self.peer)];
+        self.event(Event::View(ClusterView { nodes, ..ClusterView::default() }));
+    }
+
+    fn event(&mut self, event: Event) {
+        self.now = self.now + Duration::from_millis(50);
+        let mut effects = Vec::new();
+        self.core.step([event], self.now, &mut effects);
+        let mut follow = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Run { worker, spec, attempt, .. } => {
+                    let task = task_id(&spec.id).expect("valid");
+                    self.workers.get_mut(&worker).expect("a live worker").push_back((task, attempt));
+                }
+                Effect::Spawn { job } => {
+                    self.next += 1;
+                    self.workers.insert(self.next, VecDeque::new());
+                    follow.push(Event::WorkerUp { worker: self.next, job });
+                }
+                Effect::Assign { to, assign } => {
+                    assert_eq!(to, self.peer, "tasks go to live nodes");
+                    let task = task_id(&assign.spec.expect("has a spec").id).expect("valid");
+                    self.peer_tasks.push_back((task, assign.attempt));
+                }
+                Effect::Send { shard, batch } => self.batches.push_back((shard, batch)),
+                Effect::Locate { objects, .. } => follow.push(self.locate(objects)),
+                Effect::Ready { object, .. } => drop(self.ready.insert(object)),
+                Effect::Fetch { object, from, .. } => {
+                    let why = mobula_scheduler::FetchError::Unreachable;
+                    follow.push(Event::FetchFailed { object, from, why });
+                }
+                Effect::Result { .. } | Effect::Durable { .. } | Effect::Replicate { .. } => {}
+                Effect::Committed { .. }
+                | Effect::Held { .. }
+                | Effect::Notice { .. }
+                | Effect::FreeJob(_) => {}
+            }
+        }
+        for event in follow {
+            self.event(event);
+        }
+    }
+
+    /// The shard knows only inline results here, so what is done lies with this node.
+    fn locate(&self, objects: Vec<ObjectId>) -> Event {
+        let answers = objects
+            .iter()
+            .map(|id| {
+                let answer =
+                    self.records.get(&id.task).map(|(_, attempt, _)| located::Answer::Lost(*attempt));
+                Located { object: object_bytes(*id), answer }
+            })
+            .collect();
+        Event::Located { asked: objects, answers }
+    }
+
+    /// Applies the oldest batch as the shard would.
+    fn ack(&mut self) {
+        let Some((shard, batch)) = self.batches.pop_front() else { return };
+        let mut outcomes = Vec::new();
+        for (i, item) in batch.items.iter().enumerate() {
+            let outcome = match item.item.as_ref().expect("has content") {
+                stream_item::Item::Submit(spec) => {
+                    let task = task_id(&spec.id).expect("valid");
+                    self.records.insert(task, (spec.clone(), 1, TaskState::TaskPending));
+                    None
+                }
+                stream_item::Item::Done(done) => {
+                    let task = task_id(&done.task).expect("valid");
+                    let record = self.records.get_mut(&task).expect("submitted before it is done");
+                    assert_eq!(record.1, done.attempt, "only the current attempt reports");
+                    record.2 = TaskState::TaskDone;
+                    None
+                }
+                stream_item::Item::Next(next) => {
+                    let task = task_id(&next.task).expect("valid");
+                    let record = self.records.get_mut(&task).expect("submitted before it is retried");
+                    assert_eq!(record.1, next.from, "an attempt is proposed from the current one");
+                    record.1 += 1;
+                    record.2 = TaskState::TaskPending;
+                    let spec = Some(record.0.clone());
+                    Some(item_outcome::Outcome::Granted(TaskView {
+                        attempt: record.1,
+                        spec,
+                        ..TaskView::default()
+                    }))
+                }
+                stream_item::Item::Put(_) => None,
+            };
+            outcomes
+                .extend(outcome.map(|o| ItemOutcome { seq: batch.first_seq + i as u64, outcome: Some(o) }));
+        }
+        let mark = batch.first_seq + batch.items.len() as u64 - 1;
+        self.event(Event::Acked { shard, ack: StreamAck { mark, revision: 1, outcomes } });
+    }
+
+    fn finish(&mut self, pick: u8, fails: bool) {
+        let workers: Vec<u64> = self.workers.iter().filter(|(_, q)| !q.is_empty()).map(|(w, _)| *w).collect();
+        let Some(worker) = workers.get(usize::from(pick) % workers.len().max(1)).copied() else { return };
+        let (task, attempt) = self.workers.get_mut(&worker).and_then(VecDeque::pop_front).expect("has work");
+        let value = match fails {
+            true => Err(Failure::new(FailureKind::FailureUserError, "drawn")),
+            false => Ok(Value::Inline(Bytes::from_static(b"v"))),
+        };
+        let outcome = TaskOutcome { task, attempt, value, ran_ns: 1_000 };
+        self.event(Event::Finished { worker, outcomes: vec![outcome] });
+    }
+
+    fn peer_finishes(&mut self) {
+        let Some((task, attempt)) = self.peer_tasks.pop_front() else { return };
+        let inline = Bytes::from_static(b"v");
+        let result = PeerResult {
+            task: task_bytes(task),
+            attempt,
+            inline,
+            has_inline: true,
+            durable: true,
+            ..PeerResult::default()
+        };
+        self.event(Event::PeerResult { from: self.peer, result });
+    }
+
+    fn walk(&mut self, step: Step) {
+        match step {
+            Step::Submit(picks) => {
+                let index = self.submitted.len() as u64;
+                let task = TaskId::new(JOB, TaskId::root(JOB), 0, index);
+                let known = self.submitted.len();
+                let args = picks.iter().filter(|_| known > 0).map(|p| {
+                    let object = self.submitted[usize::from(*p) % known].output(0);
+                    Arg { arg: Some(arg::Arg::Object(object_bytes(object))) }
+                });
+                let spec = TaskSpec {
+                    id: task_bytes(task),
+                    job: JOB.0,
+                    parent: task_bytes(TaskId::root(JOB)),
+                    function: index % 3,
+                    cpu_milli: if index.is_multiple_of(4) { 500 } else { 1000 },
+                    max_retries: if index.is_multiple_of(5) { 0 } else { 3 },
+                    args: args.collect(),
+                    ..TaskSpec::default()
+                };
+                self.submitted.push(task);
+                self.event(Event::Submit { client: DRIVER, specs: vec![spec] });
+            }
+            Step::Finish(pick, fails) => self.finish(pick, fails),
+            Step::WorkerDies(pick) => {
+                let workers: Vec<u64> = self.workers.keys().copied().collect();
+                if let Some(worker) = workers.get(usize::from(pick) % workers.len().max(1)).copied() {
+                    self.workers.remove(&worker);
+                    self.event(Event::WorkerGone { worker });
+                }
+            }
+            Step::PeerFinishes => self.peer_finishes(),
+            Step::PeerDies => {
+                self.peer = Incarnation(self.peer.0 + 1);
+                self.peer_tasks.clear();
+                self.view();
+            }
+            Step::Ack => self.ack(),
+        }
+    }
+
+    /// Faults stop: everything that was begun must end.
+    fn settle(&mut self) {
+        for _ in 0..2000 {
+            self.ack();
+            self.finish(0, false);
+            self.peer_finishes();
+            self.event(Event::Tick);
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #[test]
+    fn every_task_ends_and_nothing_leaks(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.walk(step);
+        }
+        world.settle();
+        for task in &world.submitted {
+            prop_assert!(world.ready.contains(&task.output(0)), "{} never ended", task);
+        }
+        prop_assert_eq!(world.core.load(), (CPUS * 1000, 0), "CPU or tasks leaked");
+        prop_assert_eq!(world.core.unacknowledged(), 0);
+    }
+}
