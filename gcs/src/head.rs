@@ -191,6 +191,13 @@ fn site(
             let (theirs, ours) = (known.shards, config.shards);
             return Err(Error::ShardMismatch { peer: "this data directory".into(), theirs, ours });
         }
+        if let Some(foreign) = config.join.iter().find(|address| !known.founders.contains(address)) {
+            return Err(Error::Config(format!(
+                "this data directory belongs to cluster {:016x} of the heads {:?}, and the join list names \
+                 {foreign}: start it with the list it had, or give the other cluster a data directory of its own",
+                known.cluster, known.founders
+            )));
+        }
         founders.clone_from(&known.founders);
     } else if founders.is_empty() {
         founders.push(advertise.clone());

@@ -268,6 +268,13 @@ async fn heads_that_disagree_say_so() {
         let all = addresses(2);
         let even = Head::start(config(&all[0], &all, 1), place.parts("2")).await.err();
         assert!(matches!(even, Some(Error::EvenHeads(2))), "{even:?}");
+        // A data directory belongs to one cluster for good.
+        let alone =
+            Head::start(config(&all[0], &all[..1], 1), place.parts("3")).await.expect("alone is fine");
+        alone.shutdown().await;
+        let foreign = Head::start(config(&all[0], &addresses(3), 1), place.parts("3")).await.err();
+        let text = foreign.map(|e| e.to_string()).unwrap_or_default();
+        assert!(text.contains("this data directory belongs to cluster"), "{text}");
     })
     .await;
 }
