@@ -113,11 +113,6 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
             }
         }
     }
-
-    /// A message that is already here, without waiting.
-    pub fn ready<M: Message + Default>(&mut self) -> io::Result<Option<M>> {
-        self.decoder.next_message()
-    }
 }
 
 /// Writes one message.
@@ -179,13 +174,6 @@ impl<T> Outbox<T> {
     pub fn close(&self) {
         self.queue.0.lock().expect("never poisoned: nothing panics under this lock").closed = true;
         self.queue.1.notify_one();
-    }
-
-    /// Takes everything that is queued without waiting.
-    pub fn take_now(&self) -> Vec<T> {
-        std::mem::take(
-            &mut self.queue.0.lock().expect("never poisoned: nothing panics under this lock").items,
-        )
     }
 
     /// Takes everything that is queued, waiting for something; `None` once closed and empty.

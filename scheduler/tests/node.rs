@@ -87,6 +87,15 @@ impl Node {
         })
     }
 
+    /// The first task that was given to another node.
+    fn spilled_over(&mut self) -> Bytes {
+        let assigned = self.take(|e| match e {
+            Effect::Assign { assign, .. } => assign.spec.clone().map(|s| s.id),
+            _ => None,
+        });
+        assigned.first().expect("one spilled over").clone()
+    }
+
     fn finish(&mut self, worker: u64, task: TaskId, attempt: u32, value: Result<Value, Failure>) {
         let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000 };
         self.step(Event::Finished { worker, outcomes: vec![outcome] });
@@ -294,11 +303,7 @@ fn results_of_other_nodes_are_taken_once() {
     let mut node = Node::new(1);
     node.members(&[ME, OTHER]);
     node.step(Event::Submit { client: DRIVER, specs: (0..5).map(|i| spec(i, &[])).collect() });
-    let assigned = node.take(|e| match e {
-        Effect::Assign { assign, .. } => assign.spec.clone().map(|s| s.id),
-        _ => None,
-    });
-    let id = assigned.first().expect("one spilled over").clone();
+    let id = node.spilled_over();
     let result = PeerResult {
         task: id,
         attempt: 1,
@@ -343,11 +348,7 @@ fn a_result_whose_node_died_before_it_was_recorded_is_made_again() {
     let mut node = Node::new(1);
     node.members(&[ME, OTHER]);
     node.step(Event::Submit { client: DRIVER, specs: (0..5).map(|i| spec(i, &[])).collect() });
-    let assigned = node.take(|e| match e {
-        Effect::Assign { assign, .. } => assign.spec.clone().map(|s| s.id),
-        _ => None,
-    });
-    let id = assigned.first().expect("one spilled over").clone();
+    let id = node.spilled_over();
     node.auto_ack = false;
     let output = Some(Output { crc: 1, size: 1 << 20 });
     let result = PeerResult { task: id.clone(), attempt: 1, output, durable: true, ..PeerResult::default() };

@@ -5,9 +5,11 @@ use crate::value;
 use mobula_base::ids::hash64;
 use mobula_proto::{Failure, FailureKind, FunctionName};
 use serde::Serialize;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::OnceLock;
 
 /// The encoded return value, or why there is none.
 pub type RunResult = Result<Vec<u8>, Failure>;
@@ -37,7 +39,10 @@ impl Function {
 
     /// The function registered under an id, if this binary has it.
     pub fn find(id: u64) -> Option<&'static Function> {
-        inventory::iter::<Function>().find(|f| function_id(f.name) == id)
+        // Hashed once per process, not once per task.
+        static BY_ID: OnceLock<BTreeMap<u64, &'static Function>> = OnceLock::new();
+        let by_id = || inventory::iter::<Function>().map(|f| (function_id(f.name), f)).collect();
+        BY_ID.get_or_init(by_id).get(&id).copied()
     }
 
     /// All functions of this binary.
