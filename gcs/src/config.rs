@@ -22,6 +22,8 @@ pub struct HeadConfig {
     pub timing: RaftTiming,
     /// A node daemon that has been silent for this long is declared dead, in ms.
     pub node_silence_ms: u64,
+    /// The records of a job stay this long after its end, in ms.
+    pub forget_after_ms: u64,
 }
 
 impl Default for HeadConfig {
@@ -34,6 +36,7 @@ impl Default for HeadConfig {
             seed: 0,
             timing: RaftTiming::default(),
             node_silence_ms: 1500,
+            forget_after_ms: 60_000,
         }
     }
 }

@@ -1,5 +1,5 @@
 //! What a head does unasked: it fences the dead, watches the living, names the cluster, moves
-//! leaderships where they belong, and lets old segments go.
+//! leaderships where they belong, forgets jobs that are over, and lets old segments go.
 
 use crate::raft::group::{Group, Leadership};
 use crate::server::Running;
@@ -7,6 +7,7 @@ use mobula_base::ids::SLOTS;
 use mobula_proto as proto;
 use prost::Message;
 use proto::command::Op;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -17,6 +18,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_FENCES: usize = 64;
 /// Pause between looks at old segments.
 const RECYCLE_TICK: Duration = Duration::from_secs(1);
+/// Pause between looks at jobs that have ended.
+const FORGET_TICK: Duration = Duration::from_secs(1);
 /// At most one leadership is moved in this time.
 const TRANSFER_PAUSE: Duration = Duration::from_secs(1);
 
@@ -116,12 +119,38 @@ fn answers(group: &Group, head: u64) -> bool {
     group.acknowledged_within(head, Duration::from_millis(1000))
 }
 
+/// The leader of each shard forgets the records of jobs that ended `after` ago, as far as this leader
+/// knows: until then they can be looked at. Never ends.
+pub async fn forget(running: Arc<Running>, shard: u32, after: Duration) {
+    let group = running.groups[shard as usize].clone();
+    let mut ended: BTreeMap<u64, Instant> = BTreeMap::new();
+    loop {
+        tokio::time::sleep(FORGET_TICK).await;
+        if !group.leadership().here {
+            ended.clear();
+            continue;
+        }
+        let here = group.replica.with(|state| state.jobs());
+        let over = running.root().replica.with(|state| {
+            let over = |job: &u64| state.cluster.jobs.get(job).is_some_and(|job| job.ended);
+            here.into_iter().filter(over).collect::<BTreeSet<u64>>()
+        });
+        ended.retain(|job, _| over.contains(job));
+        for job in over {
+            if ended.entry(job).or_insert_with(Instant::now).elapsed() >= after {
+                propose(&group, Op::Forget(proto::ForgetJob { job })).await;
+            }
+        }
+    }
+}
+
 /// Snapshots shards whose old entries keep too many segments on the disk. Never ends.
 pub async fn recycle(running: Arc<Running>) {
     loop {
         tokio::time::sleep(RECYCLE_TICK).await;
         for shard in running.log.pinning() {
             let Some(group) = running.groups.get(shard as usize) else { continue };
+            group.replica.want_snapshot();
             if group.raft.trigger().snapshot().await.is_ok() {
                 let snapshot = group.snapshot_index();
                 group.raft.trigger().purge_log(snapshot).await.ok();

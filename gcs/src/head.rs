@@ -2,7 +2,6 @@
 
 use crate::bootstrap;
 use crate::config::{HeadConfig, Parts};
-use crate::core::ShardState;
 use crate::duties;
 use crate::error::Error;
 use crate::identity::{Identity, Lock};
@@ -13,8 +12,8 @@ use crate::raft::group::Group;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
 use crate::raft::types::Raft;
-use crate::server::{Running, Service, Site};
-use crate::{snapshot, spec_store};
+use crate::server::{Incoming, Running, Service, Site};
+use crate::{cold, snapshot};
 use mobula_base::random::Random;
 use mobula_net::grpc;
 use mobula_net::seam::Listener;
@@ -107,14 +106,10 @@ impl Head {
 
     /// A hash of everything that this head's replica of `shard` has applied, and up to which
     /// index; for comparing replicas.
-    ///
-    /// # Errors
-    /// The store of cold specs cannot be read.
-    pub fn digest(&self, shard: u32) -> Result<(u64, u64), Error> {
+    pub fn digest(&self, shard: u32) -> (u64, u64) {
         let replica = &self.running.groups[shard as usize].replica;
         let index = *replica.applied().borrow();
-        let digest = replica.with(|state| state.digest());
-        Ok((index, digest.map_err(|error| Error::storage("the store of cold specs", error))?))
+        (index, replica.with(|state| state.digest()))
     }
 
     /// Runs until `until` ends, then shuts down.
@@ -248,21 +243,21 @@ async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
 async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<Running, Error> {
     let disk = parts.disk.clone();
     snapshot::prepare(&*disk)?;
-    let specs = spec_store::open(&*disk, identity.shards).map_err(|error| Error::storage("tables", error))?;
+    let stores = cold::open(&disk, identity.shards).map_err(|error| Error::storage(cold::DIR, error))?;
     let whose = LogIdentity { cluster: identity.cluster, head: identity.head };
     let (log, mut found) = LogWriter::open(disk.clone(), whose)?;
     let peers = Peers::new(parts.net.clone(), identity.cluster);
     let mut groups = Vec::new();
-    for (shard, specs) in (0..identity.shards).zip(specs) {
-        let state = ShardState::new(shard, specs);
-        let (machine, replica) = Machine::new(state, disk.clone(), config.timing.snapshot_bytes);
-        let store = ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), log.clone());
-        let dialer = Dialer { peers: peers.clone(), shard };
-        let raft = Raft::new(identity.head, config.timing.config()?, dialer, store, machine).await;
+    for (shard, store) in (0..identity.shards).zip(&stores) {
+        let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), config.timing.clone());
+        let entries = ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), log.clone());
+        let dialer = Dialer { peers: peers.clone(), shard, disk: disk.clone() };
+        let raft = Raft::new(identity.head, config.timing.config()?, dialer, entries, machine).await;
         let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
         groups.push(Arc::new(Group::new(shard, raft, replica, config.timing.election())));
     }
-    Ok(Running::new(identity, groups, log))
+    let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
+    Ok(Running::new(identity, groups, log, incoming))
 }
 
 fn start_duties(
@@ -285,6 +280,8 @@ fn start_duties(
     tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(duties::fence(running.clone(), shard)));
+        let after = Duration::from_millis(config.forget_after_ms);
+        tasks.push(tokio::spawn(duties::forget(running.clone(), shard, after)));
     }
     if config.timing.rebalance_ms > 0 {
         let stable_for = Duration::from_millis(config.timing.rebalance_ms);

@@ -7,7 +7,7 @@
 //! Read it in this order:
 //!
 //! - [`core`] — the tables of one shard as a pure function from commands to replies.
-//! - [`spec_store`] — where the specs of finished tasks go once they are cold.
+//! - [`cold`] — where runs go that are not in memory.
 //! - [`log`] — the one log of all shards of a head, with group commit.
 //! - [`snapshot`], [`identity`] — the other files of a data directory.
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
@@ -18,6 +18,7 @@
 
 pub mod bootstrap;
 pub mod client;
+pub mod cold;
 pub mod config;
 pub mod core;
 pub mod duties;
@@ -28,7 +29,6 @@ pub mod log;
 pub mod raft;
 pub mod server;
 pub mod snapshot;
-pub mod spec_store;
 
 pub use client::Client;
 pub use config::{HeadConfig, Parts};

@@ -4,7 +4,10 @@
 //! ```text
 //! record = u32 len | u32 crc | bytes       first a `FileHead`, then the dump in chunks
 //! ```
+//!
+//! Cold runs are not in the file: it names the files they lie in, which were made durable before.
 
+use crate::cold::Manifest;
 use crate::error::Error;
 use crate::log::record::{pack, unpack};
 use crate::raft::types::SnapshotMeta;
@@ -17,7 +20,7 @@ use std::sync::Arc;
 /// The directory, relative to the head's data.
 const DIR: &str = "snapshots";
 /// Format version of the files.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 /// Bytes of the dump per record.
 const CHUNK: usize = 1 << 20;
 /// Snapshots of a shard that are kept.
@@ -33,6 +36,24 @@ struct FileHead {
     meta: Bytes,
     #[prost(uint64, tag = "4")]
     bytes: u64,
+    #[prost(message, optional, tag = "5")]
+    cold: Option<Manifest>,
+}
+
+/// A snapshot as openraft hands it around: the dump, and which files of this head hold the rest.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// What `ShardState::snapshot` wrote.
+    pub dump: Bytes,
+    /// The files of cold runs.
+    pub cold: Manifest,
+}
+
+impl Parcel {
+    /// Bytes of everything it holds and names.
+    pub fn bytes(&self) -> u64 {
+        self.dump.len() as u64 + self.cold.bytes()
+    }
 }
 
 /// Runs `work` where it may block: on a thread of its own kind if the disk is real.
@@ -78,9 +99,10 @@ pub fn prepare(disk: &dyn Disk) -> Result<(), Error> {
 ///
 /// # Errors
 /// The disk failed, or gave back other bytes than it was given.
-pub fn save(disk: &dyn Disk, shard: u32, meta: &SnapshotMeta, dump: &[u8]) -> io::Result<()> {
+pub fn save(disk: &dyn Disk, shard: u32, meta: &SnapshotMeta, parcel: &Parcel) -> io::Result<()> {
     let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
-    let head = FileHead { format: FORMAT, shard, meta: pack(meta), bytes: dump.len() as u64 };
+    let (dump, cold) = (&parcel.dump, Some(parcel.cold.clone()));
+    let head = FileHead { format: FORMAT, shard, meta: pack(meta), bytes: dump.len() as u64, cold };
     let mut out = Vec::with_capacity(dump.len() + dump.len() / CHUNK * 8 + 256);
     push(&mut out, &head.encode_to_vec());
     dump.chunks(CHUNK).for_each(|chunk| push(&mut out, chunk));
@@ -104,12 +126,21 @@ fn push(out: &mut Vec<u8>, record: &[u8]) {
 ///
 /// # Errors
 /// The newest is damaged: the log below it is gone, so an older one would be a step back.
-pub fn load_newest(disk: &dyn Disk, shard: u32) -> Result<Option<(SnapshotMeta, Bytes)>, Error> {
+pub fn load_newest(disk: &dyn Disk, shard: u32) -> Result<Option<(SnapshotMeta, Parcel)>, Error> {
     let all = list(disk, shard).map_err(|error| Error::storage(DIR, error))?;
     all.last().map(|index| load(disk, shard, *index)).transpose()
 }
 
-fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Bytes), Error> {
+/// What the kept snapshots of a shard need of its files of cold runs.
+///
+/// # Errors
+/// The disk failed, or a snapshot is damaged.
+pub fn kept_manifests(disk: &dyn Disk, shard: u32) -> io::Result<Vec<Manifest>> {
+    let manifest = |index: u64| Ok(load(disk, shard, index).map_err(Error::into_io)?.1.cold);
+    list(disk, shard)?.into_iter().map(manifest).collect()
+}
+
+fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Parcel), Error> {
     let file = format!("{DIR}/{}", name(shard, index));
     let bytes = disk.read(&file).map_err(|error| Error::storage(&file, error))?;
     let damaged = |offset: usize, detail: &str| Error::Corrupt {
@@ -132,7 +163,7 @@ fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Bytes)
     if (dump.len() as u64, head.shard) != (head.bytes, shard) {
         return Err(damaged(at, "its length or shard is not what its head says"));
     }
-    Ok((meta, Bytes::from(dump)))
+    Ok((meta, Parcel { dump: Bytes::from(dump), cold: head.cold.unwrap_or_default() }))
 }
 
 fn next(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {

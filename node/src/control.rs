@@ -7,7 +7,7 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    Command, HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, command,
+    HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply,
     heartbeat_reply, holding_reply, object_bytes, reply,
 };
 use mobula_scheduler::Event;
@@ -82,9 +82,9 @@ impl Control {
     /// Sends the batches of one stream, one after the other, each until it is acknowledged (R12).
     pub async fn run_stream(self, shard: ShardId, mut batches: mpsc::UnboundedReceiver<StreamBatch>) {
         while let Some(batch) = batches.recv().await {
-            let command = Command { op: Some(command::Op::Stream(batch)) };
+            let command = Client::stream_command(batch);
             loop {
-                let answer = self.client.propose(shard.0, &command, BATCH_DEADLINE).await;
+                let answer = self.client.propose_encoded(shard.0, command.clone(), BATCH_DEADLINE).await;
                 match answer.ok().and_then(|r| r.reply) {
                     Some(reply::Reply::Stream(ack)) => {
                         self.say(Input::Core(Event::Acked { shard, ack })).await;
@@ -95,7 +95,7 @@ impl Control {
                         self.say(Input::Fenced).await;
                         return;
                     }
-                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_)) | None => {
+                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_) | reply::Reply::Batch(_)) | None => {
                         tokio::time::sleep(RETRY_AFTER).await;
                     }
                 }

@@ -25,8 +25,20 @@ impl Client {
         command: &proto::Command,
         deadline: Duration,
     ) -> Result<proto::Reply, Error> {
+        self.propose_encoded(shard, command.encode_to_vec().into(), deadline).await
+    }
+
+    /// As [`Client::propose`], for a command that is encoded already.
+    ///
+    /// # Errors
+    /// See [`Client::propose`].
+    pub async fn propose_encoded(
+        &self,
+        shard: u32,
+        command: Bytes,
+        deadline: Duration,
+    ) -> Result<proto::Reply, Error> {
         use proto::propose_reply::Result as R;
-        let command = Bytes::from(command.encode_to_vec());
         let request = proto::ProposeRequest { cluster: self.cluster(), shard, command };
         let ask = asking!(propose, request,
             Some(R::Reply(reply)) => Said::Answer(reply),
@@ -35,6 +47,13 @@ impl Client {
             Some(R::Refused(why)) => Said::Refused(why),
         );
         self.ask(Some(shard), manner(deadline, true), ask).await
+    }
+
+    /// Encodes one batch of a node's stream, neighbours packed into runs: the bytes for
+    /// [`Client::propose_encoded`], to be sent until they are acknowledged (R12).
+    pub fn stream_command(batch: proto::StreamBatch) -> Bytes {
+        let op = Some(CommandOp::Stream(crate::core::pack::pack(batch)));
+        proto::Command { op }.encode_to_vec().into()
     }
 
     /// Sends one batch of a node's stream.
@@ -47,7 +66,7 @@ impl Client {
         batch: proto::StreamBatch,
         deadline: Duration,
     ) -> Result<proto::Reply, Error> {
-        self.propose(shard, &proto::Command { op: Some(CommandOp::Stream(batch)) }, deadline).await
+        self.propose_encoded(shard, Client::stream_command(batch), deadline).await
     }
 
     /// Executes `op` on `shard` once. Calls to one shard are executed one after the other.

@@ -5,10 +5,11 @@
 //! with the first answer. A head that is gone costs no waiting: its refusal is immediate, and the
 //! others are asked at once.
 //!
-//! Read it in this order: this file (state, connecting), `route` (whom to ask), `calls` and
-//! `reads` (the requests).
+//! Read it in this order: this file (state, connecting), `route` (whom to ask), `pipe` (many proposals
+//! over one stream), `calls` and `reads` (the requests).
 
 mod calls;
+mod pipe;
 mod reads;
 mod route;
 
@@ -17,6 +18,7 @@ use mobula_base::random::Random;
 use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
+use pipe::Pipe;
 use proto::control_store_client::ControlStoreClient;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -37,11 +39,48 @@ pub struct Client {
 
 struct State {
     heads: Vec<String>,
-    channels: BTreeMap<String, (u64, Channel)>,
+    channels: BTreeMap<String, (u64, Store)>,
     leaders: BTreeMap<u32, String>,
     cluster: u64,
     shards: u32,
     random: Random,
+}
+
+/// A connection to one head; clones share it.
+#[derive(Clone)]
+struct Store {
+    calls: ControlStoreClient<Channel>,
+    pipe: Arc<Mutex<Option<Pipe>>>,
+}
+
+impl Store {
+    /// As the call of the same name, but over the stream that all callers share.
+    async fn propose(
+        &mut self,
+        request: proto::ProposeRequest,
+    ) -> Result<tonic::Response<proto::ProposeReply>, tonic::Status> {
+        let pipe = {
+            let mut pipe = self.pipe.lock().expect("nothing panics under this lock");
+            match &*pipe {
+                Some(open) if open.is_open() => open.clone(),
+                _ => pipe.insert(Pipe::open(self.calls.clone())).clone(),
+            }
+        };
+        pipe.propose(request).await.map(tonic::Response::new)
+    }
+}
+
+impl std::ops::Deref for Store {
+    type Target = ControlStoreClient<Channel>;
+    fn deref(&self) -> &Self::Target {
+        &self.calls
+    }
+}
+
+impl std::ops::DerefMut for Store {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        &mut self.calls
+    }
 }
 
 /// One session with one shard; its lock keeps one request under way at a time.
@@ -135,21 +174,18 @@ impl Client {
         }
     }
 
-    /// The stub for a head, and the number of its connection.
-    fn store(&self, address: &str) -> Result<(u64, ControlStoreClient<Channel>), tonic::transport::Error> {
+    /// The connection to a head, and its number.
+    fn store(&self, address: &str) -> Result<(u64, Store), tonic::transport::Error> {
         let mut state = self.state();
-        let (number, channel) = match state.channels.get(address) {
-            Some((number, channel)) => (*number, channel.clone()),
-            None => {
-                let number = state.random.next_u64();
-                let channel = grpc::channel(self.net.clone(), address)?;
-                state.channels.insert(address.to_owned(), (number, channel.clone()));
-                (number, channel)
-            }
-        };
-        let store = ControlStoreClient::new(channel)
+        if let Some((number, store)) = state.channels.get(address) {
+            return Ok((*number, store.clone()));
+        }
+        let number = state.random.next_u64();
+        let calls = ControlStoreClient::new(grpc::channel(self.net.clone(), address)?)
             .max_decoding_message_size(grpc::MESSAGE_MAX)
             .max_encoding_message_size(grpc::MESSAGE_MAX);
+        let store = Store { calls, pipe: Arc::default() };
+        state.channels.insert(address.to_owned(), (number, store.clone()));
         Ok((number, store))
     }
 

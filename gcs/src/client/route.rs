@@ -1,15 +1,13 @@
 //! Whom to ask: the known leader, whoever an answer points to, then everyone else, at once. Only
 //! after a whole round without success is there a pause.
 
-use super::Client;
+use super::{Client, Store};
 use crate::error::Error;
 use mobula_net::seam::BoxFuture;
 use mobula_proto as proto;
-use proto::control_store_client::ControlStoreClient;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::Channel;
 
 /// First pause after a round in which no head helped.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
@@ -32,9 +30,8 @@ pub(super) enum Said<T> {
 }
 
 /// A request that can be sent again and again.
-pub(super) type Ask<'a, T> = Box<
-    dyn Fn(ControlStoreClient<Channel>) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync + 'a,
->;
+pub(super) type Ask<'a, T> =
+    Box<dyn Fn(Store) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync + 'a>;
 
 /// How patient a request is and what its failure means.
 #[derive(Clone, Copy)]
@@ -46,9 +43,6 @@ pub(super) struct Manner {
     /// It changes something, so that silence means "unknown" rather than "no".
     pub changes: bool,
 }
-
-/// The stub for one head.
-pub(super) type Store = ControlStoreClient<Channel>;
 
 /// The usual manner: one second per attempt.
 pub(super) fn manner(deadline: Duration, changes: bool) -> Manner {
@@ -62,7 +56,7 @@ pub(super) const EMPTY: Error = Error::Protocol("an answer without content");
 macro_rules! asking {
     ($method:ident, $request:expr, $($arm:pat => $said:expr),+ $(,)?) => {{
         let request = $request;
-        let ask: $crate::client::route::Ask<'static, _> = Box::new(move |mut store: $crate::client::route::Store| {
+        let ask: $crate::client::route::Ask<'static, _> = Box::new(move |mut store: $crate::client::Store| {
             let request = request.clone();
             Box::pin(async move {
                 let reply = store.$method(request).await?.into_inner();

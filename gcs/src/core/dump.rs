@@ -1,36 +1,47 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
-use super::format::{ClusterDump, Dump, SessionDump, StreamDump, TaskDump, VERSION};
-use super::record::{State, TaskRecord};
+use super::format::{ClusterDump, Dump, HotRun, JobDump, SessionDump, StreamDump, VERSION};
+use super::run::Run;
 use super::session::Session;
 use super::stream::Stream;
-use super::{KvValue, ShardState};
+use super::tasks::JobSum;
+use super::{KvValue, Put, ShardState};
+use crate::cold::Manifest;
 use bytes::Bytes;
 use mobula_base::ids::hash64;
-use mobula_base::{ObjectId, TaskId};
+use mobula_base::{ObjectId, RunId};
 use mobula_proto as proto;
 use prost::Message;
 use std::io;
 use std::sync::Arc;
 
 impl ShardState {
-    /// Everything, cold specs included.
-    ///
-    /// # Errors
-    /// The store of cold specs cannot be read.
-    pub fn snapshot(&self) -> io::Result<Vec<u8>> {
+    /// Everything but the cold runs, which lie in the files of the manifest of the same moment.
+    pub fn snapshot(&self) -> Vec<u8> {
         let mut out = Vec::new();
         let encoded = |dump: &Dump, out: &mut Vec<u8>| dump.encode(out).expect("a Vec grows");
         // One small message after the other: concatenated protobuf messages merge into one.
         encoded(&Dump { version: VERSION, ..Default::default() }, &mut out);
-        for (id, record) in self.tasks.iter() {
-            let tasks = vec![self.dump_task(id, record)?];
-            encoded(&Dump { tasks, ..Default::default() }, &mut out);
+        for (id, run) in self.tasks.hot() {
+            let run = HotRun { run: Bytes::copy_from_slice(&id.0.to_be_bytes()), bytes: run.encode() };
+            encoded(&Dump { hot: vec![run], ..Default::default() }, &mut out);
         }
-        let put = |(id, value): (&ObjectId, &Bytes)| proto::SmallPut {
+        encoded(&self.dump_rest(), &mut out);
+        out
+    }
+
+    /// All tables but that of the tasks.
+    fn dump_rest(&self) -> Dump {
+        let put = |(id, put): (&ObjectId, &Put)| proto::SmallPut {
             object: proto::object_bytes(*id),
-            job: 0,
-            value: value.clone(),
+            job: put.job,
+            value: put.value.clone(),
+        };
+        let job = |(job, sum): (u64, JobSum)| JobDump {
+            job,
+            tasks: sum.tasks,
+            cold_runs: sum.cold_runs,
+            cold_digest: sum.cold_digest,
         };
         let stream = |(incarnation, stream): (&u64, &Stream)| StreamDump {
             incarnation: *incarnation,
@@ -51,7 +62,7 @@ impl ShardState {
             revision: entry.revision,
         };
         let cluster = &self.cluster;
-        let rest = Dump {
+        Dump {
             puts: self.puts.iter().map(put).collect(),
             streams: self.streams.iter().map(stream).collect(),
             fenced: self.fenced.iter().copied().collect(),
@@ -68,62 +79,39 @@ impl ShardState {
                 jobs: cluster.jobs.clone(),
                 version: cluster.version,
             }),
+            jobs: self.tasks.jobs().map(job).collect(),
+            forgotten: self.forgotten.iter().copied().collect(),
             ..Default::default()
-        };
-        encoded(&rest, &mut out);
-        Ok(out)
+        }
     }
 
-    fn dump_task(&self, id: TaskId, record: &TaskRecord) -> io::Result<TaskDump> {
-        let spec = match &record.spec {
-            Some(hot) => hot.clone(),
-            None => self
-                .specs
-                .get(id)?
-                .ok_or_else(|| io::Error::other(format!("cold spec of task {id} is gone")))?,
-        };
-        let (done, failed) = match &record.state {
-            State::Pending => (None, None),
-            State::Done { executor, outputs, holders } => {
-                let (outputs, holders) = (outputs.to_vec(), holders.to_vec());
-                (Some(proto::Done { executor: *executor, outputs, holders, ..Default::default() }), None)
-            }
-            State::Failed(failure) => (None, Some((**failure).clone())),
-        };
-        Ok(TaskDump {
-            id: proto::task_bytes(id),
-            spec,
-            digest: record.digest,
-            revision: record.revision,
-            attempt: record.attempt,
-            keeper: record.keeper,
-            failures: record.failures,
-            max_retries: record.max_retries,
-            done,
-            failed,
-        })
-    }
-
-    /// Replaces everything by what [`ShardState::snapshot`] wrote.
+    /// Replaces everything by what [`ShardState::snapshot`] wrote. The files of `cold` must be there.
     ///
     /// # Errors
-    /// The bytes are not a dump of this version.
-    pub fn restore(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// The bytes are not a dump of this version, or a file is missing or damaged.
+    pub fn restore(&mut self, bytes: Bytes, cold: &Manifest) -> io::Result<()> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {what}"));
         let dump = Dump::decode(bytes).map_err(|error| invalid(&error.to_string()))?;
         if dump.version != VERSION {
             return Err(invalid(&format!("version {} (this build reads {VERSION})", dump.version)));
         }
-        let hot_limit = self.hot_limit;
-        *self = ShardState { hot_limit, ..ShardState::new(self.shard, self.specs.clone()) };
-        for task in dump.tasks {
-            let id = TaskId::from_bytes(&task.id).ok_or_else(|| invalid("task id"))?;
-            self.restore_task(id, task);
-            self.cool_down();
+        let hot_limit = self.tasks.hot_limit();
+        *self = ShardState::new(self.shard, self.tasks.cold().clone());
+        self.tasks.set_hot_limit(hot_limit);
+        self.tasks.cold().adopt(cold)?;
+        for hot in dump.hot {
+            let id = hot.run[..].try_into().map_err(|_| invalid("run id"))?;
+            self.tasks.restore_hot(RunId(u128::from_be_bytes(id)), Run::decode(hot.bytes)?)?;
         }
+        let sum = |job: JobDump| {
+            let (tasks, cold_runs, cold_digest) = (job.tasks, job.cold_runs, job.cold_digest);
+            (job.job, JobSum { tasks, cold_runs, cold_digest })
+        };
+        self.tasks.restore_jobs(dump.jobs.into_iter().map(sum).collect());
+        self.forgotten = dump.forgotten.into();
         for put in dump.puts {
             let id = ObjectId::from_bytes(&put.object).ok_or_else(|| invalid("object id"))?;
-            self.puts.insert(id, Bytes::copy_from_slice(&put.value));
+            self.puts.insert(id, Put { job: put.job, value: Bytes::copy_from_slice(&put.value) });
         }
         for stream in dump.streams {
             let last_ack = Arc::new(stream.last_ack.unwrap_or_default());
@@ -154,38 +142,9 @@ impl ShardState {
         Ok(())
     }
 
-    fn restore_task(&mut self, id: TaskId, task: TaskDump) {
-        let state = match (task.done, task.failed) {
-            (Some(done), _) => State::Done {
-                executor: done.executor,
-                outputs: done.outputs.into(),
-                holders: done.holders.into(),
-            },
-            (None, Some(failure)) => State::Failed(Box::new(failure)),
-            (None, None) => State::Pending,
-        };
-        let over = state != State::Pending;
-        let record = TaskRecord {
-            spec: Some(Bytes::copy_from_slice(&task.spec)),
-            digest: task.digest,
-            revision: task.revision,
-            attempt: task.attempt,
-            keeper: task.keeper,
-            failures: task.failures,
-            max_retries: task.max_retries,
-            state,
-        };
-        self.tasks.insert(id, record);
-        if over {
-            self.ended(id);
-        }
-    }
-
     /// A hash of everything: equal on replicas that applied the same commands.
-    ///
-    /// # Errors
-    /// As [`ShardState::snapshot`].
-    pub fn digest(&self) -> io::Result<u64> {
-        Ok(hash64(&[&self.snapshot()?]))
+    pub fn digest(&self) -> u64 {
+        let rest = Dump { jobs: Vec::new(), ..self.dump_rest() };
+        hash64(&[&rest.encode_to_vec(), &self.tasks.digest().to_le_bytes()])
     }
 }

@@ -7,30 +7,88 @@ use prost::Message;
 use std::collections::BTreeMap;
 
 /// Version of the dump that this build writes; it reads only this one.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
+
+/// See `run::Chunk`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ChunkDump {
+    #[prost(uint32, tag = "1")]
+    pub first: u32,
+    #[prost(fixed64, tag = "2")]
+    pub keeper: u64,
+    #[prost(uint64, tag = "3")]
+    pub revision: u64,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub digests: Bytes,
+    #[prost(bytes = "bytes", tag = "5")]
+    pub ends: Bytes,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub specs: Bytes,
+}
+
+/// See `run::DoneSet`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct DoneDump {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub places: Bytes,
+    #[prost(fixed64, tag = "2")]
+    pub executor: u64,
+    #[prost(fixed64, repeated, tag = "3")]
+    pub holders: Vec<u64>,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub outputs: Bytes,
+}
+
+/// See `run::Standing`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OverrideDump {
+    #[prost(uint32, tag = "1")]
+    pub place: u32,
+    #[prost(uint32, tag = "2")]
+    pub attempt: u32,
+    #[prost(fixed64, tag = "3")]
+    pub keeper: u64,
+    #[prost(uint32, tag = "4")]
+    pub failures: u32,
+    #[prost(message, optional, tag = "5")]
+    pub done: Option<proto::Done>,
+    #[prost(message, optional, tag = "6")]
+    pub failed: Option<proto::Failure>,
+}
+
+/// A run: in snapshots while it is hot, in the files of cold runs afterwards.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct RunDump {
+    #[prost(fixed64, tag = "1")]
+    pub job: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub chunks: Vec<ChunkDump>,
+    #[prost(message, repeated, tag = "3")]
+    pub dones: Vec<DoneDump>,
+    #[prost(message, repeated, tag = "4")]
+    pub different: Vec<OverrideDump>,
+}
 
 #[derive(Clone, PartialEq, Message)]
-pub(super) struct TaskDump {
+pub(super) struct HotRun {
     #[prost(bytes = "bytes", tag = "1")]
-    pub id: Bytes,
+    pub run: Bytes,
+    /// An encoded [`RunDump`].
     #[prost(bytes = "bytes", tag = "2")]
-    pub spec: Bytes,
-    #[prost(fixed64, tag = "3")]
-    pub digest: u64,
-    #[prost(uint64, tag = "4")]
-    pub revision: u64,
-    #[prost(uint32, tag = "5")]
-    pub attempt: u32,
-    #[prost(fixed64, tag = "6")]
-    pub keeper: u64,
-    #[prost(uint32, tag = "7")]
-    pub failures: u32,
-    #[prost(uint32, tag = "8")]
-    pub max_retries: u32,
-    #[prost(message, optional, tag = "9")]
-    pub done: Option<proto::Done>,
-    #[prost(message, optional, tag = "10")]
-    pub failed: Option<proto::Failure>,
+    pub bytes: Bytes,
+}
+
+/// See `tasks::JobSum`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct JobDump {
+    #[prost(fixed64, tag = "1")]
+    pub job: u64,
+    #[prost(uint64, tag = "2")]
+    pub tasks: u64,
+    #[prost(uint64, tag = "3")]
+    pub cold_runs: u64,
+    #[prost(fixed64, tag = "4")]
+    pub cold_digest: u64,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -86,7 +144,7 @@ pub(super) struct Dump {
     #[prost(uint32, tag = "1")]
     pub version: u32,
     #[prost(message, repeated, tag = "2")]
-    pub tasks: Vec<TaskDump>,
+    pub hot: Vec<HotRun>,
     #[prost(message, repeated, tag = "3")]
     pub puts: Vec<proto::SmallPut>,
     #[prost(message, repeated, tag = "4")]
@@ -99,4 +157,8 @@ pub(super) struct Dump {
     pub sessions: Vec<SessionDump>,
     #[prost(message, optional, tag = "8")]
     pub cluster: Option<ClusterDump>,
+    #[prost(message, repeated, tag = "9")]
+    pub jobs: Vec<JobDump>,
+    #[prost(fixed64, repeated, tag = "10")]
+    pub forgotten: Vec<u64>,
 }

@@ -1,40 +1,48 @@
 //! The tables of one shard: a pure function from commands to state and replies.
 //!
 //! Nothing here waits, looks at a clock or rolls dice. Every replica applies the same commands in
-//! the same order and must answer the same. The one thing outside is the store of cold specs,
-//! which is a cache: what comes out is what went in.
+//! the same order and must answer the same. The one thing outside is the store of cold runs: what
+//! comes out of it is what went in.
 //!
-//! Read it in this order: [`record`] (one task), `stream` (a node's traffic), [`session`] (a
-//! client's requests), [`cluster`] (shard 0 only), `format` and `dump` (snapshots).
+//! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
+//! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
+//! requests), [`cluster`] (shard 0 only), `format` and `dump` (snapshots).
 
 pub mod cluster;
 mod dump;
 mod format;
-pub mod record;
+pub mod pack;
+pub mod places;
+pub mod run;
 pub mod session;
 mod stream;
+pub mod tasks;
 #[cfg(test)]
 mod tests;
 
-use crate::spec_store::SpecStore;
+use crate::cold::{ColdStore, Manifest};
 use bytes::Bytes;
 use cluster::Cluster;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto as proto;
+use prost::Message;
 use proto::call::Op;
 use proto::call_reply::Reply as Called;
 use proto::command::Op as CommandOp;
 use proto::{FailureKind, reply::Reply as Answer};
-use record::{State, TaskRecord, Tasks};
+use run::State;
 use session::{Admission, Session, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
 use std::sync::Arc;
 use stream::Stream;
+use tasks::Tasks;
 
-/// More records than this and a shard refuses new tasks.
-pub const MAX_TASKS_PER_SHARD: u64 = 4_000_000;
-/// Specs of ended tasks that a shard keeps in memory; older ones go to the spec store.
-pub const HOT_SPEC_BYTES: usize = 32 << 20;
+/// More records than this and a shard refuses new tasks. They lie on the disk: this is about 40 GB.
+pub const MAX_TASKS_PER_SHARD: u64 = 250_000_000;
+/// Jobs that were forgotten are remembered by their numbers, so that a straggler does not bring one
+/// back; the oldest go first.
+pub const MAX_FORGOTTEN: usize = 10_000;
 
 /// A value of the key-value table.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +53,15 @@ pub struct KvValue {
     pub revision: u64,
 }
 
+/// A small value that a driver `put`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Put {
+    /// Whose.
+    pub job: u64,
+    /// The bytes.
+    pub value: Bytes,
+}
+
 /// All replicated state of one shard. A clone is a cheap, consistent view for a snapshot.
 #[derive(Clone)]
 pub struct ShardState {
@@ -53,7 +70,7 @@ pub struct ShardState {
     /// Lineage.
     pub tasks: Tasks,
     /// Small values that drivers `put`.
-    pub puts: BTreeMap<ObjectId, Bytes>,
+    pub puts: BTreeMap<ObjectId, Put>,
     /// Incarnations whose entries are rejected (R10).
     pub fenced: BTreeSet<u64>,
     /// Functions, named things, environments.
@@ -62,42 +79,56 @@ pub struct ShardState {
     pub cluster: Cluster,
     streams: BTreeMap<u64, Stream>,
     sessions: Sessions,
-    specs: Arc<dyn SpecStore>,
-    hot: VecDeque<(TaskId, usize)>,
-    hot_bytes: usize,
-    hot_limit: usize,
+    /// Jobs that ended and were forgotten, the oldest first.
+    forgotten: VecDeque<u64>,
     broken: Option<String>,
 }
 
 impl ShardState {
-    /// An empty shard whose cold specs go to `specs`.
-    pub fn new(shard: u32, specs: Arc<dyn SpecStore>) -> Self {
+    /// An empty shard whose cold runs go to `cold`.
+    pub fn new(shard: u32, cold: Arc<dyn ColdStore>) -> Self {
         ShardState {
             shard,
-            tasks: Tasks::default(),
+            tasks: Tasks::new(cold),
             puts: BTreeMap::new(),
             fenced: BTreeSet::new(),
             kv: BTreeMap::new(),
             cluster: Cluster::default(),
             streams: BTreeMap::new(),
             sessions: Sessions::default(),
-            specs,
-            hot: VecDeque::new(),
-            hot_bytes: 0,
-            hot_limit: HOT_SPEC_BYTES,
+            forgotten: VecDeque::new(),
             broken: None,
         }
     }
 
-    /// Why this replica must stop: the spec store failed, so its answers would differ.
+    /// The files of cold runs as of now: with [`ShardState::snapshot`], all there is.
+    pub fn manifest(&self) -> Manifest {
+        self.tasks.cold().manifest()
+    }
+
+    /// Why this replica must stop: the cold store failed, so its answers would differ.
     pub fn broken(&self) -> Option<&str> {
         self.broken.as_deref()
     }
 
     /// Applies the command at log index `index`.
     pub fn apply(&mut self, index: u64, command: &proto::Command) -> proto::Reply {
+        let reply = self.apply_one(index, command);
+        if let Err(error) = self.tasks.cool_down() {
+            self.broken.get_or_insert(error.to_string());
+        }
+        reply
+    }
+
+    fn apply_one(&mut self, index: u64, command: &proto::Command) -> proto::Reply {
         let answer = match &command.op {
-            Some(CommandOp::Stream(batch)) => Some(self.apply_stream(index, batch)),
+            Some(CommandOp::Stream(batch)) => match self.apply_stream(index, batch) {
+                Ok(answer) => Some(answer),
+                Err(error) => {
+                    self.broken.get_or_insert(error.to_string());
+                    None
+                }
+            },
             Some(CommandOp::Call(call)) => Some(Answer::Call(self.apply_call(index, call))),
             Some(CommandOp::DeclareDead(death)) => {
                 self.cluster.declare_dead(index, death.incarnation, &death.evidence, death.silent_ms);
@@ -113,10 +144,47 @@ impl ShardState {
                 self.cluster.init(index, init);
                 Some(Answer::Revision(index))
             }
+            Some(CommandOp::Forget(forget)) => {
+                self.forget(forget.job);
+                Some(Answer::Revision(index))
+            }
+            Some(CommandOp::Batch(batch)) => Some(Answer::Batch(self.apply_batch(index, batch))),
             None => None,
         };
-        self.cool_down();
         proto::Reply { reply: answer }
+    }
+
+    /// Commands that share an entry, each with an encoded reply of its own.
+    fn apply_batch(&mut self, index: u64, batch: &proto::CommandBatch) -> proto::ReplyBatch {
+        let apply = |command: &Bytes| {
+            let reply = match proto::Command::decode(command.clone()) {
+                // A batch inside a batch is nobody's request.
+                Ok(command) if !matches!(command.op, Some(CommandOp::Batch(_))) => {
+                    self.apply_one(index, &command)
+                }
+                _ => proto::Reply::default(),
+            };
+            Bytes::from(reply.encode_to_vec())
+        };
+        proto::ReplyBatch { replies: batch.commands.iter().map(apply).collect() }
+    }
+
+    /// A job has ended: its records and puts go, and none comes back.
+    fn forget(&mut self, job: u64) {
+        if self.forgotten.contains(&job) {
+            return;
+        }
+        self.tasks.forget(job);
+        self.puts.retain(|_, put| put.job != job);
+        self.forgotten.push_back(job);
+        if self.forgotten.len() > MAX_FORGOTTEN {
+            self.forgotten.pop_front();
+        }
+    }
+
+    /// Jobs that have records or puts here.
+    pub fn jobs(&self) -> BTreeSet<u64> {
+        self.tasks.jobs().map(|(job, _)| job).chain(self.puts.values().map(|put| put.job)).collect()
     }
 
     /// On shard 0 a death and its fence are one entry.
@@ -187,75 +255,44 @@ impl ShardState {
     }
 
     /// How things stand with a task; state unknown when there is no record.
-    pub fn view_of(&self, id: TaskId, with_spec: bool) -> proto::TaskView {
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn view_of(&self, id: TaskId, with_spec: bool) -> io::Result<proto::TaskView> {
         let task = proto::task_bytes(id);
-        let Some(record) = self.tasks.get(id) else {
-            return proto::TaskView { task, ..Default::default() };
+        let Some(record) = self.tasks.get(id)? else {
+            return Ok(proto::TaskView { task, ..Default::default() });
         };
+        let standing = record.standing;
+        let spec = with_spec.then(|| proto::TaskSpec::decode(record.spec)).and_then(Result::ok);
         let mut view = proto::TaskView {
             task,
-            attempt: record.attempt,
-            keeper: record.keeper,
-            keeper_fenced: self.is_fenced(record.keeper),
+            attempt: standing.attempt,
+            keeper: standing.keeper,
+            keeper_fenced: self.is_fenced(standing.keeper),
             revision: record.revision,
             digest: record.digest,
-            spec: with_spec.then(|| self.spec_of(id, record)).flatten(),
+            spec,
             ..Default::default()
         };
-        match &record.state {
+        match standing.state {
             State::Pending => view.state = proto::TaskState::TaskPending as i32,
             State::Done { executor, outputs, .. } => {
                 view.state = proto::TaskState::TaskDone as i32;
-                view.executor = *executor;
-                view.outputs = outputs.to_vec();
+                view.executor = executor;
+                view.outputs = outputs.into();
             }
             State::Failed(failure) => {
                 view.state = proto::TaskState::TaskFailed as i32;
-                view.failure = Some((**failure).clone());
+                view.failure = Some(*failure);
             }
         }
-        view
+        Ok(view)
     }
 
-    fn spec_of(&self, id: TaskId, record: &TaskRecord) -> Option<proto::TaskSpec> {
-        let bytes = match &record.spec {
-            Some(hot) => hot.clone(),
-            None => self.specs.get(id).ok()??,
-        };
-        prost::Message::decode(bytes).ok()
-    }
-
-    /// Notes that the spec of an ended task may go cold.
-    fn ended(&mut self, id: TaskId) {
-        let len = self.tasks.get(id).and_then(|r| r.spec.as_ref()).map_or(0, Bytes::len);
-        self.hot.push_back((id, len));
-        self.hot_bytes += len;
-    }
-
-    /// Moves the specs that ended first out of memory, in one batch, when there are too many.
-    fn cool_down(&mut self) {
-        if self.hot_bytes <= self.hot_limit {
-            return;
-        }
-        let mut batch = Vec::new();
-        while self.hot_bytes > self.hot_limit / 4 * 3 {
-            let Some((id, len)) = self.hot.pop_front() else { break };
-            self.hot_bytes -= len;
-            let Some(record) = self.tasks.get_mut(id) else { continue };
-            if record.state != State::Pending
-                && let Some(spec) = record.spec.take()
-            {
-                batch.push((id, spec));
-            }
-        }
-        if let Err(error) = self.specs.put_batch(&batch) {
-            self.broken = Some(format!("the store of cold specs failed: {error}"));
-        }
-    }
-
-    #[cfg(test)]
-    pub(crate) fn set_hot_limit(&mut self, bytes: usize) {
-        self.hot_limit = bytes;
+    /// Bytes of runs that may stay in memory.
+    pub fn set_hot_limit(&mut self, bytes: usize) {
+        self.tasks.set_hot_limit(bytes);
     }
 }
 

@@ -1,15 +1,17 @@
 //! A node's traffic: one sequenced stream per incarnation, applied in order and once (R12).
 
-use super::record::{State, TaskRecord};
-use super::{Answer, MAX_TASKS_PER_SHARD, ShardState};
+use super::places::Places;
+use super::run::{Chunk, DoneSet, Standing, State};
+use super::{Answer, MAX_TASKS_PER_SHARD, Put, ShardState};
 use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{ObjectId, TaskId};
+use mobula_base::{ObjectId, RunId, TaskId};
 use mobula_proto as proto;
 use prost::Message;
 use proto::FailureKind;
 use proto::item_outcome::Outcome;
 use proto::stream_item::Item;
+use std::io;
 use std::sync::Arc;
 
 /// How far one incarnation's stream has come, and the answer to its last batch.
@@ -21,89 +23,196 @@ pub(super) struct Stream {
     pub last_ack: Arc<proto::StreamAck>,
 }
 
+/// How many sequence numbers an item takes.
+pub fn seqs_of(item: &proto::StreamItem) -> u64 {
+    match &item.item {
+        Some(Item::Run(run)) => (run.digests.len() / 8) as u64,
+        Some(Item::RunDone(done)) => Places::from_bytes(&done.places).map_or(0, |places| places.len() as u64),
+        _ => 1,
+    }
+}
+
+/// What items of a batch had to say, by their sequence numbers.
+type Outcomes = Vec<proto::ItemOutcome>;
+
+fn say(outcomes: &mut Outcomes, seq: u64, outcome: Option<Outcome>) {
+    outcomes.extend(outcome.map(|outcome| proto::ItemOutcome { seq, outcome: Some(outcome) }));
+}
+
 impl ShardState {
-    pub(super) fn apply_stream(&mut self, index: u64, batch: &proto::StreamBatch) -> Answer {
-        let (who, len) = (batch.incarnation, batch.items.len() as u64);
+    pub(super) fn apply_stream(&mut self, index: u64, batch: &proto::StreamBatch) -> io::Result<Answer> {
+        let (who, len) = (batch.incarnation, batch.items.iter().map(seqs_of).sum::<u64>());
         if self.is_fenced(who) {
-            return Answer::Fenced(true);
+            return Ok(Answer::Fenced(true));
         }
         if let Some(stream) = self.streams.get(&who)
             && (stream.last_first, stream.last_len) == (batch.first_seq, len)
         {
-            return Answer::Stream((*stream.last_ack).clone());
+            return Ok(Answer::Stream((*stream.last_ack).clone()));
         }
         let mark = self.streams.get(&who).map_or(0, |stream| stream.mark);
         if batch.first_seq != mark + 1 {
-            return Answer::ExpectedSeq(mark + 1);
+            return Ok(Answer::ExpectedSeq(mark + 1));
         }
         if len == 0 {
-            return Answer::Stream(proto::StreamAck { mark, revision: index, outcomes: Vec::new() });
+            return Ok(Answer::Stream(proto::StreamAck { mark, revision: index, outcomes: Vec::new() }));
         }
-        let mut outcomes = Vec::new();
-        for (seq, item) in (batch.first_seq..).zip(&batch.items) {
+        let (mut outcomes, mut seq) = (Outcomes::new(), batch.first_seq);
+        for item in &batch.items {
             let outcome = match &item.item {
-                Some(Item::Submit(spec)) => self.submit(index, who, spec),
-                Some(Item::Done(done)) => self.done(who, done),
-                Some(Item::Next(next)) => self.next_attempt(who, next),
+                Some(Item::Submit(spec)) => self.submit(index, who, spec)?,
+                Some(Item::Done(done)) => self.done(who, done)?,
+                Some(Item::Next(next)) => self.next_attempt(who, next)?,
                 Some(Item::Put(put)) => self.put(put),
+                Some(Item::Run(run)) => self.submit_run(index, who, run, seq, &mut outcomes)?,
+                Some(Item::RunDone(done)) => self.done_run(who, done, seq, &mut outcomes)?,
                 None => None,
             };
-            outcomes.extend(outcome.map(|outcome| proto::ItemOutcome { seq, outcome: Some(outcome) }));
+            say(&mut outcomes, seq, outcome);
+            seq += seqs_of(item);
         }
         let ack = proto::StreamAck { mark: mark + len, revision: index, outcomes };
         let last_ack = Arc::new(ack.clone());
         let stream = Stream { mark: mark + len, last_first: batch.first_seq, last_len: len, last_ack };
         self.streams.insert(who, stream);
-        Answer::Stream(ack)
+        Ok(Answer::Stream(ack))
     }
 
-    fn submit(&mut self, index: u64, who: u64, spec: &proto::TaskSpec) -> Option<Outcome> {
-        let Some(id) = TaskId::from_bytes(&spec.id).filter(|id| u64::from(id.place) < RUN_LEN) else {
-            return Some(failed(FailureKind::FailureBadArguments, "malformed task id"));
+    /// Many records of one run: at once when all are new, else one after the other.
+    fn submit_run(
+        &mut self,
+        index: u64,
+        who: u64,
+        batch: &proto::RunSpecs,
+        first_seq: u64,
+        outcomes: &mut Outcomes,
+    ) -> io::Result<Option<Outcome>> {
+        let made = Chunk::new(batch, who, index).zip(run_id(&batch.run));
+        let Some(((chunk, places), run)) = made else {
+            return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed run of records")));
         };
-        if let Some(record) = self.tasks.get(id) {
-            let same = record.digest == spec.digest;
-            let view = self.view_of(id, false);
-            return Some(if same { Outcome::Known(view) } else { Outcome::Diverged(view) });
+        if let Some(refused) = self.no_room_for(places.len() as u64, batch.job) {
+            for seq in (first_seq..).take(places.len()) {
+                say(outcomes, seq, Some(refused.clone()));
+            }
+            return Ok(None);
         }
-        if self.tasks.len() >= MAX_TASKS_PER_SHARD {
+        let mut known = self.tasks.get_or_make(run, batch.job)?;
+        if !known.present().meets(&places) {
+            known.add(chunk, &places);
+            return Ok(None);
+        }
+        drop(known);
+        for (seq, place) in (first_seq..).zip(places.iter()) {
+            let Some((digest, spec)) = chunk.record(place) else { continue };
+            let outcome = self.submit_one(index, who, TaskId { run, place }, batch.job, digest, &spec)?;
+            say(outcomes, seq, outcome);
+        }
+        Ok(None)
+    }
+
+    fn submit(&mut self, index: u64, who: u64, spec: &proto::TaskSpec) -> io::Result<Option<Outcome>> {
+        let Some(id) = TaskId::from_bytes(&spec.id).filter(|id| u64::from(id.place) < RUN_LEN) else {
+            return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed task id")));
+        };
+        self.submit_one(index, who, id, spec.job, spec.digest, &spec.encode_to_vec())
+    }
+
+    fn submit_one(
+        &mut self,
+        index: u64,
+        who: u64,
+        id: TaskId,
+        job: u64,
+        digest: u64,
+        spec: &[u8],
+    ) -> io::Result<Option<Outcome>> {
+        if let Some(record) = self.tasks.get(id)? {
+            let view = self.view_of(id, false)?;
+            let same = record.digest == digest;
+            return Ok(Some(if same { Outcome::Known(view) } else { Outcome::Diverged(view) }));
+        }
+        if let Some(refused) = self.no_room_for(1, job) {
+            return Ok(Some(refused));
+        }
+        let chunk = Chunk::single(id.place, digest, spec, who, index);
+        let mut place = Places::default();
+        place.insert(id.place);
+        self.tasks.get_or_make(id.run, job)?.add(chunk, &place);
+        Ok(None)
+    }
+
+    /// Why records of a job are not taken.
+    fn no_room_for(&self, records: u64, job: u64) -> Option<Outcome> {
+        if self.forgotten.contains(&job) {
+            return Some(failed(FailureKind::FailureCancelled, "its job has ended and was forgotten"));
+        }
+        (self.tasks.len() + records > MAX_TASKS_PER_SHARD).then(|| {
             let message = format!(
-                "shard {} already keeps {MAX_TASKS_PER_SHARD} task records: end jobs that are no longer \
-                 needed, or start the cluster with more shards",
-                self.shard
+                "shard {} already keeps {} task records of at most {MAX_TASKS_PER_SHARD}: end jobs that are no \
+                 longer needed, or start the cluster with more shards",
+                self.shard,
+                self.tasks.len()
             );
-            return Some(failed(FailureKind::FailureLineageFull, &message));
+            failed(FailureKind::FailureLineageFull, &message)
+        })
+    }
+
+    /// Many ends of one run: at once when all are first attempts under way of this keeper, else one
+    /// after the other.
+    fn done_run(
+        &mut self,
+        who: u64,
+        batch: &proto::RunDone,
+        first_seq: u64,
+        outcomes: &mut Outcomes,
+    ) -> io::Result<Option<Outcome>> {
+        let Some((done, run)) = DoneSet::new(batch).zip(run_id(&batch.run)) else {
+            return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed run of done-records")));
+        };
+        let executor_fenced = self.is_fenced(done.executor);
+        if !executor_fenced
+            && let Some(mut known) = self.tasks.get_mut(run)?
+            && known.all_first_attempts_of(who, &done.places)
+        {
+            known.end(done);
+            return Ok(None);
         }
-        self.tasks.insert(
-            id,
-            TaskRecord {
-                spec: Some(Bytes::from(spec.encode_to_vec())),
-                digest: spec.digest,
-                revision: index,
+        for (seq, place) in (first_seq..).zip(done.places.iter()) {
+            let single = proto::Done {
+                task: proto::task_bytes(TaskId { run, place }),
                 attempt: 1,
-                keeper: who,
-                failures: 0,
-                max_retries: spec.max_retries,
-                state: State::Pending,
-            },
-        );
-        None
+                executor: done.executor,
+                outputs: vec![done.output(place)],
+                failure: None,
+                holders: batch.holders.clone(),
+            };
+            let outcome = self.done(who, &single)?;
+            say(outcomes, seq, outcome);
+        }
+        Ok(None)
     }
 
     /// The current attempt's first `Done` stands; every other is only compared (R3).
-    fn done(&mut self, who: u64, done: &proto::Done) -> Option<Outcome> {
-        let id = TaskId::from_bytes(&done.task)?;
+    fn done(&mut self, who: u64, done: &proto::Done) -> io::Result<Option<Outcome>> {
+        let Some(id) = TaskId::from_bytes(&done.task) else { return Ok(None) };
         let executor_fenced = self.is_fenced(done.executor);
-        let Some(record) = self.tasks.get_mut(id) else {
-            return Some(Outcome::Refused(self.view_of(id, false)));
+        let refused = |state: &Self| Ok(Some(Outcome::Refused(state.view_of(id, false)?)));
+        let Some(mut run) = self.tasks.get_mut(id.run)? else { return refused(self) };
+        let Some(standing) = run.standing(id.place) else {
+            drop(run);
+            return refused(self);
         };
-        match &record.state {
+        match &standing.state {
             State::Done { outputs, .. } => {
                 let differs = done.failure.is_some() || outputs[..] != done.outputs[..];
-                differs.then(|| Outcome::DivergedDone(self.view_of(id, false)))
+                drop(run);
+                Ok(if differs { Some(Outcome::DivergedDone(self.view_of(id, false)?)) } else { None })
             }
-            State::Pending if record.attempt == done.attempt && record.keeper == who && !executor_fenced => {
-                record.state = match &done.failure {
+            State::Pending
+                if standing.attempt == done.attempt && standing.keeper == who && !executor_fenced =>
+            {
+                let state = match &done.failure {
                     Some(failure) => State::Failed(Box::new(failure.clone())),
                     None => State::Done {
                         executor: done.executor,
@@ -111,80 +220,79 @@ impl ShardState {
                         holders: done.holders.clone().into(),
                     },
                 };
-                self.ended(id);
-                None
+                run.set(id.place, Standing { state, ..standing });
+                Ok(None)
             }
             State::Failed(known)
-                if record.attempt == done.attempt && done.failure.as_ref() == Some(known) =>
+                if standing.attempt == done.attempt && done.failure.as_ref() == Some(known) =>
             {
-                None
+                Ok(None)
             }
-            State::Pending | State::Failed(_) => Some(Outcome::Refused(self.view_of(id, false))),
+            State::Pending | State::Failed(_) => {
+                drop(run);
+                refused(self)
+            }
         }
     }
 
     /// Compare-and-set on the attempt: one keeper wins (R7).
-    fn next_attempt(&mut self, who: u64, next: &proto::NextAttempt) -> Option<Outcome> {
-        let id = TaskId::from_bytes(&next.task)?;
-        let keeper_fenced = self.tasks.get(id).is_some_and(|record| self.is_fenced(record.keeper));
-        let Some(record) = self.tasks.get_mut(id) else {
-            return Some(Outcome::Refused(self.view_of(id, false)));
-        };
-        let may = match record.state {
-            State::Pending => record.keeper == who || keeper_fenced,
+    fn next_attempt(&mut self, who: u64, next: &proto::NextAttempt) -> io::Result<Option<Outcome>> {
+        let Some(id) = TaskId::from_bytes(&next.task) else { return Ok(None) };
+        let refused = |state: &Self| Ok(Some(Outcome::Refused(state.view_of(id, false)?)));
+        let Some(record) = self.tasks.get(id)? else { return refused(self) };
+        let mut standing = record.standing;
+        let may = match standing.state {
+            State::Pending => standing.keeper == who || self.is_fenced(standing.keeper),
             // Whether the outputs are lost is soft state; a needless grant only costs work.
             State::Done { .. } => true,
             State::Failed(_) => false,
         };
-        if !may || record.attempt != next.from {
-            return Some(Outcome::Refused(self.view_of(id, false)));
+        if !may || standing.attempt != next.from {
+            return refused(self);
         }
-        record.failures += u32::from(next.failed);
-        if next.failed && record.failures > record.max_retries {
-            let failure = if record.max_retries == 0 {
-                proto::Failure::new(
-                    FailureKind::FailureMayHaveRun,
-                    "the executor died and the task may not be retried: it may or may not have run",
-                )
-            } else {
-                let message = format!(
-                    "the executor died in each of {} attempts; {} retries were allowed",
-                    record.failures, record.max_retries
-                );
-                proto::Failure::new(FailureKind::FailureWorkerDied, message)
-            };
-            record.state = State::Failed(Box::new(failure));
-            self.ended(id);
-            return Some(Outcome::Refused(self.view_of(id, false)));
+        standing.failures += u32::from(next.failed);
+        let max_retries = proto::TaskSpec::decode(record.spec).unwrap_or_default().max_retries;
+        let over = next.failed && standing.failures > max_retries;
+        if over {
+            standing.state = State::Failed(Box::new(out_of_attempts(standing.failures, max_retries)));
+        } else {
+            standing.attempt += 1;
+            standing.keeper = who;
+            standing.state = State::Pending;
         }
-        record.attempt += 1;
-        record.keeper = who;
-        record.state = State::Pending;
-        if record.spec.is_none() {
-            self.warm_up(id);
+        if let Some(mut run) = self.tasks.get_mut(id.run)? {
+            run.set(id.place, standing);
         }
-        Some(Outcome::Granted(self.view_of(id, true)))
-    }
-
-    /// Brings a cold spec back into memory; a store that lost it stops the replica.
-    fn warm_up(&mut self, id: TaskId) {
-        match self.specs.get(id) {
-            Ok(Some(spec)) => {
-                if let Some(record) = self.tasks.get_mut(id) {
-                    record.spec = Some(spec);
-                }
-            }
-            Ok(None) => self.broken = Some(format!("the store of cold specs lost task {id}")),
-            Err(error) => self.broken = Some(format!("the store of cold specs failed: {error}")),
-        }
+        if over { refused(self) } else { Ok(Some(Outcome::Granted(self.view_of(id, true)?))) }
     }
 
     fn put(&mut self, put: &proto::SmallPut) -> Option<Outcome> {
         let Some(object) = ObjectId::from_bytes(&put.object) else {
             return Some(failed(FailureKind::FailureBadArguments, "malformed object id"));
         };
-        self.puts.entry(object).or_insert_with(|| Bytes::copy_from_slice(&put.value));
+        if self.forgotten.contains(&put.job) {
+            return Some(failed(FailureKind::FailureCancelled, "its job has ended and was forgotten"));
+        }
+        let value = || Put { job: put.job, value: Bytes::copy_from_slice(&put.value) };
+        self.puts.entry(object).or_insert_with(value);
         None
+    }
+}
+
+fn run_id(bytes: &[u8]) -> Option<RunId> {
+    Some(RunId(u128::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+fn out_of_attempts(failures: u32, max_retries: u32) -> proto::Failure {
+    if max_retries == 0 {
+        proto::Failure::new(
+            FailureKind::FailureMayHaveRun,
+            "the executor died and the task may not be retried: it may or may not have run",
+        )
+    } else {
+        let message =
+            format!("the executor died in each of {failures} attempts; {max_retries} retries were allowed");
+        proto::Failure::new(FailureKind::FailureWorkerDied, message)
     }
 }
 

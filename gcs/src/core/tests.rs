@@ -1,5 +1,7 @@
 use super::*;
-use crate::spec_store::MemSpecs;
+use crate::cold;
+use mobula_base::disk::Disk;
+use mobula_base::sim_disk::SimDisk;
 use mobula_base::{JobId, ObjectId};
 use proptest::prelude::*;
 use proto::item_outcome::Outcome;
@@ -7,7 +9,27 @@ use proto::stream_item::Item;
 use proto::{StreamAck, StreamBatch, StreamItem, TaskState};
 
 fn shard(number: u32) -> ShardState {
-    ShardState::new(number, Arc::new(MemSpecs::default()))
+    shard_on(number, Arc::new(SimDisk::new(1)))
+}
+
+fn shard_on(number: u32, disk: Arc<SimDisk>) -> ShardState {
+    ShardState::new(number, cold::open_one(disk, number).expect("memory"))
+}
+
+/// What another replica is after it was sent a snapshot of `state`, whose files are on `disk`.
+fn restored(state: &ShardState, disk: &SimDisk) -> ShardState {
+    let other = Arc::new(SimDisk::new(2));
+    other.create_dir(cold::DIR).expect("memory");
+    let manifest = state.manifest();
+    for file in &manifest.files {
+        let path = cold::path(state.shard, file.number);
+        let bytes = disk.read(&path).expect("named by the manifest");
+        let mut copy = other.open(&path, true).expect("memory");
+        copy.write_at(0, &bytes[..file.len as usize]).expect("memory");
+    }
+    let mut restored = shard_on(state.shard, other);
+    restored.restore(state.snapshot().into(), &manifest).expect("just written");
+    restored
 }
 
 fn task(n: u64) -> TaskId {
@@ -15,8 +37,13 @@ fn task(n: u64) -> TaskId {
 }
 
 fn submit(n: u64, digest: u64) -> Item {
-    let spec =
-        proto::TaskSpec { id: proto::task_bytes(task(n)), digest, max_retries: 3, ..Default::default() };
+    let spec = proto::TaskSpec {
+        id: proto::task_bytes(task(n)),
+        job: 1,
+        digest,
+        max_retries: 3,
+        ..Default::default()
+    };
     Item::Submit(spec)
 }
 
@@ -67,7 +94,7 @@ fn called(reply: proto::Reply) -> Called {
 }
 
 fn state_of(state: &ShardState, n: u64) -> TaskState {
-    state.view_of(task(n), false).state()
+    state.view_of(task(n), false).expect("memory").state()
 }
 
 #[test]
@@ -165,24 +192,82 @@ fn a_new_life_at_an_address_ends_the_old_one() {
 }
 
 #[test]
-fn cold_specs_come_back_when_they_are_needed() {
-    let mut state = shard(1);
-    state.set_hot_limit(200);
-    for n in 0..100 {
+fn cold_runs_come_back_when_they_are_needed() {
+    let disk = Arc::new(SimDisk::new(1));
+    let mut state = shard_on(1, disk.clone());
+    state.set_hot_limit(4000);
+    for n in 0..2000 {
         state.apply(n + 1, &batch(1, n * 2 + 1, vec![submit(n, 5), done(n, 1, 1, 1)]));
     }
-    assert!(state.hot_bytes <= 200);
-    assert!(state.tasks.get(task(0)).is_some_and(|record| record.spec.is_none()), "went cold");
-    let ack = acked(state.apply(200, &batch(1, 201, vec![next(0, 1, false)])));
-    let Some(Outcome::Granted(view)) = &ack.outcomes[0].outcome else { panic!("{ack:?}") };
-    assert_eq!(view.spec.as_ref().map(|spec| spec.digest), Some(5));
-    assert!(state.broken().is_none());
+    assert!(state.tasks.hot_bytes() < 512 * 300, "most runs went cold");
+    assert!(state.tasks.jobs().any(|(_, sum)| sum.cold_runs >= 3 && sum.tasks == 2000));
+    assert_eq!(state_of(&state, 0), TaskState::TaskDone);
+    let mut other = restored(&state, &disk);
+    for state in [&mut state, &mut other] {
+        let ack = acked(state.apply(9000, &batch(1, 4001, vec![next(0, 1, false)])));
+        let Some(Outcome::Granted(view)) = &ack.outcomes[0].outcome else { panic!("{ack:?}") };
+        assert_eq!(view.spec.as_ref().map(|spec| spec.digest), Some(5));
+        assert!(state.broken().is_none());
+    }
+    assert_eq!(state.digest(), other.digest());
+}
+
+#[test]
+fn a_forgotten_job_leaves_nothing_and_does_not_come_back() {
+    let mut state = shard(1);
+    state.set_hot_limit(4000);
+    let empty = state.digest();
+    for n in 0..1200 {
+        state.apply(n + 1, &batch(1, n + 1, vec![submit(n, 5)]));
+    }
+    let put = proto::SmallPut {
+        object: proto::object_bytes(task(0).output(mobula_base::ids::FIRST_PUT_SLOT)),
+        job: 1,
+        value: vec![1].into(),
+    };
+    state.apply(1300, &batch(1, 1201, vec![Item::Put(put)]));
+    assert_eq!(state.jobs(), BTreeSet::from([1]));
+    state.apply(1301, &proto::Command { op: Some(CommandOp::Forget(proto::ForgetJob { job: 1 })) });
+    assert!(state.jobs().is_empty() && state.puts.is_empty() && state.tasks.is_empty());
+    assert!(state.manifest().files.is_empty(), "nothing of it counts on the disk");
+    assert_eq!(state_of(&state, 0), TaskState::TaskUnknown);
+    let ack = acked(state.apply(1302, &batch(1, 1202, vec![submit(0, 5)])));
+    assert!(matches!(&ack.outcomes[0].outcome, Some(Outcome::Failed(_))), "{ack:?}");
+    assert_ne!(state.digest(), empty, "it is remembered that there was such a job");
+}
+
+#[test]
+fn commands_that_share_an_entry_have_replies_of_their_own() {
+    let mut state = shard(0);
+    let commands = [call(9, 1, join("a:1")), call(9, 1, join("a:1")), call(8, 1, join("b:1"))];
+    let commands: Vec<Bytes> = commands.iter().map(|command| command.encode_to_vec().into()).collect();
+    let nested =
+        proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands: commands.clone() })) };
+    let commands = commands.into_iter().chain([nested.encode_to_vec().into()]).collect();
+    let reply =
+        state.apply(1, &proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands })) });
+    let Some(Answer::Batch(batch)) = reply.reply else { panic!("{reply:?}") };
+    let replies: Vec<proto::Reply> =
+        batch.replies.into_iter().map(|reply| proto::Reply::decode(reply).expect("a reply")).collect();
+    let incarnations: Vec<Called> = replies[..3].iter().map(|reply| called(reply.clone())).collect();
+    assert_eq!(incarnations, [1, 1, 2].map(Called::Incarnation));
+    assert_eq!(replies[3].reply, None, "a batch inside a batch is nobody's request");
+}
+
+/// Items packed into one.
+fn packed(numbers: std::ops::Range<u64>, item: impl Fn(u64) -> Item) -> Item {
+    let items = numbers.map(|n| StreamItem { item: Some(item(n)) }).collect();
+    let batch = pack::pack(StreamBatch { incarnation: 1, first_seq: 1, items });
+    assert_eq!(batch.items.len(), 1, "neighbours are packed");
+    batch.items.into_iter().next().and_then(|item| item.item).expect("one")
 }
 
 fn any_item() -> impl Strategy<Value = Item> {
     prop_oneof![
         3 => (0u64..40, 1u64..3).prop_map(|(n, digest)| submit(n, digest)),
         3 => (0u64..40, 1u32..4, 1u64..4, 1u32..3).prop_map(|(n, a, e, c)| done(n, a, e, c)),
+        2 => (0u64..40, 1u64..3, 2u64..9).prop_map(|(n, digest, count)| packed(n..n + count, |n| submit(n, digest))),
+        2 => (0u64..40, 1u64..4, 2u64..9).prop_map(|(n, e, count)| packed(n..n + count, |n| done(n, 1, e, 1))),
         2 => (0u64..40, 1u32..4, any::<bool>()).prop_map(|(n, from, failed)| next(n, from, failed)),
         1 => (0u32..9).prop_map(|slot| {
             let object = ObjectId { task: task(0), slot: mobula_base::ids::FIRST_PUT_SLOT + slot };
@@ -214,7 +299,8 @@ proptest! {
     /// Replaying, restoring a snapshot in the middle, and repeating batches all lead to one state.
     #[test]
     fn replicas_agree_whatever_way_they_came(steps in proptest::collection::vec(any_step(), 1..60), cut in 0usize..60) {
-        let (mut a, mut b) = (shard(0), shard(0));
+        let disk = Arc::new(SimDisk::new(1));
+        let (mut a, mut b) = (shard_on(0, disk.clone()), shard(0));
         a.set_hot_limit(300);
         let mut marks = BTreeMap::<u64, u64>::new();
         let mut last = BTreeMap::<u64, (proto::Command, StreamAck)>::new();
@@ -244,13 +330,33 @@ proptest! {
                 prop_assert_eq!(ack, &last[who].1);
             }
             if index as usize == cut {
-                let dump = a.snapshot().expect("memory");
-                let mut restored = shard(0);
-                restored.restore(&dump).expect("just written");
-                prop_assert_eq!(&restored.snapshot().expect("memory"), &dump);
-                b = restored;
+                b = restored(&a, &disk);
+                prop_assert_eq!(b.snapshot(), a.snapshot());
             }
         }
-        prop_assert_eq!(a.digest().expect("memory"), b.digest().expect("memory"));
+        prop_assert_eq!(a.digest(), b.digest());
+    }
+
+    /// A batch says and does the same whether it was packed or not.
+    #[test]
+    fn packing_changes_nothing(items in proptest::collection::vec((any::<bool>(), 0u64..30, 1u64..3), 1..80)) {
+        let (mut plain, mut tight) = (shard(1), shard(1));
+        let items: Vec<Item> = items.into_iter().map(|(is_done, n, x)| if is_done { done(n, 1, 7, x as u32) } else { submit(n, x) }).collect();
+        let sorted = |items: &[Item]| {
+            let mut items: Vec<Item> = items.to_vec();
+            items.sort_by_key(|item| match item { Item::Submit(spec) => (0, spec.id.clone()), Item::Done(done) => (1, done.task.clone()), _ => (2, Bytes::new()) });
+            items
+        };
+        for (index, items) in [(1, items.clone()), (2, sorted(&items))] {
+            let first_seq = 1 + (index - 1) * items.len() as u64;
+            let stream = |items: &[Item]| StreamBatch { incarnation: 7, first_seq, items: items.iter().map(|i| StreamItem { item: Some(i.clone()) }).collect() };
+            let unpacked = stream(&items);
+            let packed = pack::pack(unpacked.clone());
+            let apply = |state: &mut ShardState, batch: StreamBatch| acked(state.apply(index, &proto::Command { op: Some(CommandOp::Stream(batch)) }));
+            prop_assert_eq!(apply(&mut plain, unpacked), apply(&mut tight, packed));
+            for n in 0..30 {
+                prop_assert_eq!(plain.view_of(task(n), true).expect("memory"), tight.view_of(task(n), true).expect("memory"));
+            }
+        }
     }
 }

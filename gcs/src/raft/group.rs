@@ -1,23 +1,21 @@
 //! One shard on this head: propose, read, and who leads.
 
 use super::machine::Replica;
-use super::types::{Proposal, Raft};
+use super::proposer::Proposer;
+use super::types::Raft;
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
-use openraft::errors::{ClientWriteError, LinearizableReadError, RaftError};
+use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{Instant, ReadPolicy};
 use std::time::Duration;
-use tokio::sync::Semaphore;
 
-/// Proposals of one shard that may be under way at once; more are answered `busy`.
-pub const MAX_PROPOSALS_IN_FLIGHT: usize = 4096;
 /// A proposal whose outcome is not known after this is answered `unknown`.
 pub const PROPOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// A read that is not confirmed after this is answered `busy`.
 pub const READ_DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why a proposal or read was not done here.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum NotDone {
     /// Another head leads, if any does.
     NotLeader(Option<Leader>),
@@ -73,7 +71,7 @@ pub struct Group {
     pub raft: Raft,
     /// The tables.
     pub replica: Replica,
-    in_flight: Semaphore,
+    proposer: Proposer,
     patience: Duration,
 }
 
@@ -81,7 +79,7 @@ impl Group {
     /// Wraps a running replica; without word from a majority for `patience` it does not call itself
     /// leader.
     pub fn new(shard: u32, raft: Raft, replica: Replica, patience: Duration) -> Self {
-        Group { shard, raft, replica, in_flight: Semaphore::new(MAX_PROPOSALS_IN_FLIGHT), patience }
+        Group { shard, proposer: Proposer::start(raft.clone()), raft, replica, patience }
     }
 
     /// Who leads, as this replica sees it.
@@ -143,17 +141,8 @@ impl Group {
     /// # Errors
     /// See [`NotDone`].
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, NotDone> {
-        let Ok(_room) = self.in_flight.try_acquire() else {
-            return Err(NotDone::Busy(format!("{MAX_PROPOSALS_IN_FLIGHT} proposals are under way")));
-        };
-        let write = self.raft.client_write(Proposal(command));
-        match tokio::time::timeout(PROPOSE_DEADLINE, write).await {
-            Ok(Ok(done)) => Ok(done.data.0),
-            Ok(Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to)))) => {
-                let known = to.leader_id.zip(to.leader_node);
-                Err(NotDone::NotLeader(known.map(|(head, node)| Leader { head, address: node.addr })))
-            }
-            Ok(Err(error)) => Err(NotDone::Unknown(error.to_string())),
+        match tokio::time::timeout(PROPOSE_DEADLINE, self.proposer.propose(command)).await {
+            Ok(done) => done,
             Err(_) => Err(NotDone::Unknown(format!("not committed within {PROPOSE_DEADLINE:?}"))),
         }
     }

@@ -1,9 +1,11 @@
 //! The state machine of one shard as openraft sees it: the tables, and snapshot files of them.
 
+use super::timing::RaftTiming;
 use super::types::{Answer, LogId, Proposal, Snapshot, SnapshotMeta, StoredMembership, Types};
+use crate::cold::{FileStore, Manifest};
 use crate::core::ShardState;
 use crate::error::Error;
-use crate::snapshot;
+use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
 use mobula_base::disk::Disk;
@@ -13,7 +15,11 @@ use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 use tokio::sync::watch;
+
+/// While the disk is full, a snapshot is tried again this often.
+const RETRY_FULL: Duration = Duration::from_millis(500);
 
 struct Inner {
     state: ShardState,
@@ -25,6 +31,20 @@ struct Inner {
     dump_bytes: u64,
     /// Bytes of commands applied since the newest snapshot.
     grown_bytes: u64,
+    /// Somebody needs a snapshot now.
+    wanted: bool,
+}
+
+impl Inner {
+    /// Whether it is time for a snapshot.
+    fn is_due(&self, timing: &RaftTiming) -> bool {
+        let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+        let entries = index(self.applied) - index(self.saved.as_ref().and_then(|meta| meta.last_log_id));
+        let grown = self.grown_bytes;
+        self.wanted
+            || grown >= timing.snapshot_max_bytes
+            || (entries >= timing.snapshot_entries && grown >= timing.snapshot_bytes.max(self.dump_bytes))
+    }
 }
 
 /// The tables of one shard, for readers. Clones share them.
@@ -38,6 +58,11 @@ impl Replica {
     /// Looks at the tables. `look` must be quick: nothing is applied meanwhile.
     pub fn with<T>(&self, look: impl FnOnce(&ShardState) -> T) -> T {
         look(&lock(&self.inner).state)
+    }
+
+    /// The next time openraft asks, a snapshot is made.
+    pub fn want_snapshot(&self) {
+        lock(&self.inner).wanted = true;
     }
 
     /// The last applied index, 0 for none, and word of every change of it.
@@ -55,15 +80,16 @@ fn lock(inner: &Mutex<Inner>) -> MutexGuard<'_, Inner> {
 pub struct Machine {
     shard: u32,
     disk: Arc<dyn Disk>,
+    cold: Arc<FileStore>,
     inner: Arc<Mutex<Inner>>,
     applied: Arc<watch::Sender<u64>>,
-    snapshot_bytes: u64,
+    timing: RaftTiming,
 }
 
 impl Machine {
     /// An empty machine; openraft fills it from the newest snapshot and the log.
-    pub fn new(state: ShardState, disk: Arc<dyn Disk>, snapshot_bytes: u64) -> (Self, Replica) {
-        let shard = state.shard;
+    pub fn new(shard: u32, disk: Arc<dyn Disk>, cold: Arc<FileStore>, timing: RaftTiming) -> (Self, Replica) {
+        let state = ShardState::new(shard, cold.clone());
         let (applied, watched) = watch::channel(0);
         let inner = Arc::new(Mutex::new(Inner {
             state,
@@ -72,9 +98,9 @@ impl Machine {
             saved: None,
             dump_bytes: 0,
             grown_bytes: 0,
+            wanted: false,
         }));
-        let machine =
-            Machine { shard, disk, inner: inner.clone(), applied: Arc::new(applied), snapshot_bytes };
+        let machine = Machine { shard, disk, cold, inner: inner.clone(), applied: Arc::new(applied), timing };
         (machine, Replica { inner, applied: watched })
     }
 
@@ -91,7 +117,7 @@ impl Machine {
 }
 
 impl RaftStateMachine<Types> for Machine {
-    type SnapshotData = Bytes;
+    type SnapshotData = Parcel;
     type SnapshotBuilder = Builder;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -129,10 +155,7 @@ impl RaftStateMachine<Types> for Machine {
     }
 
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
-        let due = {
-            let inner = lock(&self.inner);
-            inner.grown_bytes >= self.snapshot_bytes.max(inner.dump_bytes)
-        };
+        let due = lock(&self.inner).is_due(&self.timing);
         if force || due { Some(self.get_snapshot_builder().await) } else { None }
     }
 
@@ -140,19 +163,26 @@ impl RaftStateMachine<Types> for Machine {
         let inner = lock(&self.inner);
         let meta = SnapshotMeta { last_log_id: inner.applied, last_membership: inner.membership.clone() };
         // A clone is cheap and does not change any more: applying goes on while it is encoded.
-        Builder { machine: self.clone(), meta, view: inner.state.clone(), grown: inner.grown_bytes }
+        Builder {
+            machine: self.clone(),
+            meta,
+            cold: inner.state.manifest(),
+            view: inner.state.clone(),
+            grown: inner.grown_bytes,
+        }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, dump: Bytes) -> io::Result<()> {
+    async fn install_snapshot(&mut self, meta: &SnapshotMeta, parcel: Parcel) -> io::Result<()> {
         let known = lock(&self.inner).saved.as_ref() == Some(meta);
         if !known {
-            let (shard, meta, dump) = (self.shard, meta.clone(), dump.clone());
-            let save = move |disk: &dyn Disk| snapshot::save(disk, shard, &meta, &dump);
+            let (shard, meta, parcel) = (self.shard, meta.clone(), parcel.clone());
+            let save = move |disk: &dyn Disk| snapshot::save(disk, shard, &meta, &parcel);
             snapshot::on_disk(self.disk.clone(), save).await?;
         }
         {
             let mut inner = lock(&self.inner);
-            inner.state.restore(&dump)?;
+            let dump = parcel.dump;
+            inner.state.restore(dump.clone(), &parcel.cold)?;
             inner.applied = meta.last_log_id;
             inner.membership = meta.last_membership.clone();
             inner.saved = Some(meta.clone());
@@ -178,25 +208,48 @@ impl RaftStateMachine<Types> for Machine {
 pub struct Builder {
     machine: Machine,
     meta: SnapshotMeta,
+    cold: Manifest,
     view: ShardState,
     grown: u64,
 }
 
 impl RaftSnapshotBuilder<Types> for Builder {
-    type SnapshotData = Bytes;
+    type SnapshotData = Parcel;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (shard, meta, view) = (self.machine.shard, self.meta.clone(), self.view.clone());
-        let write = move |disk: &dyn Disk| {
-            let dump = Bytes::from(view.snapshot()?);
-            snapshot::save(disk, shard, &meta, &dump)?;
-            Ok(dump)
+        let parcel = loop {
+            match self.write().await {
+                // The replica goes on meanwhile; only its log cannot be shortened.
+                Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                    tracing::warn!(
+                        shard = self.machine.shard,
+                        "no room for a snapshot: free space on the disk"
+                    );
+                    tokio::time::sleep(RETRY_FULL).await;
+                }
+                written => break written?,
+            }
         };
-        let dump = snapshot::on_disk(self.machine.disk.clone(), write).await?;
         let mut inner = lock(&self.machine.inner);
+        inner.wanted = false;
         inner.saved = Some(self.meta.clone());
-        inner.dump_bytes = dump.len() as u64;
+        inner.dump_bytes = parcel.dump.len() as u64;
         inner.grown_bytes = inner.grown_bytes.saturating_sub(self.grown);
-        Ok(Snapshot { meta: self.meta.clone(), snapshot: dump })
+        Ok(Snapshot { meta: self.meta.clone(), snapshot: parcel })
+    }
+}
+
+impl Builder {
+    async fn write(&self) -> io::Result<Parcel> {
+        let (shard, meta, cold) = (self.machine.shard, self.meta.clone(), self.cold.clone());
+        let (store, view) = (self.machine.cold.clone(), self.view.clone());
+        let write = move |disk: &dyn Disk| {
+            let parcel = Parcel { dump: Bytes::from(view.snapshot()), cold };
+            store.sync(&parcel.cold)?;
+            snapshot::save(disk, shard, &meta, &parcel)?;
+            store.tidy(&snapshot::kept_manifests(disk, shard)?)?;
+            Ok(parcel)
+        };
+        snapshot::on_disk(self.machine.disk.clone(), write).await
     }
 }

@@ -1,8 +1,11 @@
 //! Raft's messages between heads: postcard inside gRPC, each under its deadline.
 
 use super::types::{Snapshot, SnapshotMeta, Types, Vote};
+use crate::cold::{self, Manifest};
 use crate::log::record::{pack, unpack};
+use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
+use mobula_base::disk::Disk;
 use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
@@ -17,11 +20,12 @@ use proto::raft_client::RaftClient;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tonic::transport::Channel;
 
-/// Bytes of a dump per message.
+/// Bytes of a snapshot per message.
 const SNAPSHOT_CHUNK: usize = 4 << 20;
 /// One chunk of a snapshot must arrive and be acknowledged within this.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
@@ -33,12 +37,32 @@ pub struct SnapshotPart {
     pub vote: Vote,
     /// What the snapshot covers.
     pub meta: SnapshotMeta,
+    /// The files of cold runs that the snapshot needs, under the sender's numbers.
+    #[serde(with = "packed")]
+    pub cold: Manifest,
+    /// 0: part of the dump; n: of the n-th of those files.
+    pub file: u32,
     /// Where this part starts, in bytes.
     pub offset: u64,
-    /// Whether it is the last.
-    pub last: bool,
+    /// Whether it is the last of its file, or of the dump.
+    pub ends_file: bool,
     /// The bytes.
     pub data: Bytes,
+}
+
+/// A protobuf message inside a postcard one.
+mod packed {
+    use bytes::Bytes;
+    use prost::Message;
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub fn serialize<M: Message, S: Serializer>(message: &M, to: S) -> Result<S::Ok, S::Error> {
+        Bytes::from(message.encode_to_vec()).serialize(to)
+    }
+
+    pub fn deserialize<'de, M: Message + Default, D: Deserializer<'de>>(from: D) -> Result<M, D::Error> {
+        M::decode(Bytes::deserialize(from)?).map_err(serde::de::Error::custom)
+    }
 }
 
 /// Connections to the other heads, shared by all shards. A connection that missed a deadline is
@@ -82,18 +106,22 @@ pub struct Dialer {
     pub peers: Peers,
     /// The shard.
     pub shard: u32,
+    /// Where the files of snapshots are.
+    pub disk: Arc<dyn Disk>,
 }
 
 impl RaftNetworkFactory<Types> for Dialer {
     type Network = Link;
     async fn new_client(&mut self, _target: u64, node: &BasicNode) -> Link {
-        Link { peers: self.peers.clone(), shard: self.shard, address: node.addr.clone() }
+        let (peers, disk) = (self.peers.clone(), self.disk.clone());
+        Link { peers, disk, shard: self.shard, address: node.addr.clone() }
     }
 }
 
 /// From one shard's replica here to its replica at another head.
 pub struct Link {
     peers: Peers,
+    disk: Arc<dyn Disk>,
     shard: u32,
     address: String,
 }
@@ -143,7 +171,7 @@ impl Link {
 }
 
 impl RaftNetworkV2<Types> for Link {
-    type SnapshotData = Bytes;
+    type SnapshotData = Parcel;
 
     async fn append_entries(
         &mut self,
@@ -184,30 +212,66 @@ impl RaftNetworkV2<Types> for Link {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
-        let send = async {
-            let (meta, dump) = (snapshot.meta, snapshot.snapshot);
-            let mut offset = 0;
-            loop {
-                let end = (offset + SNAPSHOT_CHUNK).min(dump.len());
-                let last = end == dump.len();
-                let data = dump.slice(offset..end);
-                let part = SnapshotPart { vote, meta: meta.clone(), offset: offset as u64, last, data };
-                let reply: Option<SnapshotResponse<Types>> =
-                    self.call(Call::Snapshot, &part, CHUNK_DEADLINE).await.map_err(StreamingError::from)?;
-                match reply {
-                    Some(reply) => return Ok(reply),
-                    None if last => {
-                        let why = "the follower lost earlier parts of the snapshot".to_owned();
-                        return Err(StreamingError::Unreachable(Unreachable::from_string(why)));
-                    }
-                    None => offset = end,
-                }
-            }
-        };
+        let send = self.send_snapshot(vote, snapshot);
         tokio::select! {
             biased;
             closed = cancel => Err(StreamingError::Closed(closed)),
             sent = send => sent,
         }
+    }
+}
+
+impl Link {
+    /// Sends the dump, then the files, part by part; the follower's answer to the last one.
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        snapshot: Snapshot,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let (meta, parcel) = (snapshot.meta, snapshot.snapshot);
+        let lens = std::iter::once(parcel.dump.len() as u64).chain(parcel.cold.files.iter().map(|f| f.len));
+        for (file, len) in (0u32..).zip(lens) {
+            let mut offset = 0;
+            loop {
+                let end = (offset + SNAPSHOT_CHUNK as u64).min(len);
+                let data = self.snapshot_bytes(&parcel, file, offset, end).await?;
+                let (ends_file, cold) = (end == len, parcel.cold.clone());
+                let part = SnapshotPart { vote, meta: meta.clone(), cold, file, offset, ends_file, data };
+                let reply: Option<SnapshotResponse<Types>> =
+                    self.call(Call::Snapshot, &part, CHUNK_DEADLINE).await.map_err(StreamingError::from)?;
+                if let Some(reply) = reply {
+                    return Ok(reply);
+                }
+                if ends_file {
+                    break;
+                }
+                offset = end;
+            }
+        }
+        let why = "the follower lost earlier parts of the snapshot".to_owned();
+        Err(StreamingError::Unreachable(Unreachable::from_string(why)))
+    }
+
+    async fn snapshot_bytes(
+        &self,
+        parcel: &Parcel,
+        file: u32,
+        offset: u64,
+        end: u64,
+    ) -> Result<Bytes, StreamingError<Types>> {
+        let Some(named) = (file as usize).checked_sub(1).map(|at| &parcel.cold.files[at]) else {
+            return Ok(parcel.dump.slice(offset as usize..end as usize));
+        };
+        let (path, len) = (cold::path(self.shard, named.number), (end - offset) as usize);
+        let read = move |disk: &dyn Disk| {
+            let bytes = disk.open(&path, false)?.read_at(offset, len)?;
+            let short = || io::Error::new(io::ErrorKind::UnexpectedEof, format!("{path} is too short"));
+            if bytes.len() == len { Ok(Bytes::from(bytes)) } else { Err(short()) }
+        };
+        // A file that a newer snapshot no longer needs may be gone: openraft then sends the newer one.
+        let unreadable = |error: io::Error| {
+            StreamingError::Unreachable(Unreachable::from_string(format!("snapshot cannot be read: {error}")))
+        };
+        snapshot::on_disk(self.disk.clone(), read).await.map_err(unreadable)
     }
 }

@@ -5,6 +5,9 @@ use openraft::{Config, SnapshotPolicy};
 use std::sync::Arc;
 use std::time::Duration;
 
+/// Entries after which a machine is asked whether a snapshot is due.
+const ASK_EVERY: u64 = 256;
+
 /// Times and sizes of the consensus.
 #[derive(Clone, Debug)]
 pub struct RaftTiming {
@@ -19,6 +22,9 @@ pub struct RaftTiming {
     /// And at least this many bytes of commands, so that small entries do not cause many
     /// snapshots; nor is one made before the log has grown as much as the last one was large.
     pub snapshot_bytes: u64,
+    /// With so many bytes of commands since the last one a snapshot is made, however few entries
+    /// they are: it bounds the log.
+    pub snapshot_max_bytes: u64,
     /// Entries kept below a snapshot, for followers that lag a little.
     pub keep_entries: u64,
     /// Entries per replication message.
@@ -36,6 +42,7 @@ impl Default for RaftTiming {
             election_max_ms: 1000,
             snapshot_entries: 20_000,
             snapshot_bytes: 16 << 20,
+            snapshot_max_bytes: 128 << 20,
             keep_entries: 1000,
             payload_entries: 256,
             rebalance_ms: 2000,
@@ -57,7 +64,8 @@ impl RaftTiming {
             election_timeout_max: self.election_max_ms,
             install_snapshot_timeout: 10_000,
             max_payload_entries: self.payload_entries,
-            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries),
+            // How often the machine is asked; it decides, since only it knows bytes.
+            snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries.min(ASK_EVERY)),
             // Must be above the snapshot distance, or a follower is always "too far behind".
             replication_lag_threshold: self.snapshot_entries * 2 + self.keep_entries,
             max_in_snapshot_log_to_keep: self.keep_entries,

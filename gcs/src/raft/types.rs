@@ -1,5 +1,6 @@
 //! The names under which this crate uses openraft, in one place.
 
+use crate::snapshot::Parcel;
 use bytes::Bytes;
 use openraft::alias;
 use openraft_rt::deterministic_rng::DeterministicRng;
@@ -50,8 +51,8 @@ pub type Entry = alias::EntryOf<Types>;
 pub type StoredMembership = alias::StoredMembershipOf<Types>;
 /// What a snapshot covers.
 pub type SnapshotMeta = alias::SnapshotMetaOf<Types>;
-/// A snapshot: the dump and what it covers.
-pub type Snapshot = alias::SnapshotOf<Types, Bytes>;
+/// A snapshot and what it covers.
+pub type Snapshot = alias::SnapshotOf<Types, Parcel>;
 /// A running replica of a shard.
 pub type Raft = openraft::Raft<Types, super::machine::Machine>;
 

@@ -1,50 +1,102 @@
 //! Raft's messages, as they arrive from other heads.
 
 use super::Service;
+use crate::cold::{self, FileStore, Manifest};
 use crate::log::record::{pack, unpack};
 use crate::raft::group::Group;
 use crate::raft::network::SnapshotPart;
 use crate::raft::types::{Snapshot, SnapshotMeta, Vote};
+use crate::snapshot::{self, Parcel};
 use bytes::BytesMut;
+use mobula_base::disk::Disk;
 use mobula_proto as proto;
 use openraft::raft::SnapshotResponse;
 use proto::raft_server::Raft;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::sync::{Arc, Mutex};
+use std::io;
+use std::sync::Arc;
 use tonic::{Request, Response, Status};
 
 type Answer = Result<Response<proto::RaftMessage>, Status>;
 
-/// The snapshot that is arriving for one shard; a new one replaces it.
-#[derive(Default)]
-pub struct Incoming(Mutex<Option<Partial>>);
+/// Where the snapshot of one shard arrives; a new one replaces it.
+pub struct Incoming {
+    disk: Arc<dyn Disk>,
+    store: Arc<FileStore>,
+    partial: tokio::sync::Mutex<Option<Partial>>,
+}
 
+/// A snapshot of which some parts have come.
 struct Partial {
     vote: Vote,
     meta: SnapshotMeta,
-    data: BytesMut,
+    dump: BytesMut,
+    cold: Manifest,
+    /// The sender's number of each file, and ours.
+    numbers: Vec<u64>,
+    /// What the next part must be: of which file, from where on.
+    next: (u32, u64),
 }
 
 impl Incoming {
-    /// Adds a part; whether it fitted.
-    fn add(&self, part: &SnapshotPart) -> bool {
-        let mut slot = self.0.lock().expect("nothing panics under this lock");
-        if part.offset == 0 {
-            *slot = Some(Partial { vote: part.vote, meta: part.meta.clone(), data: BytesMut::new() });
-        }
-        let Some(partial) = slot.as_mut() else { return false };
-        let fits = partial.vote == part.vote
-            && partial.meta == part.meta
-            && partial.data.len() as u64 == part.offset;
-        if fits {
-            partial.data.extend_from_slice(&part.data);
-        }
-        fits
+    /// Nothing has come yet.
+    pub fn new(disk: Arc<dyn Disk>, store: Arc<FileStore>) -> Self {
+        Incoming { disk, store, partial: tokio::sync::Mutex::default() }
     }
 
-    fn take(&self) -> Option<Partial> {
-        self.0.lock().expect("nothing panics under this lock").take()
+    /// Adds a part; the whole snapshot with the last one. `Err(None)`: it does not fit.
+    async fn add(
+        &self,
+        shard: u32,
+        part: SnapshotPart,
+    ) -> Result<Option<(Vote, Snapshot)>, Option<io::Error>> {
+        let mut slot = self.partial.lock().await;
+        if (part.file, part.offset) == (0, 0) {
+            self.store.expect_nothing();
+            *slot = Some(Partial {
+                vote: part.vote,
+                meta: part.meta.clone(),
+                dump: BytesMut::new(),
+                numbers: part.cold.files.iter().map(|_| self.store.expect_file()).collect(),
+                cold: part.cold.clone(),
+                next: (0, 0),
+            });
+        }
+        let Some(partial) = slot.as_mut() else { return Err(None) };
+        let fits = partial.vote == part.vote
+            && partial.meta == part.meta
+            && partial.next == (part.file, part.offset);
+        if !fits {
+            return Err(None);
+        }
+        partial.next = match part.ends_file {
+            true => (part.file + 1, 0),
+            false => (part.file, part.offset + part.data.len() as u64),
+        };
+        match part.file {
+            0 => partial.dump.extend_from_slice(&part.data),
+            file => {
+                let number = partial.numbers.get(file as usize - 1).copied().ok_or(None)?;
+                let (offset, data, ends) = (part.offset, part.data, part.ends_file);
+                let write = move |disk: &dyn Disk| {
+                    let mut file = disk.open(&cold::path(shard, number), true)?;
+                    file.write_at(offset, &data)?;
+                    if ends { file.sync() } else { Ok(()) }
+                };
+                snapshot::on_disk(self.disk.clone(), write).await.map_err(Some)?;
+            }
+        }
+        if partial.next != (partial.numbers.len() as u32 + 1, 0) {
+            return Ok(None);
+        }
+        snapshot::on_disk(self.disk.clone(), |disk| disk.sync_dir(cold::DIR)).await.map_err(Some)?;
+        let Some(mut whole) = slot.take() else { return Ok(None) };
+        for (file, number) in whole.cold.files.iter_mut().zip(whole.numbers) {
+            file.number = number;
+        }
+        let snapshot = Parcel { dump: whole.dump.freeze(), cold: whole.cold };
+        Ok(Some((whole.vote, Snapshot { meta: whole.meta, snapshot })))
     }
 }
 
@@ -91,16 +143,17 @@ impl Raft for Service {
         let group = self.group_of(&message)?;
         let (running, _) = self.shard(message.cluster, message.shard).map_err(Status::unavailable)?;
         let incoming = &running.incoming[message.shard as usize];
-        let part: SnapshotPart = read(&message)?;
-        if !incoming.add(&part) {
-            return Err(Status::aborted("this part of the snapshot does not follow what is here"));
-        }
-        let whole = if part.last { incoming.take() } else { None };
-        let Some(whole) = whole else {
-            return answer(&None::<SnapshotResponse<crate::raft::types::Types>>);
+        let whole = match incoming.add(message.shard, read(&message)?).await {
+            Ok(Some(whole)) => whole,
+            Ok(None) => return answer(&None::<SnapshotResponse<crate::raft::types::Types>>),
+            Err(None) => {
+                return Err(Status::aborted("this part of the snapshot does not follow what is here"));
+            }
+            Err(Some(error)) => {
+                return Err(Status::unavailable(format!("the snapshot cannot be written here: {error}")));
+            }
         };
-        let snapshot = Snapshot { meta: whole.meta, snapshot: whole.data.freeze() };
-        answer(&Some(group.raft.install_full_snapshot(whole.vote, snapshot).await.map_err(stopped)?))
+        answer(&Some(group.raft.install_full_snapshot(whole.0, whole.1).await.map_err(stopped)?))
     }
 
     async fn transfer(&self, request: Request<proto::RaftMessage>) -> Answer {

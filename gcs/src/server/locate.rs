@@ -7,7 +7,7 @@
 use super::soft::Holdings;
 use super::{Members, Service, not_leader};
 use crate::core::ShardState;
-use crate::core::record::State;
+use crate::core::run::State;
 use mobula_base::ObjectId;
 use mobula_proto as proto;
 use proto::locate_reply::Result as Where;
@@ -54,11 +54,17 @@ impl Facts<'_> {
 
     fn answer(&self, object: ObjectId) -> Answer {
         if let Some(value) = self.state.puts.get(&object) {
-            return Answer::Value(value.clone());
+            return Answer::Value(value.value.clone());
         }
         let copies = self.holdings.holders(object);
-        let Some(record) = self.state.tasks.get(object.task) else {
-            return self.here(copies, None).unwrap_or(Answer::Unknown(true));
+        let record = match self.state.tasks.get(object.task) {
+            Ok(Some(record)) => record.standing,
+            Ok(None) => return self.here(copies, None).unwrap_or(Answer::Unknown(true)),
+            // Nothing is known: neither that it is there nor that it is lost.
+            Err(error) => {
+                tracing::error!(%error, "cold lineage cannot be read");
+                return Answer::Making(0);
+            }
         };
         match &record.state {
             State::Failed(failure) => Answer::Failed((**failure).clone()),

@@ -1,19 +1,21 @@
 //! What a head answers. Every outcome a caller must act on travels inside the reply; a gRPC error
 //! only ever means that the head could not be asked.
 //!
-//! Read it in this order: this file (what handlers share, and `Propose`), [`soft`] (who holds what),
+//! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
+//! one connection), [`soft`] (who holds what),
 //! `locate`, [`liveness`] (heartbeats), `views` (watch, read, status), `between` (Raft's messages).
 
 mod between;
 pub mod liveness;
 mod locate;
 pub mod soft;
+mod stream;
 mod views;
 
 use crate::identity::Identity;
 use crate::log::LogWriter;
 use crate::raft::group::{Group, Leader, NotDone};
-use between::Incoming;
+pub use between::Incoming;
 use liveness::Liveness;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
@@ -72,12 +74,12 @@ pub struct Running {
 
 impl Running {
     /// Nothing is known yet beyond what the groups hold.
-    pub fn new(identity: Identity, groups: Vec<Arc<Group>>, log: LogWriter) -> Self {
+    pub fn new(identity: Identity, groups: Vec<Arc<Group>>, log: LogWriter, incoming: Vec<Incoming>) -> Self {
         Running {
             identity,
             soft: groups.iter().map(|_| Soft::default()).collect(),
             liveness: Liveness::default(),
-            incoming: groups.iter().map(|_| Incoming::default()).collect(),
+            incoming,
             groups: Arc::new(groups),
             log,
             members: Mutex::default(),
@@ -173,6 +175,15 @@ impl ControlStore for Service {
     ) -> Result<Response<proto::ProposeReply>, Status> {
         let result = Some(self.proposed(request.into_inner()).await);
         Ok(Response::new(proto::ProposeReply { result }))
+    }
+
+    type ProposeStreamStream = stream::Replies;
+
+    async fn propose_stream(
+        &self,
+        request: Request<tonic::Streaming<proto::ProposeMany>>,
+    ) -> Result<Response<Self::ProposeStreamStream>, Status> {
+        Ok(Response::new(stream::serve(self.clone(), request.into_inner())))
     }
 
     async fn locate(

@@ -83,9 +83,12 @@ fn look(state: &ShardState, what: Option<What>) -> Read {
         Some(What::Tasks(ids)) => {
             let view = |id: &bytes::Bytes| {
                 let unknown = proto::TaskView { task: id.clone(), ..Default::default() };
-                TaskId::from_bytes(id).map_or(unknown, |id| state.view_of(id, ids.with_spec))
+                TaskId::from_bytes(id).map_or(Ok(unknown), |id| state.view_of(id, ids.with_spec))
             };
-            Read::Tasks(proto::TaskViews { tasks: ids.tasks.iter().map(view).collect() })
+            match ids.tasks.iter().map(view).collect() {
+                Ok(tasks) => Read::Tasks(proto::TaskViews { tasks }),
+                Err(error) => Read::Busy(format!("lineage on this head's disk cannot be read: {error}")),
+            }
         }
         None => Read::Refused("the read asks for nothing".into()),
     }

@@ -1,0 +1,85 @@
+//! From a run to its place: on sled, or in memory where sled cannot run.
+
+use super::file::Place;
+use mobula_base::RunId;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Mutex, MutexGuard};
+
+/// An index that may be lost at any time: a scan of the files makes it anew.
+pub trait Index: Send + Sync {
+    /// Adds or replaces many.
+    fn insert(&self, entries: &[(RunId, Place)]) -> io::Result<()>;
+    /// Adds or replaces one; what was there.
+    fn replace(&self, run: RunId, place: Place) -> io::Result<Option<Place>>;
+    /// Where a run is.
+    fn get(&self, run: RunId) -> io::Result<Option<Place>>;
+    /// Removes a run if it is at `place`.
+    fn remove(&self, run: RunId, place: Place) -> io::Result<()>;
+    /// Forgets everything.
+    fn clear(&self) -> io::Result<()>;
+}
+
+/// On a sled tree.
+pub struct SledIndex(pub sled::Tree);
+
+impl Index for SledIndex {
+    fn insert(&self, entries: &[(RunId, Place)]) -> io::Result<()> {
+        let mut batch = sled::Batch::default();
+        for (run, place) in entries {
+            batch.insert(&run.0.to_be_bytes()[..], &place.to_bytes()[..]);
+        }
+        Ok(self.0.apply_batch(batch)?)
+    }
+    fn replace(&self, run: RunId, place: Place) -> io::Result<Option<Place>> {
+        let before = self.0.insert(run.0.to_be_bytes(), &place.to_bytes()[..])?;
+        Ok(before.and_then(|bytes| Place::from_bytes(&bytes)))
+    }
+    fn get(&self, run: RunId) -> io::Result<Option<Place>> {
+        Ok(self.0.get(run.0.to_be_bytes())?.and_then(|bytes| Place::from_bytes(&bytes)))
+    }
+    fn remove(&self, run: RunId, place: Place) -> io::Result<()> {
+        let swapped =
+            self.0.compare_and_swap(run.0.to_be_bytes(), Some(&place.to_bytes()[..]), None::<&[u8]>)?;
+        // Somewhere else by now: then it stays.
+        let _ = swapped;
+        Ok(())
+    }
+    fn clear(&self) -> io::Result<()> {
+        Ok(self.0.clear()?)
+    }
+}
+
+/// In memory.
+#[derive(Default)]
+pub struct MemIndex(Mutex<BTreeMap<RunId, Place>>);
+
+impl MemIndex {
+    fn map(&self) -> MutexGuard<'_, BTreeMap<RunId, Place>> {
+        self.0.lock().expect("nothing panics under this lock")
+    }
+}
+
+impl Index for MemIndex {
+    fn insert(&self, entries: &[(RunId, Place)]) -> io::Result<()> {
+        self.map().extend(entries.iter().copied());
+        Ok(())
+    }
+    fn replace(&self, run: RunId, place: Place) -> io::Result<Option<Place>> {
+        Ok(self.map().insert(run, place))
+    }
+    fn get(&self, run: RunId) -> io::Result<Option<Place>> {
+        Ok(self.map().get(&run).copied())
+    }
+    fn remove(&self, run: RunId, place: Place) -> io::Result<()> {
+        let mut map = self.map();
+        if map.get(&run) == Some(&place) {
+            map.remove(&run);
+        }
+        Ok(())
+    }
+    fn clear(&self) -> io::Result<()> {
+        self.map().clear();
+        Ok(())
+    }
+}

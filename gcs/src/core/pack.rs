@@ -1,0 +1,213 @@
+//! How a node's items become runs: neighbours that have most in common travel as one item.
+//!
+//! Packing changes neither order nor sequence numbers: a packed item stands for as many as it was
+//! made of. So an acknowledgement means the same whether the batch was packed or not.
+
+use super::places::Places;
+use super::run::OUTPUT_LEN;
+use bytes::{BufMut, Bytes};
+use mobula_base::ids::RUN_LEN;
+use mobula_base::{RunId, TaskId};
+use mobula_proto as proto;
+use prost::Message;
+use proto::stream_item::Item;
+
+/// Packs the items of a batch.
+pub fn pack(batch: proto::StreamBatch) -> proto::StreamBatch {
+    let mut packed = Vec::new();
+    let mut open = Open::Nothing;
+    for item in batch.items {
+        open = match (open, Kind::of(&item)) {
+            (Open::Specs(mut specs), Kind::Spec(id)) if specs.takes(&item, id) => {
+                specs.add(item);
+                Open::Specs(specs)
+            }
+            (Open::Done(mut done), Kind::Done(id)) if done.takes(&item, id) => {
+                done.add(item, id);
+                Open::Done(done)
+            }
+            (before, kind) => {
+                before.close(&mut packed);
+                Open::begin(item, kind)
+            }
+        };
+    }
+    open.close(&mut packed);
+    proto::StreamBatch { items: packed, ..batch }
+}
+
+/// What an item could be packed as.
+enum Kind {
+    Spec(TaskId),
+    Done(TaskId),
+    Other,
+}
+
+impl Kind {
+    fn of(item: &proto::StreamItem) -> Self {
+        let id = |bytes: &[u8]| TaskId::from_bytes(bytes).filter(|id| u64::from(id.place) < RUN_LEN);
+        match &item.item {
+            Some(Item::Submit(spec)) => id(&spec.id).map_or(Kind::Other, Kind::Spec),
+            Some(Item::Done(done)) if is_plain(done) => id(&done.task).map_or(Kind::Other, Kind::Done),
+            _ => Kind::Other,
+        }
+    }
+}
+
+/// A first attempt that returned one value.
+fn is_plain(done: &proto::Done) -> bool {
+    done.attempt == 1 && done.failure.is_none() && done.outputs.len() == 1
+}
+
+/// Items that are being packed together.
+enum Open {
+    Nothing,
+    Alone(proto::StreamItem),
+    Specs(Specs),
+    Done(Dones),
+}
+
+impl Open {
+    fn begin(item: proto::StreamItem, kind: Kind) -> Self {
+        match kind {
+            Kind::Spec(id) => Open::Specs(Specs::begin(item, id)),
+            Kind::Done(id) => Open::Done(Dones::begin(item, id)),
+            Kind::Other => Open::Alone(item),
+        }
+    }
+
+    fn close(self, packed: &mut Vec<proto::StreamItem>) {
+        match self {
+            Open::Nothing => {}
+            Open::Alone(item) => packed.push(item),
+            Open::Specs(specs) => packed.push(specs.close()),
+            Open::Done(done) => packed.push(done.close()),
+        }
+    }
+}
+
+struct Specs {
+    first: proto::StreamItem,
+    run: RunId,
+    job: u64,
+    from: u16,
+    count: u16,
+    digests: Vec<u8>,
+    ends: Vec<u8>,
+    specs: Vec<u8>,
+}
+
+impl Specs {
+    fn begin(first: proto::StreamItem, id: TaskId) -> Self {
+        let job = spec_of(&first).map_or(0, |spec| spec.job);
+        let (digests, ends, specs) = (Vec::new(), Vec::new(), Vec::new());
+        Specs { first, run: id.run, job, from: id.place, count: 1, digests, ends, specs }
+    }
+
+    fn takes(&self, item: &proto::StreamItem, id: TaskId) -> bool {
+        id.run == self.run
+            && id.place == self.from + self.count
+            && spec_of(item).is_some_and(|spec| spec.job == self.job)
+    }
+
+    fn add(&mut self, item: proto::StreamItem) {
+        if self.count == 1 {
+            let first = std::mem::take(&mut self.first);
+            self.append(first);
+        }
+        self.append(item);
+        self.count += 1;
+    }
+
+    fn append(&mut self, item: proto::StreamItem) {
+        let Some(Item::Submit(spec)) = item.item else { return };
+        self.digests.put_u64_le(spec.digest);
+        spec.encode(&mut self.specs).expect("a Vec grows");
+        self.ends.put_u32_le(self.specs.len() as u32);
+    }
+
+    fn close(self) -> proto::StreamItem {
+        if self.count == 1 {
+            return self.first;
+        }
+        let run = proto::RunSpecs {
+            run: Bytes::copy_from_slice(&self.run.0.to_be_bytes()),
+            job: self.job,
+            first: self.from.into(),
+            digests: self.digests.into(),
+            ends: self.ends.into(),
+            specs: self.specs.into(),
+        };
+        proto::StreamItem { item: Some(Item::Run(run)) }
+    }
+}
+
+fn spec_of(item: &proto::StreamItem) -> Option<&proto::TaskSpec> {
+    match &item.item {
+        Some(Item::Submit(spec)) => Some(spec),
+        _ => None,
+    }
+}
+
+fn done_of(item: &proto::StreamItem) -> Option<&proto::Done> {
+    match &item.item {
+        Some(Item::Done(done)) => Some(done),
+        _ => None,
+    }
+}
+
+struct Dones {
+    first: proto::StreamItem,
+    run: RunId,
+    last: u16,
+    places: Places,
+    outputs: Vec<u8>,
+}
+
+impl Dones {
+    fn begin(first: proto::StreamItem, id: TaskId) -> Self {
+        let mut places = Places::default();
+        places.insert(id.place);
+        Dones { first, run: id.run, last: id.place, places, outputs: Vec::new() }
+    }
+
+    /// Only in ascending order: so places say which sequence number is whose.
+    fn takes(&self, item: &proto::StreamItem, id: TaskId) -> bool {
+        let alike = |a: &proto::Done, b: &proto::Done| (a.executor, &a.holders) == (b.executor, &b.holders);
+        id.run == self.run
+            && id.place > self.last
+            && done_of(&self.first).zip(done_of(item)).is_some_and(|(a, b)| alike(a, b))
+    }
+
+    fn add(&mut self, item: proto::StreamItem, id: TaskId) {
+        if self.outputs.is_empty() {
+            let first = done_of(&self.first).cloned().unwrap_or_default();
+            self.append(&first);
+        }
+        self.append(done_of(&item).unwrap_or(&proto::Done::default()));
+        self.places.insert(id.place);
+        self.last = id.place;
+    }
+
+    fn append(&mut self, done: &proto::Done) {
+        for output in &done.outputs {
+            self.outputs.put_u32_le(output.crc);
+            self.outputs.put_u64_le(output.size);
+        }
+    }
+
+    fn close(self) -> proto::StreamItem {
+        let Some(first) = done_of(&self.first).filter(|_| !self.outputs.is_empty()) else {
+            return self.first;
+        };
+        debug_assert_eq!(self.outputs.len(), self.places.len() * OUTPUT_LEN, "one value each");
+        let done = proto::RunDone {
+            run: Bytes::copy_from_slice(&self.run.0.to_be_bytes()),
+            places: Bytes::copy_from_slice(&self.places.to_bytes()),
+            executor: first.executor,
+            outputs: self.outputs.into(),
+            holders: first.holders.clone(),
+        };
+        proto::StreamItem { item: Some(Item::RunDone(done)) }
+    }
+}

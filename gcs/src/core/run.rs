@@ -1,0 +1,379 @@
+//! One run: up to 512 consecutive submissions of one strand (R1), kept as they came.
+//!
+//! The run is the unit of replication, apply and index: what a batch brought is kept as slices of
+//! its bytes, what most tasks have in common (first attempt, one value, one executor) is a bitmap,
+//! and only a task that is different has an entry of its own. A record is put together when
+//! somebody asks for it.
+
+use super::format::{ChunkDump, DoneDump, OverrideDump, RunDump};
+use super::places::Places;
+use bytes::{BufMut, Bytes, BytesMut};
+use mobula_proto as proto;
+use prost::Message;
+use std::collections::BTreeMap;
+use std::io;
+
+/// Bytes of one output in a [`DoneSet`].
+pub const OUTPUT_LEN: usize = 12;
+/// A chunk of fewer records is copied, so that it does not keep its whole log entry in memory.
+const COPY_BELOW: u16 = 64;
+
+/// Where a task stands.
+#[derive(Clone, Debug, PartialEq)]
+pub enum State {
+    /// Its keeper sees to it.
+    Pending,
+    /// It produced values.
+    Done {
+        /// Incarnation that ran it.
+        executor: u64,
+        /// What it returned, by slot.
+        outputs: Box<[proto::Output]>,
+        /// Other incarnations that hold every output.
+        holders: Box<[u64]>,
+    },
+    /// It ended without a value, for good.
+    Failed(Box<proto::Failure>),
+}
+
+/// What the store knows of one task, put together on demand.
+#[derive(Clone, Debug)]
+pub struct TaskRecord {
+    /// The encoded spec.
+    pub spec: Bytes,
+    /// Digest of the spec (R2).
+    pub digest: u64,
+    /// Log index of the first apply.
+    pub revision: u64,
+    /// What can change.
+    pub standing: Standing,
+}
+
+/// The part of a record that can change.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Standing {
+    /// Current attempt, from 1.
+    pub attempt: u32,
+    /// Incarnation that answers for the current attempt (R4).
+    pub keeper: u64,
+    /// Attempts that failed.
+    pub failures: u32,
+    /// Where it stands.
+    pub state: State,
+}
+
+/// Records that came together, at consecutive places.
+#[derive(Clone, Debug)]
+pub struct Chunk {
+    first: u16,
+    count: u16,
+    keeper: u64,
+    revision: u64,
+    /// u64 little-endian each.
+    digests: Bytes,
+    /// u32 little-endian each: where each spec ends.
+    ends: Bytes,
+    specs: Bytes,
+}
+
+impl Chunk {
+    /// What a batch brought, with the places it takes; `None` when it is malformed.
+    pub fn new(batch: &proto::RunSpecs, keeper: u64, revision: u64) -> Option<(Self, Places)> {
+        let count = batch.digests.len() / 8;
+        let places = Places::range(batch.first, count)?;
+        let fits = count > 0 && batch.digests.len() == count * 8 && batch.ends.len() == count * 4;
+        if !fits {
+            return None;
+        }
+        let chunk = Chunk {
+            first: batch.first as u16,
+            count: count as u16,
+            keeper,
+            revision,
+            digests: batch.digests.clone(),
+            ends: batch.ends.clone(),
+            specs: batch.specs.clone(),
+        };
+        let whole = chunk.end(count - 1)? == chunk.specs.len();
+        whole.then(|| if chunk.count < COPY_BELOW { (chunk.copied(), places) } else { (chunk, places) })
+    }
+
+    /// One record.
+    pub fn single(place: u16, digest: u64, spec: &[u8], keeper: u64, revision: u64) -> Self {
+        let mut all = BytesMut::with_capacity(12 + spec.len());
+        all.put_u64_le(digest);
+        all.put_u32_le(spec.len() as u32);
+        all.put_slice(spec);
+        let mut all = all.freeze();
+        let (digests, ends) = (all.split_to(8), all.split_to(4));
+        Chunk { first: place, count: 1, keeper, revision, digests, ends, specs: all }
+    }
+
+    /// The same in one allocation of its own.
+    fn copied(&self) -> Self {
+        let mut all = BytesMut::with_capacity(self.weight());
+        for part in [&self.digests, &self.ends, &self.specs] {
+            all.put_slice(part);
+        }
+        let mut all = all.freeze();
+        let (digests, ends) = (all.split_to(self.digests.len()), all.split_to(self.ends.len()));
+        Chunk { digests, ends, specs: all, ..*self }
+    }
+
+    fn places(&self) -> Places {
+        Places::range(u32::from(self.first), usize::from(self.count)).expect("checked where it was made")
+    }
+
+    fn weight(&self) -> usize {
+        self.digests.len() + self.ends.len() + self.specs.len()
+    }
+
+    fn end(&self, at: usize) -> Option<usize> {
+        let bytes = self.ends.get(at * 4..at * 4 + 4)?;
+        Some(u32::from_le_bytes(bytes.try_into().expect("four bytes")) as usize)
+    }
+
+    /// Digest and spec of the record at `place`.
+    pub fn record(&self, place: u16) -> Option<(u64, Bytes)> {
+        let at = usize::from(place.checked_sub(self.first)?);
+        let digest = self.digests.get(at * 8..at * 8 + 8)?;
+        let start = if at == 0 { 0 } else { self.end(at - 1)? };
+        let range = start..self.end(at)?;
+        // Ends that do not ascend are a sender's mistake; such a record has an empty spec.
+        let spec = self.specs.get(range.clone()).map_or_else(Bytes::new, |_| self.specs.slice(range));
+        Some((u64::from_le_bytes(digest.try_into().expect("eight bytes")), spec))
+    }
+}
+
+/// First attempts that one executor ended with one value each.
+#[derive(Clone, Debug)]
+pub struct DoneSet {
+    /// Which.
+    pub places: Places,
+    /// Who ran them.
+    pub executor: u64,
+    /// Other incarnations that hold every output.
+    pub holders: Box<[u64]>,
+    /// crc u32 and size u64 each, little-endian, in the order of the places.
+    pub outputs: Bytes,
+}
+
+impl DoneSet {
+    /// What a batch brought; `None` when it is malformed.
+    pub fn new(batch: &proto::RunDone) -> Option<Self> {
+        let places = Places::from_bytes(&batch.places)?;
+        let whole = batch.outputs.len() == places.len() * OUTPUT_LEN && !places.is_empty();
+        whole.then(|| DoneSet {
+            places,
+            executor: batch.executor,
+            holders: batch.holders.clone().into(),
+            outputs: Bytes::copy_from_slice(&batch.outputs),
+        })
+    }
+
+    /// The value of the task at `place`, which must be among the places.
+    pub fn output(&self, place: u16) -> proto::Output {
+        let at = self.places.rank(place) * OUTPUT_LEN;
+        let word = |at: usize, len: usize| {
+            let mut word = [0; 8];
+            word[..len].copy_from_slice(&self.outputs[at..at + len]);
+            u64::from_le_bytes(word)
+        };
+        proto::Output { crc: word(at, 4) as u32, size: word(at + 4, 8) }
+    }
+
+    fn state(&self, place: u16) -> State {
+        let outputs = Box::new([self.output(place)]);
+        State::Done { executor: self.executor, outputs, holders: self.holders.clone() }
+    }
+}
+
+/// All records of a run.
+#[derive(Clone, Debug, Default)]
+pub struct Run {
+    /// The job that submitted it.
+    pub job: u64,
+    chunks: Vec<Chunk>,
+    dones: Vec<DoneSet>,
+    different: BTreeMap<u16, Standing>,
+    present: Places,
+    ended: Places,
+    weight: usize,
+}
+
+/// What a run costs beside its bytes: a guess.
+const RUN_OVERHEAD: usize = 400;
+/// What a task with an entry of its own costs: a guess.
+const DIFFERENT_OVERHEAD: usize = 200;
+
+impl Run {
+    /// A run without records.
+    pub fn new(job: u64) -> Self {
+        Run { job, weight: RUN_OVERHEAD, ..Run::default() }
+    }
+
+    /// Bytes of memory it takes, about.
+    pub fn weight(&self) -> usize {
+        self.weight
+    }
+
+    /// Places that have a record.
+    pub fn present(&self) -> &Places {
+        &self.present
+    }
+
+    /// Adds records at `places`, none of which may have one.
+    pub fn add(&mut self, chunk: Chunk, places: &Places) {
+        debug_assert!(!self.present.meets(places), "the caller looks first");
+        self.present = self.present.union(places);
+        self.weight += chunk.weight() + size_of::<Chunk>();
+        self.chunks.push(chunk);
+    }
+
+    /// Whether all of `places` are first attempts under way that `keeper` answers for.
+    pub fn all_first_attempts_of(&self, keeper: u64, places: &Places) -> bool {
+        places.is_within(&self.present)
+            && !places.meets(&self.ended)
+            && self.chunks.iter().all(|chunk| chunk.keeper == keeper || !chunk.places().meets(places))
+            && !self.different.keys().any(|place| places.contains(*place))
+    }
+
+    /// Ends many at once; the caller has asked [`Run::all_first_attempts_of`].
+    pub fn end(&mut self, done: DoneSet) {
+        self.ended = self.ended.union(&done.places);
+        self.weight += done.outputs.len() + size_of::<DoneSet>();
+        self.dones.push(done);
+    }
+
+    /// How one task stands.
+    pub fn standing(&self, place: u16) -> Option<Standing> {
+        if let Some(standing) = self.different.get(&place) {
+            return Some(standing.clone());
+        }
+        let chunk = self.chunk(place)?;
+        let done = self.dones.iter().find(|done| done.places.contains(place));
+        let state = done.map_or(State::Pending, |done| done.state(place));
+        Some(Standing { attempt: 1, keeper: chunk.keeper, failures: 0, state })
+    }
+
+    /// Changes how one task stands; its record must be there.
+    pub fn set(&mut self, place: u16, standing: Standing) {
+        match standing.state {
+            State::Pending => self.ended.remove(place),
+            State::Done { .. } | State::Failed(_) => self.ended.insert(place),
+        }
+        if self.different.insert(place, standing).is_none() {
+            self.weight += DIFFERENT_OVERHEAD;
+        }
+    }
+
+    /// The whole record of one task.
+    pub fn record(&self, place: u16) -> Option<TaskRecord> {
+        let standing = self.standing(place)?;
+        let chunk = self.chunk(place)?;
+        let (digest, spec) = chunk.record(place)?;
+        Some(TaskRecord { spec, digest, revision: chunk.revision, standing })
+    }
+
+    fn chunk(&self, place: u16) -> Option<&Chunk> {
+        // Newest first: that is what is asked for most.
+        let holds = |chunk: &&Chunk| place.checked_sub(chunk.first).is_some_and(|at| at < chunk.count);
+        self.chunks.iter().rev().find(holds)
+    }
+
+    /// The canonical bytes: equal runs give equal bytes.
+    pub fn encode(&self) -> Bytes {
+        let chunk = |chunk: &Chunk| ChunkDump {
+            first: chunk.first.into(),
+            keeper: chunk.keeper,
+            revision: chunk.revision,
+            digests: chunk.digests.clone(),
+            ends: chunk.ends.clone(),
+            specs: chunk.specs.clone(),
+        };
+        let done = |done: &DoneSet| DoneDump {
+            places: Bytes::copy_from_slice(&done.places.to_bytes()),
+            executor: done.executor,
+            holders: done.holders.to_vec(),
+            outputs: done.outputs.clone(),
+        };
+        let dump = RunDump {
+            job: self.job,
+            chunks: self.chunks.iter().map(chunk).collect(),
+            dones: self.dones.iter().map(done).collect(),
+            different: self.different.iter().map(|(place, standing)| standing.dump(*place)).collect(),
+        };
+        dump.encode_to_vec().into()
+    }
+
+    /// The inverse of [`Run::encode`]; keeps slices of `bytes`.
+    ///
+    /// # Errors
+    /// The bytes are not a run.
+    pub fn decode(bytes: Bytes) -> io::Result<Self> {
+        Run::load(RunDump::decode(bytes)?)
+    }
+
+    pub(super) fn load(dump: RunDump) -> io::Result<Self> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("run: {what}"));
+        let mut run = Run::new(dump.job);
+        for dumped in dump.chunks {
+            let specs = proto::RunSpecs {
+                first: dumped.first,
+                digests: dumped.digests,
+                ends: dumped.ends,
+                specs: dumped.specs,
+                ..Default::default()
+            };
+            let made = Chunk::new(&specs, dumped.keeper, dumped.revision);
+            let (chunk, places) = made.ok_or_else(|| invalid("records"))?;
+            if run.present.meets(&places) {
+                return Err(invalid("a record that is there twice"));
+            }
+            run.add(chunk, &places);
+        }
+        for dumped in dump.dones {
+            let done = proto::RunDone {
+                places: dumped.places,
+                executor: dumped.executor,
+                outputs: dumped.outputs,
+                holders: dumped.holders,
+                ..Default::default()
+            };
+            run.end(DoneSet::new(&done).ok_or_else(|| invalid("values"))?);
+        }
+        for dumped in dump.different {
+            let place = u16::try_from(dumped.place).ok().filter(|place| run.present.contains(*place));
+            run.set(place.ok_or_else(|| invalid("place"))?, Standing::load(dumped));
+        }
+        Ok(run)
+    }
+}
+
+impl Standing {
+    fn dump(&self, place: u16) -> OverrideDump {
+        let (done, failed) = match &self.state {
+            State::Pending => (None, None),
+            State::Done { executor, outputs, holders } => {
+                let (outputs, holders) = (outputs.to_vec(), holders.to_vec());
+                (Some(proto::Done { executor: *executor, outputs, holders, ..Default::default() }), None)
+            }
+            State::Failed(failure) => (None, Some((**failure).clone())),
+        };
+        let (attempt, keeper, failures) = (self.attempt, self.keeper, self.failures);
+        OverrideDump { place: place.into(), attempt, keeper, failures, done, failed }
+    }
+
+    fn load(dump: OverrideDump) -> Self {
+        let state = match (dump.done, dump.failed) {
+            (Some(done), _) => State::Done {
+                executor: done.executor,
+                outputs: done.outputs.into(),
+                holders: done.holders.into(),
+            },
+            (None, Some(failure)) => State::Failed(Box::new(failure)),
+            (None, None) => State::Pending,
+        };
+        Standing { attempt: dump.attempt, keeper: dump.keeper, failures: dump.failures, state }
+    }
+}

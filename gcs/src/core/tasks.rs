@@ -1,0 +1,283 @@
+//! The table of tasks: runs in memory while they are hot, in the cold store afterwards.
+//!
+//! Which runs are where is no part of the state: replicas may differ in it, and answer the same.
+
+use super::run::{Run, TaskRecord};
+use crate::cold::{ColdRun, ColdStore};
+use mobula_base::ids::hash64;
+use mobula_base::{RunId, TaskId};
+use std::collections::{BTreeMap, VecDeque};
+use std::io;
+use std::sync::Arc;
+
+/// Runs of a shard that are kept in memory; older ones go to the cold store. In bytes.
+pub const HOT_BYTES: usize = 16 << 20;
+
+/// A run in memory and when it was last touched.
+#[derive(Clone)]
+struct Hot {
+    run: Arc<Run>,
+    touched: u64,
+}
+
+/// What a job has in this shard.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JobSum {
+    /// Records, hot and cold.
+    pub tasks: u64,
+    /// Runs in the cold store.
+    pub cold_runs: u64,
+    /// Sum of the hashes of those runs.
+    pub cold_digest: u64,
+}
+
+/// All records of a shard. A clone is a view that does not change; it costs time in proportion to
+/// the number of hot runs.
+#[derive(Clone)]
+pub struct Tasks {
+    hot: BTreeMap<RunId, Hot>,
+    cold: Arc<dyn ColdStore>,
+    jobs: BTreeMap<u64, JobSum>,
+    len: u64,
+    cold_runs: u64,
+    hot_bytes: usize,
+    hot_limit: usize,
+    touches: u64,
+    /// Runs in the order of their touches; a touch that is not a run's last counts nothing.
+    order: VecDeque<(u64, RunId)>,
+}
+
+impl Tasks {
+    /// An empty table whose cold runs go to `cold`.
+    pub fn new(cold: Arc<dyn ColdStore>) -> Self {
+        Tasks {
+            hot: BTreeMap::new(),
+            cold,
+            jobs: BTreeMap::new(),
+            len: 0,
+            cold_runs: 0,
+            hot_bytes: 0,
+            hot_limit: HOT_BYTES,
+            touches: 0,
+            order: VecDeque::new(),
+        }
+    }
+
+    /// Number of records, hot and cold.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Bytes of hot runs, about.
+    pub fn hot_bytes(&self) -> usize {
+        self.hot_bytes
+    }
+
+    /// Jobs that have records here, and what they have.
+    pub fn jobs(&self) -> impl Iterator<Item = (u64, JobSum)> + '_ {
+        self.jobs.iter().map(|(job, sum)| (*job, *sum))
+    }
+
+    /// Where cold runs are.
+    pub fn cold(&self) -> &Arc<dyn ColdStore> {
+        &self.cold
+    }
+
+    /// The record of `id`.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn get(&self, id: TaskId) -> io::Result<Option<TaskRecord>> {
+        if let Some(hot) = self.hot.get(&id.run) {
+            return Ok(hot.run.record(id.place));
+        }
+        if self.cold_runs == 0 {
+            return Ok(None);
+        }
+        let Some(bytes) = self.cold.get(id.run)? else { return Ok(None) };
+        Ok(Run::decode(bytes)?.record(id.place))
+    }
+
+    /// The run `id`, in memory, to change; `None` when it has no record.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn get_mut(&mut self, id: RunId) -> io::Result<Option<Changing<'_>>> {
+        if !self.warm_up(id)? {
+            return Ok(None);
+        }
+        Ok(Some(self.changing(id)))
+    }
+
+    /// The run `id`, in memory, to change; made for `job` when it has no record yet.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn get_or_make(&mut self, id: RunId, job: u64) -> io::Result<Changing<'_>> {
+        if !self.warm_up(id)? {
+            self.place(id, Run::new(job));
+        }
+        Ok(self.changing(id))
+    }
+
+    fn changing(&mut self, id: RunId) -> Changing<'_> {
+        self.touches += 1;
+        let touched = self.touches;
+        self.order.push_back((touched, id));
+        let hot = self.hot.get_mut(&id).expect("it was warmed up");
+        hot.touched = touched;
+        let run = Arc::make_mut(&mut hot.run);
+        let before = (run.weight(), run.present().len() as u64);
+        let job = self.jobs.entry(run.job).or_default();
+        Changing { run, before, hot_bytes: &mut self.hot_bytes, len: &mut self.len, job }
+    }
+
+    fn place(&mut self, id: RunId, run: Run) {
+        self.hot_bytes += run.weight();
+        self.hot.insert(id, Hot { run: Arc::new(run), touched: 0 });
+    }
+
+    /// Brings a run into memory; whether there is one.
+    fn warm_up(&mut self, id: RunId) -> io::Result<bool> {
+        if self.hot.contains_key(&id) {
+            return Ok(true);
+        }
+        if self.cold_runs == 0 {
+            return Ok(false);
+        }
+        let Some(bytes) = self.cold.take(id)? else { return Ok(false) };
+        let digest = hash64(&[&bytes]);
+        let run = Run::decode(bytes)?;
+        let sum = self.jobs.entry(run.job).or_default();
+        sum.cold_runs -= 1;
+        sum.cold_digest = sum.cold_digest.wrapping_sub(digest);
+        self.cold_runs -= 1;
+        self.place(id, run);
+        Ok(true)
+    }
+
+    /// Moves the runs that were not touched for longest out of memory when there are too many.
+    ///
+    /// # Errors
+    /// The cold store failed.
+    pub fn cool_down(&mut self) -> io::Result<()> {
+        if self.hot_bytes <= self.hot_limit {
+            return self.tidy();
+        }
+        let mut batch = Vec::new();
+        while self.hot_bytes > self.hot_limit / 4 * 3 {
+            let Some((touched, id)) = self.order.pop_front() else { break };
+            if self.hot.get(&id).is_none_or(|hot| hot.touched != touched) {
+                continue;
+            }
+            let Some(hot) = self.hot.remove(&id) else { continue };
+            self.hot_bytes -= hot.run.weight();
+            let (job, bytes) = (hot.run.job, hot.run.encode());
+            let sum = self.jobs.entry(job).or_default();
+            sum.cold_runs += 1;
+            sum.cold_digest = sum.cold_digest.wrapping_add(hash64(&[&bytes]));
+            self.cold_runs += 1;
+            batch.push(ColdRun { run: id, job, bytes });
+        }
+        self.cold.put(batch)
+    }
+
+    /// Forgets touches that are not their run's last, when they are most of what is remembered.
+    fn tidy(&mut self) -> io::Result<()> {
+        if self.order.len() > 1024 + 4 * self.hot.len() {
+            let hot = &self.hot;
+            self.order.retain(|(touched, id)| hot.get(id).is_some_and(|hot| hot.touched == *touched));
+        }
+        Ok(())
+    }
+
+    /// Forgets every record of a job; how many they were.
+    pub fn forget(&mut self, job: u64) -> u64 {
+        let Some(sum) = self.jobs.remove(&job) else { return 0 };
+        let (hot_bytes, hot) = (&mut self.hot_bytes, &mut self.hot);
+        hot.retain(|_, hot| {
+            let stays = hot.run.job != job;
+            *hot_bytes -= if stays { 0 } else { hot.run.weight() };
+            stays
+        });
+        self.cold.forget(job);
+        self.cold_runs -= sum.cold_runs;
+        self.len -= sum.tasks;
+        sum.tasks
+    }
+
+    /// Hot runs in the order of their ids.
+    pub fn hot(&self) -> impl Iterator<Item = (RunId, &Run)> {
+        self.hot.iter().map(|(id, hot)| (*id, &*hot.run))
+    }
+
+    /// A hash of all records, hot and cold: equal on replicas that applied the same commands. Costs
+    /// time in proportion to what is hot.
+    pub fn digest(&self) -> u64 {
+        let cold = self.jobs.values().map(|sum| sum.cold_digest);
+        let hot = self.hot.values().map(|hot| hash64(&[&hot.run.encode()]));
+        let parts = self.len.to_le_bytes();
+        cold.chain(hot).fold(hash64(&[&parts]), u64::wrapping_add)
+    }
+
+    /// Takes a run of a snapshot into memory.
+    pub(super) fn restore_hot(&mut self, id: RunId, run: Run) -> io::Result<()> {
+        // A copy that was warmed up again before the snapshot is out of date.
+        self.cold.take(id)?;
+        self.place(id, run);
+        self.changing(id);
+        Ok(())
+    }
+
+    /// Takes the sums of a snapshot, once all its hot runs are in memory.
+    pub(super) fn restore_jobs(&mut self, jobs: BTreeMap<u64, JobSum>) {
+        self.len = jobs.values().map(|sum| sum.tasks).sum();
+        self.cold_runs = jobs.values().map(|sum| sum.cold_runs).sum();
+        self.jobs = jobs;
+    }
+
+    /// Sets how much may stay in memory, in bytes.
+    pub fn set_hot_limit(&mut self, bytes: usize) {
+        self.hot_limit = bytes;
+    }
+
+    pub(super) fn hot_limit(&self) -> usize {
+        self.hot_limit
+    }
+}
+
+/// A run that is being changed; the table's sums follow when this is dropped.
+pub struct Changing<'a> {
+    run: &'a mut Run,
+    before: (usize, u64),
+    hot_bytes: &'a mut usize,
+    len: &'a mut u64,
+    job: &'a mut JobSum,
+}
+
+impl std::ops::Deref for Changing<'_> {
+    type Target = Run;
+    fn deref(&self) -> &Run {
+        self.run
+    }
+}
+
+impl std::ops::DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut Run {
+        self.run
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        let added = self.run.present().len() as u64 - self.before.1;
+        *self.hot_bytes = *self.hot_bytes + self.run.weight() - self.before.0;
+        *self.len += added;
+        self.job.tasks += added;
+    }
+}
