@@ -7,8 +7,8 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply,
-    heartbeat_reply, holding_reply, object_bytes, reply,
+    HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, heartbeat_reply,
+    holding_reply, object_bytes, reply,
 };
 use mobula_scheduler::Event;
 use std::time::Duration;
@@ -95,7 +95,8 @@ impl Control {
                         self.say(Input::Fenced).await;
                         return;
                     }
-                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_) | reply::Reply::Batch(_)) | None => {
+                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_) | reply::Reply::Batch(_))
+                    | None => {
                         tokio::time::sleep(RETRY_AFTER).await;
                     }
                 }
