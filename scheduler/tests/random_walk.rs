@@ -181,7 +181,8 @@ impl World {
                         ..TaskView::default()
                     }))
                 }
-                stream_item::Item::Put(_) => None,
+                // Packed only on the way to the store.
+                stream_item::Item::Put(_) | stream_item::Item::Run(_) | stream_item::Item::RunDone(_) => None,
             };
             outcomes
                 .extend(outcome.map(|o| ItemOutcome { seq: batch.first_seq + i as u64, outcome: Some(o) }));

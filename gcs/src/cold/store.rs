@@ -468,7 +468,7 @@ impl ColdStore for FileStore {
         let state = self.shared.state();
         let named = |(number, file): (&u64, &File)| {
             let jobs: Vec<u64> = file.jobs.keys().copied().collect();
-            (!jobs.is_empty()).then(|| ManifestFile { number: *number, len: file.len, jobs })
+            (!jobs.is_empty()).then_some(ManifestFile { number: *number, len: file.len, jobs })
         };
         Manifest { files: state.files.iter().filter_map(named).collect() }
     }
