@@ -8,8 +8,10 @@
 //! - [`seam`] — the [`Net`] and [`Listener`] traits and the boxed byte stream.
 //! - [`tcp`] — the real network.
 //! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
+//! - [`faults`] — a network that can fall silent.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
 
+pub mod faults;
 pub mod frame;
 pub mod grpc;
 pub mod seam;
