@@ -47,8 +47,8 @@ pub enum Command {
     Run(RunArgs),
     /// Run simulated clusters (executes mobula-sim)
     Sim(PassedArgs),
-    /// Repeat a measured experiment (not there yet)
-    Experiment(PassedArgs),
+    /// Repeat a measured experiment: `list` names them
+    Experiment(ExperimentArgs),
     /// Hurt a cluster on purpose (not there yet)
     Chaos(PassedArgs),
     /// Measure this machine: `micro` or `transfer`
@@ -150,6 +150,12 @@ pub struct DaemonArgs {
     /// Leave the terminal's session
     #[arg(long)]
     pub own_session: bool,
+    /// Move leaderships back to where they belong once things have been stable this long; 0: never
+    #[arg(long, value_name = "MS")]
+    pub rebalance_ms: Option<u64>,
+    /// Listen here for orders to cut this head's network, for experiments
+    #[arg(long, hide = true, value_name = "SOCKET")]
+    pub fault_switch: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]
@@ -199,6 +205,52 @@ pub struct BenchArgs {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ExperimentArgs {
+    /// failover, head-kills, or list
+    pub name: String,
+    /// How often a head is struck [default: failover 20, head-kills 219]
+    #[arg(long, value_name = "N")]
+    pub kills: Option<usize>,
+    /// failover: what happens to the leader
+    #[arg(long, value_enum, default_value_t = How::Kill)]
+    pub how: How,
+    /// Heads of the control store; odd
+    #[arg(long, default_value_t = 3)]
+    pub heads: usize,
+    /// Shards of the control store
+    #[arg(long, default_value_t = 4)]
+    pub shards: u32,
+    /// Heads move leaderships back after this time, so that the next strike need not wait for long
+    #[arg(long, default_value_t = 200, value_name = "MS")]
+    pub rebalance_ms: u64,
+    /// Decides who is struck
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Leave data and logs behind
+    #[arg(long)]
+    pub keep: bool,
+    /// Write the figures as JSON
+    #[arg(long, value_name = "FILE")]
+    pub report: Option<PathBuf>,
+    /// failover: draw the stall's distribution
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+/// How a leader is taken away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum How {
+    /// SIGKILL; it is restarted
+    Kill,
+    /// SIGSTOP, later SIGCONT
+    Stop,
+    /// Its network falls silent for a while
+    Drop,
+    /// It is asked to hand its leaderships on
+    Transfer,
 }
 
 /// Arguments handed to another program, or refused whole.

@@ -42,6 +42,11 @@ impl DataDir {
         self.0.join("node.sock")
     }
 
+    /// The Unix socket of a head's fault switch, where it has one.
+    pub fn fault_switch(&self) -> PathBuf {
+        self.0.join("fault.sock")
+    }
+
     /// Where the daemon's output goes.
     pub fn log(&self) -> PathBuf {
         self.0.join("daemon.log")

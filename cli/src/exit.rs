@@ -7,6 +7,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const OK: u8 = 0;
 /// The command failed, or what it checked does not hold.
 pub const FAILED: u8 = 1;
+/// An experiment: something that must come to an end did not.
+pub const NOT_LIVE: u8 = 3;
+/// An experiment could not be carried out.
+pub const HARNESS: u8 = 5;
+/// An experiment: safe, but a figure was missed.
+pub const FIGURE_MISSED: u8 = 6;
 /// The command line or the configuration is wrong; nothing was started.
 pub const USAGE: u8 = 64;
 /// A daemon's port is taken; starting it at another port may work.

@@ -3,7 +3,7 @@
 //! A client like any other: it starts daemons, asks heads, submits jobs. Read it in this order:
 //!
 //! - [`args`], [`config`] — what can be asked; `docs/cli.md` is the contract.
-//! - [`commands`] — one file for each command; [`demo`] and [`bench`] have folders of their own.
+//! - [`commands`] — one file for each command; [`demo`], [`bench`] and [`experiment`] have folders of their own.
 //! - [`cluster`] — heads and nodes as children of this process, which leave nothing behind.
 //! - [`datadir`], [`process`], [`limits`], [`signals`] — what the operating system is asked.
 //! - [`exit`], [`output`] — how a command ends, and where text goes.
@@ -21,6 +21,7 @@ mod config;
 mod datadir;
 mod demo;
 mod exit;
+mod experiment;
 mod limits;
 mod output;
 mod process;
@@ -65,7 +66,7 @@ fn run(cli: &Cli) -> Outcome {
         Command::Up(args) => commands::up::run(&settings, args),
         Command::Run(args) => commands::run::run(&settings, args),
         Command::Sim(passed) => commands::sim::run(&passed.args),
-        Command::Experiment(passed) => commands::missing::command("experiment", &passed.args),
+        Command::Experiment(args) => experiment::run(&settings, args),
         Command::Chaos(passed) => commands::missing::command("chaos", &passed.args),
         Command::Bench(args) => bench::run(&settings, args),
         Command::Daemon(args) => commands::daemon::run(&settings, args),

@@ -108,7 +108,7 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
             tracing::info!(shard = group.shard, to = wanted, "moving leadership to where it belongs");
             group.raft.trigger().transfer_leader(wanted).await.ok();
             if !forming {
-                tokio::time::sleep(TRANSFER_PAUSE).await;
+                tokio::time::sleep(TRANSFER_PAUSE.min(stable_for)).await;
             }
         }
     }

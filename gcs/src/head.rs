@@ -272,8 +272,13 @@ fn start_duties(
     }
     for (head, address) in (1..).zip(site.founders.iter().cloned()) {
         if head != me {
-            let groups = running.groups.clone();
-            tasks.push(tokio::spawn(failover::watch(site.net.clone(), address, head, groups)));
+            let watcher = failover::Watcher {
+                net: site.net.clone(),
+                me,
+                groups: running.groups.clone(),
+                alarms: running.alarms.clone(),
+            };
+            tasks.push(tokio::spawn(watcher.watch(address, head)));
         }
     }
     let silence = Duration::from_millis(config.node_silence_ms);

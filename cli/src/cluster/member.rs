@@ -43,11 +43,31 @@ pub struct Member {
     is_killed: bool,
 }
 
-/// Head `number` at `address`, one of `heads`. It offers no CPU.
-pub fn head(dir: &Path, number: usize, address: &str, heads: &[String], shards: u32) -> Order {
+/// What the heads of a cluster have in common.
+#[derive(Clone, Debug, Default)]
+pub struct Heads {
+    /// Their addresses.
+    pub addresses: Vec<String>,
+    /// Shards of the control store.
+    pub shards: u32,
+    /// Leaderships go back to where they belong after this time, unless it is the default.
+    pub rebalance_ms: Option<u64>,
+    /// Each has a switch that cuts its network.
+    pub with_switches: bool,
+}
+
+/// Head `number`. It offers no CPU.
+pub fn head(dir: &Path, number: usize, heads: &Heads) -> Order {
+    let address = &heads.addresses[number - 1];
     let mut order = order(dir, "head", number, address);
-    order.command.args(["--head", "--cpus", "0", "--listen", address, "--join", &heads.join(",")]);
-    order.command.arg("--shards").arg(shards.to_string());
+    order.command.args(["--head", "--cpus", "0", "--listen", address, "--join", &heads.addresses.join(",")]);
+    order.command.arg("--shards").arg(heads.shards.to_string());
+    if let Some(ms) = heads.rebalance_ms {
+        order.command.arg("--rebalance-ms").arg(ms.to_string());
+    }
+    if heads.with_switches {
+        order.command.arg("--fault-switch").arg(order.dir.fault_switch());
+    }
     order
 }
 
@@ -141,6 +161,11 @@ impl Member {
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
+    }
+
+    /// The directory it runs from.
+    pub fn dir(&self) -> &DataDir {
+        &self.dir
     }
 
     /// That it ended although nobody killed it.

@@ -16,6 +16,7 @@ pub mod spawner;
 use crate::datadir::Ready;
 use crate::process::Process;
 use janitor::Janitor;
+pub use member::Heads;
 use member::{Member, NotUp};
 use rustix::process::Signal;
 use std::path::{Path, PathBuf};
@@ -57,6 +58,7 @@ struct State {
     heads: Vec<Member>,
     nodes: Vec<Member>,
     helpers: Vec<Process>,
+    common: Heads,
     janitor: Option<Janitor>,
     is_closed: bool,
 }
@@ -97,8 +99,16 @@ impl LocalCluster {
     /// # Errors
     /// A member did not come up, with what it said.
     pub fn start(&self, shape: Shape) -> Result<(), String> {
+        self.start_with(shape, &Heads::default())
+    }
+
+    /// As [`LocalCluster::start`], with heads as in `special`, whose addresses and shards are filled in.
+    ///
+    /// # Errors
+    /// A member did not come up, with what it said.
+    pub fn start_with(&self, shape: Shape, special: &Heads) -> Result<(), String> {
         for attempt in 1.. {
-            match self.form(shape) {
+            match self.form(shape, special) {
                 Ok(()) => break,
                 Err(NotUp::PortInUse(_)) if attempt < PORT_TRIES => self.0.clear(),
                 Err(NotUp::PortInUse(why) | NotUp::Failed(why)) => return Err(why),
@@ -113,11 +123,13 @@ impl LocalCluster {
     }
 
     /// Starts all members at once, and waits for them.
-    fn form(&self, shape: Shape) -> Result<(), NotUp> {
+    fn form(&self, shape: Shape, special: &Heads) -> Result<(), NotUp> {
         let addresses = ports::free_addresses(shape.heads)
             .map_err(|e| NotUp::Failed(format!("cannot find free ports on the loopback interface: {e}")))?;
-        for (i, address) in addresses.iter().enumerate() {
-            let order = member::head(&self.0.dir, i + 1, address, &addresses, shape.shards);
+        let heads = Heads { addresses: addresses.clone(), shards: shape.shards, ..special.clone() };
+        self.0.state().common = heads.clone();
+        for number in 1..=shape.heads {
+            let order = member::head(&self.0.dir, number, &heads);
             self.add(order, |state| &mut state.heads)?;
         }
         for i in 1..=shape.nodes {
@@ -173,6 +185,34 @@ impl LocalCluster {
         kill(self.0.state().nodes.get_mut(number - 1))
     }
 
+    /// Starts head `number` again, which was killed, and waits until it serves.
+    ///
+    /// # Errors
+    /// It does not come up, with what it said.
+    pub fn restart_head(&self, number: usize) -> Result<(), String> {
+        let deadline = Instant::now() + START_PATIENCE;
+        loop {
+            match self.0.revive(number, deadline) {
+                Ok(()) => return Ok(()),
+                // A connection of somebody's has its port for a moment: it is one that the system gives away.
+                Err(NotUp::PortInUse(_)) if Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                Err(NotUp::PortInUse(why) | NotUp::Failed(why)) => return Err(why),
+            }
+        }
+    }
+
+    /// The process of head `number`.
+    pub fn head_process(&self, number: usize) -> Process {
+        self.0.state().heads[number - 1].process
+    }
+
+    /// The data directory of head `number`.
+    pub fn head_dir(&self, number: usize) -> crate::datadir::DataDir {
+        self.0.state().heads[number - 1].dir().clone()
+    }
+
     /// The first member that ended without being told to, with what it said.
     pub fn first_casualty(&self) -> Option<String> {
         let mut state = self.0.state();
@@ -197,6 +237,26 @@ impl Inner {
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere must not keep us from ending the children.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a killed head again in its place, and waits for it.
+    fn revive(&self, number: usize, deadline: Instant) -> Result<(), NotUp> {
+        {
+            let mut state = self.state();
+            if state.is_closed {
+                return Err(NotUp::Failed("the cluster is being shut down".into()));
+            }
+            state.heads[number - 1].kill();
+            // Under the lock: a member is in the list as soon as it exists.
+            state.heads[number - 1] = member::head(&self.dir, number, &state.common).start()?;
+        }
+        loop {
+            let is_late = Instant::now() >= deadline;
+            if self.state().heads.get_mut(number - 1).map_or(Ok(true), |head| head.poll(is_late))? {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     fn are_all_up(&self, is_late: bool) -> Result<bool, NotUp> {

@@ -1,6 +1,7 @@
 //! `mobula daemon`: one process with the roles it was given, until it is told to stop.
 
 use crate::args::{DaemonArgs, MemberArgs};
+use crate::commands::fault_switch;
 use crate::commands::machine::{die_with_parent, host_name, own_ip, system_seed};
 use crate::config::{DEFAULT_ADDRESS, Settings};
 use crate::datadir::{self, DataDir, Ready};
@@ -8,7 +9,8 @@ use crate::exit::{self, Failure, Outcome};
 use crate::limits;
 use crate::process::Process;
 use mobula_base::disk::RealDisk;
-use mobula_gcs::{Head, HeadConfig, Parts};
+use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
+use mobula_net::seam::SharedNet;
 use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
 use rustix::process::setsid;
@@ -32,7 +34,7 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for input: {e}"))?;
-    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(&dir, &args.member, seed)));
+    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(&dir, args, seed)));
     // Kept on a failure's way out it would only be stale: its process is gone.
     let _ = fs::remove_file(dir.ready());
     let _ = fs::remove_file(dir.process());
@@ -66,7 +68,8 @@ fn claim(dir: &DataDir) -> Result<File, Failure> {
 }
 
 /// Runs the roles. The node leaves before the head goes, as leaving takes a head.
-async fn serve(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<(), Failure> {
+async fn serve(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<(), Failure> {
+    let member = &args.member;
     let mut asked = stop_requests()?;
     let cpus =
         member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
@@ -75,7 +78,7 @@ async fn serve(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<(), Fail
         true => tokio::select! {
             biased;
             () = stopped(&mut asked) => return Ok(()),
-            head = start_head(dir, member, seed) => Some(head?),
+            head = start_head(dir, args, seed) => Some(head?),
         },
     };
     let mut ready = Ready {
@@ -125,7 +128,16 @@ async fn serve(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<(), Fail
     }
 }
 
-async fn start_head(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<Head, Failure> {
+async fn start_head(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<Head, Failure> {
+    let member = &args.member;
+    let mut net: SharedNet = Arc::new(TcpNet);
+    if let Some(socket) = &args.fault_switch {
+        net = fault_switch::install(socket, net)?;
+    }
+    let mut timing = RaftTiming::default();
+    if let Some(ms) = args.rebalance_ms {
+        timing.rebalance_ms = ms;
+    }
     let disk = RealDisk::new(dir.head()).map_err(|e| format!("cannot use {}: {e}", dir.head().display()))?;
     let config = HeadConfig {
         address: member.listen.clone().unwrap_or_else(|| DEFAULT_ADDRESS.into()),
@@ -133,9 +145,10 @@ async fn start_head(dir: &DataDir, member: &MemberArgs, seed: u64) -> Result<Hea
         join: member.join.clone(),
         shards: member.shards,
         seed,
+        timing,
         ..HeadConfig::default()
     };
-    Head::start(config, Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }).await.map_err(|error| {
+    Head::start(config, Parts { net, disk: Arc::new(disk) }).await.map_err(|error| {
         let in_use = matches!(&error, mobula_gcs::Error::Listen { source, .. } if is_in_use(source));
         coded(error, in_use)
     })

@@ -3,7 +3,7 @@
 
 use crate::exit::{Failure, Outcome};
 
-/// `experiment` and `chaos`.
+/// `chaos`.
 pub fn command(name: &str, args: &[std::ffi::OsString]) -> Outcome {
     let asked = args.first().map_or(String::new(), |a| format!(" {}", a.to_string_lossy()));
     Err(Failure::usage(format!(

@@ -1,6 +1,7 @@
 //! One file for each command.
 
 pub mod daemon;
+pub mod fault_switch;
 pub mod machine;
 pub mod missing;
 pub mod run;

@@ -9,15 +9,18 @@
 
 use super::group::Group;
 use mobula_net::seam::{BoxFuture, Listener, SharedNet, Stream};
+use mobula_proto as proto;
 use openraft::raft::TransferLeaderRequest;
 use openraft::vote::RaftLeaderId;
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
 
 /// What a prober says first: no HTTP/2 connection starts like this.
 const PROBE: [u8; 4] = *b"MPRB";
@@ -39,34 +42,72 @@ const CANDIDATES: usize = 40;
 /// Accepted connections that may wait to be looked at.
 const ACCEPT_QUEUE: usize = 256;
 
-/// Watches the head at `address`; hands on its leaderships when it is proven dead. Never ends.
-pub async fn watch(net: SharedNet, address: String, dead: u64, groups: Arc<Vec<Arc<Group>>>) {
-    let (mut was_alive, mut pause) = (false, PAUSE);
-    loop {
-        match tokio::time::timeout(ANSWER, net.dial(&address)).await {
-            Ok(Ok(stream)) => {
-                if hold(stream).await {
-                    (was_alive, pause) = (true, FIRST_PAUSE);
-                    continue;
-                }
-            }
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                if std::mem::take(&mut was_alive) {
-                    tracing::info!(
-                        head = dead,
-                        address,
-                        "head is dead: its connection ended and dialling is refused"
-                    );
-                    for group in groups.iter() {
-                        tokio::spawn(hand_on(group.clone(), dead));
+/// The heads that were proven dead, how often, and when last.
+#[derive(Clone, Default)]
+pub struct Alarms(Arc<Mutex<BTreeMap<u64, (u64, Instant)>>>);
+
+impl Alarms {
+    fn raise(&self, head: u64) {
+        let mut known = self.0.lock().expect("nothing panics under this lock");
+        let count = known.get(&head).map_or(0, |(count, _)| *count);
+        known.insert(head, (count + 1, Instant::now()));
+    }
+
+    /// For a status report.
+    pub fn list(&self) -> Vec<proto::HeadAlarm> {
+        let known = self.0.lock().expect("nothing panics under this lock");
+        let alarm = |(head, (count, at)): (&u64, &(u64, Instant))| proto::HeadAlarm {
+            head: *head,
+            count: *count,
+            age_us: at.elapsed().as_micros() as u64,
+        };
+        known.iter().map(alarm).collect()
+    }
+}
+
+/// Watches other heads.
+pub struct Watcher {
+    /// The network.
+    pub net: SharedNet,
+    /// This head.
+    pub me: u64,
+    /// The shards whose leaderships it may hand on.
+    pub groups: Arc<Vec<Arc<Group>>>,
+    /// Where deaths are noted.
+    pub alarms: Alarms,
+}
+
+impl Watcher {
+    /// Watches the head `dead` at `address`; hands on its leaderships when it is proven dead. Never ends.
+    pub async fn watch(self, address: String, dead: u64) {
+        let (mut was_alive, mut pause) = (false, PAUSE);
+        loop {
+            match tokio::time::timeout(ANSWER, self.net.dial(&address)).await {
+                Ok(Ok(stream)) => {
+                    if hold(stream).await {
+                        (was_alive, pause) = (true, FIRST_PAUSE);
+                        continue;
                     }
                 }
+                Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    if std::mem::take(&mut was_alive) {
+                        tracing::info!(
+                            head = dead,
+                            address,
+                            "head is dead: its connection ended and dialling is refused"
+                        );
+                        self.alarms.raise(dead);
+                        for group in self.groups.iter() {
+                            tokio::spawn(hand_on(group.clone(), dead));
+                        }
+                    }
+                }
+                // Silence proves nothing; the next end of a connection must be seen anew.
+                Ok(Err(_)) | Err(_) => was_alive = false,
             }
-            // Silence proves nothing; the next end of a connection must be seen anew.
-            Ok(Err(_)) | Err(_) => was_alive = false,
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(PAUSE);
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE);
     }
 }
 

@@ -14,6 +14,7 @@ mod views;
 
 use crate::identity::Identity;
 use crate::log::LogWriter;
+use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
 pub use between::Incoming;
 use liveness::Liveness;
@@ -68,6 +69,8 @@ pub struct Running {
     pub liveness: Liveness,
     /// The log of all shards.
     pub log: LogWriter,
+    /// Heads that were proven dead.
+    pub alarms: Alarms,
     incoming: Vec<Incoming>,
     members: Mutex<Arc<Members>>,
 }
@@ -82,6 +85,7 @@ impl Running {
             incoming,
             groups: Arc::new(groups),
             log,
+            alarms: Alarms::default(),
             members: Mutex::default(),
         }
     }

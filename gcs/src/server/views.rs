@@ -129,6 +129,7 @@ impl Site {
             heads: self.founders.clone(),
             syncs: running.log.syncs(),
             resident_bytes: resident_bytes(),
+            alarms: running.alarms.list(),
         }
     }
 }

@@ -1,0 +1,228 @@
+//! Tasks in flight while heads are killed and restarted: they must not notice.
+
+use super::look;
+use super::{progress_bar, write_report};
+use crate::args::ExperimentArgs;
+use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::config::Settings;
+use crate::exit::{self, Failure, Outcome};
+use crate::process::Process;
+use crate::say;
+use mobula::{Client as Driver, ConnectOptions, ObjectRef};
+use mobula_base::random::Random;
+use mobula_gcs::Client;
+use mobula_net::tcp::TcpNet;
+use serde::Serialize;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Kills without `--kills`: the number is from a user's report against Ray.
+const KILLS: usize = 219;
+/// Node daemons.
+const NODES: usize = 2;
+/// Workers of each.
+const WORKERS: u32 = 2;
+/// Tasks in flight.
+const IN_FLIGHT: usize = 200;
+/// How long anything may take before the experiment gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// How long a head stays dead.
+const DEAD_FOR: Duration = Duration::from_millis(50);
+
+/// A short task whose answer is known.
+#[mobula::remote]
+fn work(number: u64) -> u64 {
+    let until = Instant::now() + Duration::from_millis(1);
+    while Instant::now() < until {
+        std::hint::spin_loop();
+    }
+    answer(number)
+}
+
+fn answer(number: u64) -> u64 {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    experiment: &'static str,
+    kills: usize,
+    leaders_killed: usize,
+    heads: usize,
+    shards: u32,
+    seconds: f64,
+    tasks: u64,
+    tasks_failed: Vec<String>,
+    wrong_answers: u64,
+    workers: usize,
+    workers_restarted: usize,
+    passed: bool,
+}
+
+#[derive(Default)]
+struct Done {
+    tasks: u64,
+    wrong: u64,
+    failed: Vec<String>,
+}
+
+/// Runs it.
+pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+    if args.heads < 3 {
+        return Err(Failure::usage("a cluster of one head ends with it; use --heads 3 or more"));
+    }
+    let harness = |message: String| Failure { code: exit::HARNESS, message };
+    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
+    let shape =
+        Shape { heads: args.heads, nodes: NODES, shards: args.shards, workers: WORKERS, store_mb: 128 };
+    let special = Heads { rebalance_ms: Some(args.rebalance_ms), ..Heads::default() };
+    cluster.start_with(shape, &special).map_err(harness)?;
+    let report = measure(args, &cluster).map_err(harness)?;
+    print(settings, &report);
+    settings.output.data(&report);
+    write_report(args.report.as_deref(), &report)?;
+    Ok(if report.passed { exit::OK } else { exit::FAILED })
+}
+
+fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {
+    let socket = cluster.node(1).and_then(|n| n.socket).ok_or("node 1 has no socket for drivers")?;
+    let options = ConnectOptions {
+        socket,
+        job_name: "head-kills".into(),
+        args: Vec::new(),
+        connect_timeout: Duration::from_secs(10),
+    };
+    let driver = Driver::connect(options).map_err(|e| e.to_string())?;
+    let kills = args.kills.unwrap_or(KILLS);
+    let started = Instant::now();
+    let stop = AtomicBool::new(false);
+    let (done, killed) = std::thread::scope(|scope| {
+        let job = scope.spawn(|| keep_busy(&driver, &stop));
+        let killed = kill_heads(args, cluster, kills);
+        stop.store(true, Ordering::SeqCst);
+        let done = job.join().map_err(|_| "the thread of the job panicked".to_owned());
+        (done, killed)
+    });
+    let (done, (leaders_killed, before, after)) = (done?, killed?);
+    // Ended in order: a job that cannot end has noticed something.
+    let mut failed = done.failed;
+    failed.extend(driver.end(true).err().map(|e| format!("the end of the job: {e}")));
+    let workers_restarted = before.difference(&after).count().max(after.difference(&before).count());
+    Ok(Report {
+        experiment: "head-kills",
+        kills,
+        leaders_killed,
+        heads: args.heads,
+        shards: args.shards,
+        seconds: started.elapsed().as_secs_f64(),
+        tasks: done.tasks,
+        passed: failed.is_empty() && done.wrong == 0 && workers_restarted == 0 && done.tasks > 0,
+        tasks_failed: failed,
+        wrong_answers: done.wrong,
+        workers: before.len(),
+        workers_restarted,
+    })
+}
+
+/// Keeps short tasks in flight until told to stop, and checks every answer.
+fn keep_busy(driver: &Driver, stop: &AtomicBool) -> Done {
+    let mut done = Done::default();
+    let mut in_flight: VecDeque<(u64, ObjectRef<u64>)> = VecDeque::new();
+    let mut number = 0;
+    loop {
+        while in_flight.len() < IN_FLIGHT && !stop.load(Ordering::SeqCst) {
+            in_flight.push_back((number, driver.submit(work::task(number))));
+            number += 1;
+        }
+        let Some((number, reference)) = in_flight.pop_front() else { return done };
+        done.tasks += 1;
+        match reference.get() {
+            Ok(found) if found == answer(number) => {}
+            Ok(_) => done.wrong += 1,
+            Err(error) => done.failed.push(format!("task {number}: {error}")),
+        }
+    }
+}
+
+/// Pids with start times: a pid alone may be another process by now.
+type Workers = BTreeSet<(u32, u64)>;
+
+/// Kills and restarts heads, each caught up before the next; how many led something, and the
+/// workers before and after.
+fn kill_heads(
+    args: &ExperimentArgs,
+    cluster: &LocalCluster,
+    kills: usize,
+) -> Result<(usize, Workers, Workers), String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|e| format!("cannot make a runtime: {e}"))?;
+    let addresses = cluster.head_addresses();
+    let client = Client::new(Arc::new(TcpNet), addresses.clone(), args.seed);
+    runtime.block_on(client.connect(PATIENCE)).map_err(|e| e.to_string())?;
+    let mut random = Random::new(args.seed).fork("victims");
+    let bar = progress_bar(kills);
+    let (mut leaders_killed, before) = (0, all_workers(cluster)?);
+    for number in 1..=kills {
+        let settled = look::settled(&client, &addresses, false, PATIENCE);
+        let seen = runtime.block_on(settled).map_err(|e| format!("before kill {number}: {e}"))?;
+        let victim = 1 + random.below(addresses.len() as u64) as usize;
+        let leads = |leaders: Vec<(usize, u64)>| leaders.iter().any(|l| l.0 == victim);
+        leaders_killed += usize::from(look::leaders(&seen).is_some_and(leads));
+        cluster.kill_head(victim);
+        std::thread::sleep(DEAD_FOR);
+        cluster.restart_head(victim).map_err(|e| format!("kill {number}: {e}"))?;
+        if let Some(casualty) = cluster.first_casualty() {
+            return Err(casualty);
+        }
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    Ok((leaders_killed, before, workers(cluster)))
+}
+
+/// The workers, once all have been started.
+fn all_workers(cluster: &LocalCluster) -> Result<Workers, String> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let found = workers(cluster);
+        if found.len() == NODES * WORKERS as usize {
+            return Ok(found);
+        }
+        if Instant::now() >= until {
+            return Err(format!("{} of {} workers run", found.len(), NODES * WORKERS as usize));
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn workers(cluster: &LocalCluster) -> Workers {
+    let nodes = (1..=NODES).filter_map(|number| cluster.node(number));
+    let children = nodes.flat_map(|node| Process::children(node.process));
+    children.map(|worker| (worker.pid, worker.started_ticks)).collect()
+}
+
+fn print(settings: &Settings, report: &Report) {
+    let output = settings.output;
+    say!(
+        output,
+        "head-kills: {} heads killed and restarted in {:.1} s, {} of them led a shard",
+        report.kills,
+        report.seconds,
+        report.leaders_killed
+    );
+    say!(
+        output,
+        "  tasks done {}, failed {}, wrong answers {}",
+        report.tasks,
+        report.tasks_failed.len(),
+        report.wrong_answers
+    );
+    say!(output, "  workers {}, restarted {}", report.workers, report.workers_restarted);
+    for failed in report.tasks_failed.iter().take(20) {
+        say!(output, "  ! {failed}");
+    }
+    say!(output, "{}", if report.passed { "passed" } else { "not passed" });
+}
