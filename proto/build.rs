@@ -1,7 +1,7 @@
 //! Compiles the `.proto` files in pure Rust: no `protoc` on the user's machine.
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
-    let files = protox::compile(["proto/mobula.proto"], ["proto"])?;
+    let files = protox::compile(["proto/mobula.proto", "proto/admin.proto"], ["proto"])?;
     tonic_prost_build::configure()
         .bytes(".")
         .client_mod_attribute(".", "#[cfg(feature = \"grpc\")]")

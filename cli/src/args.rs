@@ -41,6 +41,12 @@ pub enum Command {
     Stop,
     /// Say whether the cluster is healthy, and what to do if not
     Status,
+    /// See and change who the heads are
+    #[command(subcommand)]
+    Head(HeadCommand),
+    /// See how the shards stand, and move their leaders
+    #[command(subcommand)]
+    Shard(ShardCommand),
     /// Run a development cluster that ends with its terminal
     Up(UpArgs),
     /// Run a program, or an example, on the cluster of this machine's node
@@ -156,6 +162,64 @@ pub struct DaemonArgs {
     /// Listen here for orders to cut this head's network, for experiments
     #[arg(long, hide = true, value_name = "SOCKET")]
     pub fault_switch: Option<PathBuf>,
+}
+
+/// `mobula head`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum HeadCommand {
+    /// All members, what they lead, and the change that is under way
+    List,
+    /// Make the head at ADDRESS a member; it may be started before or after
+    Add {
+        /// Where it listens, host:port
+        address: String,
+        /// Give up watching after so many seconds; the change goes on
+        #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+        wait: u64,
+    },
+    /// Remove a member; of a head that is being added: give that up
+    Remove {
+        /// Its id
+        head: u64,
+        /// Give up watching after so many seconds; the change goes on
+        #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+        wait: u64,
+    },
+    /// Put the head at NEW in the place of OLD, in one step; NEW may be the address of OLD
+    Replace {
+        /// Id of the member that goes, dead or alive
+        old: u64,
+        /// Address of the one that comes
+        new: String,
+        /// Give up watching after so many seconds; the change goes on
+        #[arg(long, default_value_t = 120, value_name = "SECONDS")]
+        wait: u64,
+    },
+    /// Move all leaders away from a member, and keep them away
+    Drain {
+        /// Its id
+        head: u64,
+        /// Let it lead again
+        #[arg(long)]
+        undo: bool,
+        /// Give up watching after so many seconds
+        #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+        wait: u64,
+    },
+}
+
+/// `mobula shard`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum ShardCommand {
+    /// Leader, term and the progress of every replica
+    List,
+    /// Have a head lead a shard
+    MoveLeader {
+        /// The shard
+        shard: u32,
+        /// Id of the head
+        head: u64,
+    },
 }
 
 #[derive(Debug, Clone, Args)]

@@ -63,6 +63,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Start(args) => commands::start::run(&settings, &args.member),
         Command::Stop => commands::stop::run(&settings),
         Command::Status => commands::status::run(&settings),
+        Command::Head(command) => commands::head::run(&settings, command),
+        Command::Shard(command) => commands::shard::run(&settings, command),
         Command::Up(args) => commands::up::run(&settings, args),
         Command::Run(args) => commands::run::run(&settings, args),
         Command::Sim(passed) => commands::sim::run(&passed.args),

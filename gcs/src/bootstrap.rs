@@ -6,15 +6,20 @@
 //! 3. The others take the name over and write theirs.
 //! 4. When all have written theirs, the first head initializes Raft on every shard.
 //!
+//! A head that meets a running cluster, or whose list does not name itself, forms none: it waits until
+//! the operator adds it, and gets its identity from the leader of shard 0 (see `membership`).
+//!
 //! So once Raft runs anywhere, every member has an identity file. A head without one that meets a
 //! running cluster at its own address has been emptied, forgot its votes, and is refused. Any head
 //! may crash and restart at any point of this.
 
 use crate::error::Error;
-use crate::identity::{FORMAT, Identity};
+use crate::identity::{self, FORMAT, Identity};
+use crate::membership::driver;
 use crate::raft::group::Group;
 use crate::server::Site;
 use futures::future::join_all;
+use mobula_base::disk::Disk;
 use mobula_base::ids::hash64;
 use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
@@ -27,6 +32,8 @@ use std::time::Duration;
 
 /// A probe must be answered within this.
 const PROBE_DEADLINE: Duration = Duration::from_millis(300);
+/// A request to join must be answered within this.
+const JOIN_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause between rounds.
 const ROUND: Duration = Duration::from_millis(50);
 /// Every so many rounds the log says what is missing.
@@ -46,8 +53,8 @@ async fn ask_all(site: &Site) -> Vec<(String, Option<proto::ProbeReply>)> {
         .await
 }
 
-/// Gives a fresh head its identity: names the cluster, or takes the name over.
-pub async fn agree(site: &Site) -> Result<Identity, Error> {
+/// Gives a fresh head its identity: names the cluster, takes the name over, or joins a running one.
+pub async fn agree(site: &Site, disk: &dyn Disk) -> Result<Identity, Error> {
     let identity = |cluster: u64| Identity {
         format: FORMAT,
         cluster,
@@ -55,54 +62,134 @@ pub async fn agree(site: &Site) -> Result<Identity, Error> {
         shards: site.shards,
         founders: site.founders.clone(),
     };
+    let mut said = String::new();
     for round in 1u32.. {
         let answers = ask_all(site).await;
-        let mut named = None;
-        for (peer, reply) in answers.iter().filter_map(|(peer, reply)| Some((peer, reply.as_ref()?))) {
-            refuse(site, peer, reply)?;
-            if reply.cluster != 0 {
-                named = Some(reply.cluster);
+        let running: Vec<&proto::ProbeReply> = answers
+            .iter()
+            .filter_map(|(_, reply)| reply.as_ref())
+            .filter(|reply| reply.initialized)
+            .collect();
+        let waiting = if !running.is_empty() {
+            let mut heads: Vec<String> = answers.iter().map(|(peer, _)| peer.clone()).collect();
+            heads.extend(running.iter().flat_map(|reply| reply.join.clone()));
+            match join(site, identity::joiner_nonce(disk, site.offer)?, heads).await? {
+                Joined::Member(identity) => return Ok(identity),
+                Joined::NotYet(why) => why,
             }
-        }
-        if let Some(cluster) = named {
-            return Ok(identity(cluster));
-        }
-        let missing: Vec<&String> =
-            answers.iter().filter(|(_, r)| r.is_none()).map(|(peer, _)| peer).collect();
-        if site.head == 1 && missing.is_empty() {
-            let mut parts: Vec<&[u8]> = site.founders.iter().map(|address| address.as_bytes()).collect();
-            let offer = site.offer.to_le_bytes();
-            parts.push(&offer);
-            // 0 stands for "no cluster".
-            return Ok(identity(hash64(&parts).max(1)));
-        }
-        if round % SAY_EVERY == 0 {
-            tracing::info!(?missing, "waiting for the other heads before the cluster can start");
+        } else if site.head == 0 {
+            format!("this head is to join a cluster, and no member of it answers at {:?} yet", site.founders)
+        } else {
+            let mut named = None;
+            for (peer, reply) in answers.iter().filter_map(|(peer, reply)| Some((peer, reply.as_ref()?))) {
+                refuse(site, peer, reply)?;
+                if reply.cluster != 0 {
+                    named = Some(reply.cluster);
+                }
+            }
+            if let Some(cluster) = named {
+                return Ok(identity(cluster));
+            }
+            let missing: Vec<&String> =
+                answers.iter().filter(|(_, r)| r.is_none()).map(|(peer, _)| peer).collect();
+            if site.head == 1 && missing.is_empty() {
+                let mut parts: Vec<&[u8]> = site.founders.iter().map(|address| address.as_bytes()).collect();
+                let offer = site.offer.to_le_bytes();
+                parts.push(&offer);
+                // 0 stands for "no cluster".
+                return Ok(identity(hash64(&parts).max(1)));
+            }
+            format!("the cluster can start when all its heads are there; missing: {missing:?}")
+        };
+        if waiting != said || round % SAY_EVERY == 0 {
+            tracing::info!("{waiting}");
+            said = waiting;
         }
         tokio::time::sleep(ROUND).await;
     }
     unreachable!("the loop above only returns")
 }
 
+enum Joined {
+    Member(Identity),
+    NotYet(String),
+}
+
+/// Asks a running cluster for this head's place in it. That is decided by its operator alone.
+async fn join(site: &Site, nonce: u64, mut heads: Vec<String>) -> Result<Joined, Error> {
+    let mut why = "no member answers".to_owned();
+    let mut at = 0;
+    while at < heads.len() {
+        let peer = heads[at].clone();
+        at += 1;
+        if heads[..at - 1].contains(&peer) || peer == site.advertise {
+            continue;
+        }
+        let request = proto::JoinRequest { address: site.advertise.clone(), nonce, shards: site.shards };
+        let Some(mut client) = driver::ask(&site.net, &peer) else { continue };
+        let asked = tokio::time::timeout(JOIN_DEADLINE, client.join(request)).await;
+        let Ok(Ok(reply)) = asked else { continue };
+        let reply = reply.into_inner();
+        if let Some(elsewhere) = reply.elsewhere {
+            why = "the leader of shard 0 does not answer".into();
+            heads.extend(Some(elsewhere.leader).filter(|leader| !leader.is_empty()));
+            continue;
+        }
+        if !reply.wait.is_empty() {
+            why = reply.wait;
+            continue;
+        }
+        let (address, cluster, head) = (site.advertise.clone(), reply.cluster, reply.head);
+        if reply.emptied {
+            return Err(Error::Emptied { address, cluster, head });
+        }
+        if reply.shards != site.shards {
+            let (theirs, ours) = (reply.shards, site.shards);
+            return Err(Error::ShardMismatch { peer, theirs, ours });
+        }
+        let mut founders = reply.members;
+        founders.sort();
+        return Ok(Joined::Member(Identity { format: FORMAT, cluster, head, shards: site.shards, founders }));
+    }
+    Ok(Joined::NotYet(why))
+}
+
 /// Answers with which this head may not start.
 fn refuse(site: &Site, peer: &str, reply: &proto::ProbeReply) -> Result<(), Error> {
-    let (address, cluster) = (site.advertise.clone(), reply.cluster);
-    if reply.initialized {
-        return Err(if reply.join.contains(&address) {
-            Error::Emptied { address, cluster }
-        } else {
-            Error::JoinNotSupported { peer: peer.to_owned(), address, cluster }
-        });
-    }
     if reply.shards != site.shards {
         let (theirs, ours) = (reply.shards, site.shards);
         return Err(Error::ShardMismatch { peer: peer.to_owned(), theirs, ours });
     }
-    if reply.join != site.founders {
+    // One that is to join later names no list of founders.
+    if reply.join != site.founders && reply.head != 0 {
         let (theirs, ours) = (reply.join.clone(), site.founders.clone());
         return Err(Error::JoinMismatch { peer: peer.to_owned(), theirs, ours });
     }
     Ok(())
+}
+
+/// Refuses a join list that names heads of another cluster than this data directory's. Members come
+/// and go, so a strange address is no proof; what answers there is.
+pub async fn check_strangers(site: &Site, known: &Identity, join: &[String]) -> Result<(), Error> {
+    let strangers = join.iter().filter(|peer| !known.founders.contains(peer) && **peer != site.advertise);
+    let asked =
+        join_all(strangers.map(|peer| async move { (peer, probe(site.net.clone(), peer).await) })).await;
+    for (peer, reply) in asked.into_iter().filter_map(|(peer, reply)| Some((peer, reply?))) {
+        let waits_for_us = reply.cluster == 0 && reply.join.contains(&site.advertise);
+        if waits_for_us || (reply.cluster != 0 && reply.cluster != known.cluster) {
+            return Err(foreign(known, peer));
+        }
+    }
+    Ok(())
+}
+
+/// A data directory that belongs to another cluster than the join list.
+pub fn foreign(known: &Identity, stranger: &str) -> Error {
+    Error::Config(format!(
+        "this data directory belongs to cluster {:016x} of the heads {:?}, and the join list names {stranger}, \
+         which is of another: start it with the list it had, or give the other cluster a data directory of its own",
+        known.cluster, known.founders
+    ))
 }
 
 /// On the first head: initializes Raft once all founders have their identity. Ends when done.

@@ -3,6 +3,7 @@
 
 use crate::raft::group::{Group, Leadership};
 use crate::server::Running;
+use crate::server::admin::may_lead;
 use mobula_base::ids::SLOTS;
 use mobula_proto as proto;
 use prost::Message;
@@ -91,13 +92,13 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
                 (*before, *at) = (now, Instant::now());
                 continue;
             }
-            let heads = group.heads();
+            let heads = leaders_to_be(&running, group);
             // At formation one head leads everything, and there is nothing to disturb yet.
             let forming = now.term <= 1;
-            if !now.here || heads.len() < 2 || (at.elapsed() < stable_for && !forming) {
+            if !now.here || heads.is_empty() || (at.elapsed() < stable_for && !forming) {
                 continue;
             }
-            let wanted = heads[group.shard as usize % heads.len()].head;
+            let wanted = heads[group.shard as usize % heads.len()];
             if wanted == running.identity.head || !group.progress().caught_up.contains(&wanted) {
                 continue;
             }
@@ -111,6 +112,16 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
                 tokio::time::sleep(TRANSFER_PAUSE.min(stable_for)).await;
             }
         }
+    }
+}
+
+/// The voters of a shard that may lead it: those that are to stay and are not drained, sorted.
+fn leaders_to_be(running: &Running, group: &Group) -> Vec<u64> {
+    let configs = group.member_view().seen.configs;
+    let voters = configs.last().into_iter().flatten().copied();
+    match may_lead(running) {
+        None => voters.collect(),
+        Some(allowed) => voters.filter(|head| allowed.contains(head)).collect(),
     }
 }
 

@@ -74,25 +74,26 @@ pub enum Error {
     /// This head forgot its votes; letting it in could elect two leaders.
     #[error(
         "an emptied data directory at a member's address is refused: {address} is a member of the running \
-         cluster {cluster:016x}; restore the directory, or remove the member and add it under a new address"
+         cluster {cluster:016x}; restore the directory, or run `mobula head replace {head} {address}`, which \
+         gives it a new id, and start this head again"
     )]
     Emptied {
         /// Our address.
         address: String,
         /// The running cluster.
         cluster: u64,
+        /// The member's id.
+        head: u64,
     },
-    /// Growing a running cluster is not built yet.
+    /// The cluster goes on without this head.
     #[error(
-        "cluster {cluster:016x} at {peer} is running and {address} is not a member of it: \
-         joining a running cluster is not supported yet; start with the full list of heads"
+        "head {head} was removed from cluster {cluster:016x}: its data directory is of no more use; to add this \
+         machine again, empty the directory, run `mobula head add` and start it with --join"
     )]
-    JoinNotSupported {
-        /// Who answered.
-        peer: String,
-        /// Our address.
-        address: String,
-        /// The running cluster.
+    Removed {
+        /// Its id, which is not given again.
+        head: u64,
+        /// The cluster.
         cluster: u64,
     },
     /// The address cannot be listened on.

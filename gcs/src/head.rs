@@ -7,7 +7,8 @@ use crate::error::Error;
 use crate::identity::{Identity, Lock};
 use crate::log::store::ShardLog;
 use crate::log::{LogIdentity, LogWriter};
-use crate::raft::failover::{self, Front};
+use crate::membership::driver;
+use crate::raft::failover::Front;
 use crate::raft::group::Group;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
@@ -18,6 +19,7 @@ use mobula_base::random::Random;
 use mobula_net::grpc;
 use mobula_net::seam::Listener;
 use mobula_proto as proto;
+use proto::admin_server::AdminServer;
 use proto::control_store_server::ControlStoreServer;
 use proto::raft_server::RaftServer;
 use std::sync::{Arc, OnceLock};
@@ -66,13 +68,16 @@ impl Head {
         let site = Arc::new(site(&config, &parts, advertise, known.as_ref())?);
         let mut tasks = Tasks(vec![tokio::spawn(serve(site.clone(), listener))]);
         let identity = match known {
-            Some(identity) => identity,
+            Some(identity) => {
+                bootstrap::check_strangers(&site, &identity, &config.join).await?;
+                identity
+            }
             None => {
                 if !parts.disk.list("log").map_err(|error| Error::storage("log", error))?.is_empty() {
                     let detail = "it is missing, though there is a log".to_owned();
                     return Err(Error::Corrupt { file: "identity".into(), offset: 0, detail });
                 }
-                let identity = bootstrap::agree(&site).await?;
+                let identity = bootstrap::agree(&site, &*parts.disk).await?;
                 identity.save(&*parts.disk)?;
                 identity
             }
@@ -112,6 +117,11 @@ impl Head {
         (index, replica.with(|state| state.digest()))
     }
 
+    /// Whether this head was removed from its cluster, as far as it knows.
+    pub fn was_removed(&self) -> bool {
+        self.running.notes.removed.get().is_some()
+    }
+
     /// Runs until `until` ends, then shuts down.
     ///
     /// # Errors
@@ -120,6 +130,10 @@ impl Head {
         let stopped = async {
             loop {
                 tokio::time::sleep(STOPPED_TICK).await;
+                if self.was_removed() {
+                    let Identity { head, cluster, .. } = self.running.identity;
+                    return Error::Removed { head, cluster };
+                }
                 for group in self.running.groups.iter() {
                     let why = self.running.log.stopped().or_else(|| group.progress().stopped);
                     if let Some(detail) = why {
@@ -186,12 +200,9 @@ fn site(
             let (theirs, ours) = (known.shards, config.shards);
             return Err(Error::ShardMismatch { peer: "this data directory".into(), theirs, ours });
         }
-        if let Some(foreign) = config.join.iter().find(|address| !known.founders.contains(address)) {
-            return Err(Error::Config(format!(
-                "this data directory belongs to cluster {:016x} of the heads {:?}, and the join list names \
-                 {foreign}: start it with the list it had, or give the other cluster a data directory of its own",
-                known.cluster, known.founders
-            )));
+        let ours = |address: &&String| known.founders.contains(address) || **address == advertise;
+        if let Some(stranger) = config.join.first().filter(|_| !config.join.iter().any(|a| ours(&a))) {
+            return Err(bootstrap::foreign(known, stranger));
         }
         founders.clone_from(&known.founders);
     } else if founders.is_empty() {
@@ -199,21 +210,17 @@ fn site(
     }
     founders.sort();
     founders.dedup();
-    if founders.len().is_multiple_of(2) {
+    // A list without this head is that of a cluster it is to join.
+    let place = founders.iter().position(|address| *address == advertise);
+    if known.is_none() && place.is_some() && founders.len().is_multiple_of(2) {
         return Err(Error::EvenHeads(founders.len()));
     }
-    let Some(place) = founders.iter().position(|address| *address == advertise) else {
-        return Err(Error::Config(format!(
-            "this head's address {advertise} is not among the heads {founders:?}: add it, or set the \
-             advertised address to the one that is listed"
-        )));
-    };
     Ok(Site {
         offer: Random::new(config.seed).fork(&advertise).next_u64(),
         advertise,
         founders,
         shards: config.shards,
-        head: place as u64 + 1,
+        head: known.map_or(place.map_or(0, |place| place as u64 + 1), |known| known.head),
         net: parts.net.clone(),
         running: OnceLock::new(),
     })
@@ -224,6 +231,7 @@ async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
     let store = ControlStoreServer::new(service.clone())
         .max_decoding_message_size(grpc::MESSAGE_MAX)
         .max_encoding_message_size(grpc::MESSAGE_MAX);
+    let admin = AdminServer::new(service.clone());
     let raft = RaftServer::new(service)
         .max_decoding_message_size(grpc::MESSAGE_MAX)
         .max_encoding_message_size(grpc::MESSAGE_MAX);
@@ -232,6 +240,7 @@ async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
         .initial_connection_window_size(16 << 20)
         .add_service(store)
         .add_service(raft)
+        .add_service(admin)
         .serve_with_incoming(grpc::incoming(Box::new(Front::new(listener))))
         .await;
     if let Err(error) = served {
@@ -270,16 +279,11 @@ fn start_duties(
     if me == 1 {
         tasks.push(tokio::spawn(bootstrap::initialize(site.clone(), cluster, running.groups.clone())));
     }
-    for (head, address) in (1..).zip(site.founders.iter().cloned()) {
-        if head != me {
-            let watcher = failover::Watcher {
-                net: site.net.clone(),
-                me,
-                groups: running.groups.clone(),
-                alarms: running.alarms.clone(),
-            };
-            tasks.push(tokio::spawn(watcher.watch(address, head)));
-        }
+    tasks.push(tokio::spawn(driver::follow(site.clone(), running.clone())));
+    tasks.push(tokio::spawn(driver::notice_removal(site.clone(), running.clone())));
+    tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
+    for shard in 0..running.identity.shards {
+        tasks.push(tokio::spawn(driver::reconcile(running.clone(), site.net.clone(), shard)));
     }
     let silence = Duration::from_millis(config.node_silence_ms);
     tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));

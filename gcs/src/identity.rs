@@ -1,7 +1,7 @@
 //! Who a data directory belongs to: the `identity` file, and the lock that keeps a second head out.
 
 use crate::error::Error;
-use mobula_base::disk::Disk;
+use mobula_base::disk::{Disk, write_atomically};
 use prost::Message;
 use std::fs;
 use std::io;
@@ -75,6 +75,31 @@ impl Identity {
         };
         write().map_err(|error| Error::storage(FILE, error))
     }
+}
+
+/// Name of the file that holds the number a head that is to join asks with.
+const JOINER: &str = "joiner";
+
+/// The number this directory asks to join with: the same after a restart, another one once the
+/// directory was emptied.
+///
+/// # Errors
+/// The disk failed.
+pub fn joiner_nonce(disk: &dyn Disk, offer: u64) -> Result<u64, Error> {
+    let failed = |error| Error::storage(JOINER, error);
+    match disk.read(JOINER) {
+        Ok(bytes) => {
+            let number = bytes.try_into().map(u64::from_le_bytes).unwrap_or(0);
+            if number != 0 {
+                return Ok(number);
+            }
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let number = offer.max(1);
+    write_atomically(disk, "", JOINER, &number.to_le_bytes()).map_err(failed)?;
+    Ok(number)
 }
 
 /// Held while a head uses a real directory; simulated disks have one user by construction.

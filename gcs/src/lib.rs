@@ -13,6 +13,7 @@
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
+//! - [`membership`] — how heads come and go later.
 //! - [`config`], [`head`] — all of it together.
 //! - [`client`] — finding the leader, repeating safely.
 
@@ -26,6 +27,7 @@ pub mod error;
 pub mod head;
 pub mod identity;
 pub mod log;
+pub mod membership;
 pub mod raft;
 pub mod server;
 pub mod snapshot;

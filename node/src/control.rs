@@ -95,7 +95,12 @@ impl Control {
                         self.say(Input::Fenced).await;
                         return;
                     }
-                    Some(reply::Reply::Call(_) | reply::Reply::Revision(_) | reply::Reply::Batch(_))
+                    Some(
+                        reply::Reply::Call(_)
+                        | reply::Reply::Revision(_)
+                        | reply::Reply::Batch(_)
+                        | reply::Reply::Heads(_),
+                    )
                     | None => {
                         tokio::time::sleep(RETRY_AFTER).await;
                     }

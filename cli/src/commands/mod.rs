@@ -1,10 +1,13 @@
 //! One file for each command.
 
+pub mod ask;
 pub mod daemon;
 pub mod fault_switch;
+pub mod head;
 pub mod machine;
 pub mod missing;
 pub mod run;
+pub mod shard;
 pub mod sim;
 pub mod start;
 pub mod status;

@@ -59,12 +59,17 @@ pub fn run(settings: &Settings, member: &MemberArgs) -> Outcome {
         Up::WaitsForOthers => {
             say!(
                 settings.output,
-                "started (pid {}); it waits for the other heads of its --join list",
+                "started (pid {}); it waits for the other heads of its --join list, or to be added to their cluster",
                 process.pid
             );
             say!(
                 settings.output,
-                "  start them in any order; `mobula status` says when the cluster is formed"
+                "  a new cluster: start them in any order; `mobula status` says when it is formed"
+            );
+            say!(
+                settings.output,
+                "  a cluster that runs: `mobula head add` and this head's address; {} says what is missing",
+                dir.log().display()
             );
             Ok(exit::OK)
         }
@@ -143,7 +148,7 @@ enum Up {
 }
 
 fn wait(dir: &DataDir, child: &mut Child, process: Process, member: &MemberArgs) -> Up {
-    let may_wait_for_others = member.head && member.join.len() > 1;
+    let may_wait_for_others = member.head && !member.join.is_empty();
     let patience = if may_wait_for_others { PATIENCE_WITH_OTHERS } else { PATIENCE };
     let deadline = Instant::now() + patience;
     loop {

@@ -6,8 +6,9 @@
 //! others are asked at once.
 //!
 //! Read it in this order: this file (state, connecting), `route` (whom to ask), `pipe` (many proposals
-//! over one stream), `calls` and `reads` (the requests).
+//! over one stream), `calls`, `reads` and `admin` (the requests).
 
+mod admin;
 mod calls;
 mod pipe;
 mod reads;
@@ -38,7 +39,12 @@ pub struct Client {
 }
 
 struct State {
+    /// All known heads.
     heads: Vec<String>,
+    /// Those that were named at first.
+    named: Vec<String>,
+    /// When the list was last compared with a head's.
+    refreshed: Option<Instant>,
     channels: BTreeMap<String, (u64, Store)>,
     leaders: BTreeMap<u32, String>,
     cluster: u64,
@@ -95,7 +101,9 @@ impl Client {
     /// A client of the cluster of which at least one of `heads` is a member. Connects when used.
     pub fn new(net: SharedNet, heads: Vec<String>, seed: u64) -> Self {
         let state = State {
+            named: heads.clone(),
             heads,
+            refreshed: None,
             channels: BTreeMap::new(),
             leaders: BTreeMap::new(),
             cluster: 0,
@@ -123,9 +131,8 @@ impl Client {
                         let mut state = self.state();
                         state.cluster = status.cluster;
                         state.shards = status.shards.len() as u32;
-                        let fresh: Vec<String> =
-                            status.heads.into_iter().filter(|head| !state.heads.contains(head)).collect();
-                        state.heads.extend(fresh);
+                        drop(state);
+                        self.learn(status.heads);
                         return Ok(());
                     }
                     Ok(_) => last = format!("{head} is still waiting for the other heads"),

@@ -1,6 +1,7 @@
 //! Whom to ask: the known leader, whoever an answer points to, then everyone else, at once. Only
 //! after a whole round without success is there a pause.
 
+use super::admin::REFRESH;
 use super::{Client, Store};
 use crate::error::Error;
 use mobula_net::seam::BoxFuture;
@@ -16,6 +17,9 @@ const FIRST_PAUSE: Duration = Duration::from_millis(5);
 const ELECTION_ROUNDS: u32 = 16;
 /// Pauses double up to this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
+
+/// After trouble the list of heads is refreshed no more often than this.
+const AFTER_TROUBLE: Duration = Duration::from_millis(200);
 
 /// What one head said.
 pub(super) enum Said<T> {
@@ -85,6 +89,7 @@ impl Client {
         let (mut last, mut sent) = ("nothing was asked".to_owned(), false);
         let (mut elections, mut answered) = (0, false);
         let mut hint = None;
+        let mut troubled = false;
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -116,6 +121,10 @@ impl Client {
             };
             match tokio::time::timeout(left.min(manner.attempt), ask(store)).await {
                 Ok(Ok(Said::Answer(answer))) => {
+                    if shard.is_some() {
+                        // Only a leader's word counts: a head that was removed has an old list.
+                        self.refresh_if_due(&target, troubled);
+                    }
                     if let Some(shard) = shard {
                         self.state().leaders.insert(shard, target);
                     }
@@ -124,7 +133,7 @@ impl Client {
                 Ok(Ok(Said::Refused(why))) => return Err(Error::Refused(why)),
                 Ok(Ok(Said::NotLeader(to))) => {
                     last = format!("{target} does not lead");
-                    answered = true;
+                    (answered, troubled) = (true, true);
                     self.forget(shard, &target);
                     // Someone who was asked a moment ago may lead by now: first in the next round.
                     hint = Some(to.address).filter(|to| !to.is_empty());
@@ -137,12 +146,14 @@ impl Client {
                     next = Some(target);
                 }
                 Ok(Err(status)) => {
+                    troubled = true;
                     last = format!("{target}: {}", status.message());
                     sent = true;
                     self.hang_up(&target, number);
                     self.forget(shard, &target);
                 }
                 Err(_) => {
+                    troubled = true;
                     last = format!("{target}: no answer within {:?}", manner.attempt);
                     sent = true;
                     self.hang_up(&target, number);
@@ -150,6 +161,20 @@ impl Client {
                 }
             }
         }
+    }
+
+    /// Heads come and go. What a request cost on the way to its answer says when to look.
+    fn refresh_if_due(&self, answered: &str, troubled: bool) {
+        {
+            let mut state = self.state();
+            let age = state.refreshed.map(|at| at.elapsed());
+            if age.is_some_and(|age| age < if troubled { AFTER_TROUBLE } else { REFRESH }) {
+                return;
+            }
+            state.refreshed = Some(Instant::now());
+        }
+        let (client, answered) = (self.clone(), answered.to_owned());
+        tokio::spawn(async move { client.refresh(answered).await });
     }
 
     /// Pauses with jitter; how long to pause next time.

@@ -1,5 +1,6 @@
 //! What only shard 0 knows: the cluster, its members, its jobs, who was declared dead and why.
 
+use super::heads::Heads;
 use mobula_proto as proto;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -79,6 +80,8 @@ pub struct Cluster {
     pub jobs: BTreeMap<u64, Job>,
     /// Log index of the last change: the version of the view.
     pub version: u64,
+    /// Who the heads are to be.
+    pub heads: Heads,
 }
 
 impl Cluster {

@@ -1,6 +1,7 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
 use super::format::{ClusterDump, Dump, HotRun, JobDump, SessionDump, StreamDump, VERSION};
+use super::heads::Heads;
 use super::run::Run;
 use super::session::Session;
 use super::stream::Stream;
@@ -78,6 +79,7 @@ impl ShardState {
                 deaths: cluster.deaths.iter().cloned().collect(),
                 jobs: cluster.jobs.clone(),
                 version: cluster.version,
+                heads: Some(cluster.heads.table().clone()),
             }),
             jobs: self.tasks.jobs().map(job).collect(),
             forgotten: self.forgotten.iter().copied().collect(),
@@ -138,6 +140,7 @@ impl ShardState {
             deaths: cluster.deaths.into(),
             jobs: cluster.jobs,
             version: cluster.version,
+            heads: Heads::restored(cluster.heads.unwrap_or_default()),
         };
         Ok(())
     }

@@ -137,6 +137,8 @@ pub(super) struct ClusterDump {
     pub jobs: BTreeMap<u64, Job>,
     #[prost(uint64, tag = "9")]
     pub version: u64,
+    #[prost(message, optional, tag = "10")]
+    pub heads: Option<proto::HeadTable>,
 }
 
 #[derive(Clone, PartialEq, Message)]

@@ -6,11 +6,12 @@
 //!
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
-//! requests), [`cluster`] (shard 0 only), `format` and `dump` (snapshots).
+//! requests), [`cluster`] and [`heads`] (shard 0 only), `format` and `dump` (snapshots).
 
 pub mod cluster;
 mod dump;
 mod format;
+pub mod heads;
 pub mod pack;
 pub mod places;
 pub mod run;
@@ -148,6 +149,10 @@ impl ShardState {
                 self.forget(forget.job);
                 Some(Answer::Revision(index))
             }
+            Some(CommandOp::Heads(_)) if self.shard != 0 => None,
+            Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.heads.apply(index, command))),
+            // What is remembered of it is not part of the state: see `Machine`.
+            Some(CommandOp::Checkpoint(_)) => Some(Answer::Revision(index)),
             Some(CommandOp::Batch(batch)) => Some(Answer::Batch(self.apply_batch(index, batch))),
             None => None,
         };

@@ -1,12 +1,13 @@
 //! openraft, hidden: the only part of Mobula that knows which consensus library this is.
 //!
 //! Read it in this order: [`types`], [`machine`] (applying and snapshots), [`network`] (between
-//! heads), [`proposer`] (gathering what waits into one entry), [`group`] (one shard's handle), [`timing`], [`failover`] (a dead leader is replaced at
+//! heads), [`proposer`] (gathering what waits into one entry), [`group`] (one shard's handle), [`members`] (who its members are), [`timing`], [`failover`] (a dead leader is replaced at
 //! once).
 
 pub mod failover;
 pub mod group;
 pub mod machine;
+pub mod members;
 pub mod network;
 pub mod proposer;
 pub mod timing;

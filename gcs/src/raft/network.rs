@@ -112,9 +112,9 @@ pub struct Dialer {
 
 impl RaftNetworkFactory<Types> for Dialer {
     type Network = Link;
-    async fn new_client(&mut self, _target: u64, node: &BasicNode) -> Link {
+    async fn new_client(&mut self, target: u64, node: &BasicNode) -> Link {
         let (peers, disk) = (self.peers.clone(), self.disk.clone());
-        Link { peers, disk, shard: self.shard, address: node.addr.clone() }
+        Link { peers, disk, shard: self.shard, to: target, address: node.addr.clone() }
     }
 }
 
@@ -123,6 +123,7 @@ pub struct Link {
     peers: Peers,
     disk: Arc<dyn Disk>,
     shard: u32,
+    to: u64,
     address: String,
 }
 
@@ -147,8 +148,8 @@ impl Link {
         let mut client = RaftClient::new(channel)
             .max_decoding_message_size(grpc::MESSAGE_MAX)
             .max_encoding_message_size(grpc::MESSAGE_MAX);
-        let message =
-            proto::RaftMessage { cluster: self.peers.cluster, shard: self.shard, payload: pack(message) };
+        let (cluster, shard, to) = (self.peers.cluster, self.shard, self.to);
+        let message = proto::RaftMessage { cluster, shard, payload: pack(message), to };
         let sent = async {
             match call {
                 Call::Append => client.append(message).await,

@@ -102,7 +102,12 @@ impl Incoming {
 
 impl Service {
     fn group_of(&self, message: &proto::RaftMessage) -> Result<&Arc<Group>, Status> {
-        self.shard(message.cluster, message.shard).map(|(_, group)| group).map_err(Status::unavailable)
+        let (running, group) = self.shard(message.cluster, message.shard).map_err(Status::unavailable)?;
+        let me = running.identity.head;
+        if message.to != 0 && message.to != me {
+            return Err(Status::unavailable(format!("this is head {me}, not head {}", message.to)));
+        }
+        Ok(group)
     }
 }
 

@@ -3,8 +3,10 @@
 //!
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
 //! one connection), [`soft`] (who holds what),
-//! `locate`, [`liveness`] (heartbeats), `views` (watch, read, status), `between` (Raft's messages).
+//! `locate`, [`liveness`] (heartbeats), `views` (watch, read, status), `between` (Raft's messages),
+//! [`admin`] (what operators ask).
 
+pub mod admin;
 mod between;
 pub mod liveness;
 mod locate;
@@ -14,6 +16,7 @@ mod views;
 
 use crate::identity::Identity;
 use crate::log::LogWriter;
+use crate::membership::driver::Notes;
 use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
 pub use between::Incoming;
@@ -71,6 +74,8 @@ pub struct Running {
     pub log: LogWriter,
     /// Heads that were proven dead.
     pub alarms: Alarms,
+    /// How changes of the heads go on.
+    pub notes: Notes,
     incoming: Vec<Incoming>,
     members: Mutex<Arc<Members>>,
 }
@@ -82,6 +87,7 @@ impl Running {
             identity,
             soft: groups.iter().map(|_| Soft::default()).collect(),
             liveness: Liveness::default(),
+            notes: Notes::default(),
             incoming,
             groups: Arc::new(groups),
             log,

@@ -126,7 +126,10 @@ impl Site {
             cluster: running.identity.cluster,
             shards: running.groups.iter().map(shard).collect(),
             view: Some(view),
-            heads: self.founders.clone(),
+            heads: match running.root().heads() {
+                heads if heads.is_empty() => self.founders.clone(),
+                heads => heads.into_iter().map(|head| head.address).collect(),
+            },
             syncs: running.log.syncs(),
             resident_bytes: resident_bytes(),
             alarms: running.alarms.list(),

@@ -1,0 +1,271 @@
+//! Heads come and go over real TCP and real files, under load.
+
+use bytes::Bytes;
+use mobula_base::disk::RealDisk;
+use mobula_gcs::raft::timing::RaftTiming;
+use mobula_gcs::{Client, Error, Head, HeadConfig, Parts, in_scope};
+use mobula_net::tcp::TcpNet;
+use mobula_proto as proto;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+const LONG: Duration = Duration::from_secs(30);
+const SHARDS: u32 = 3;
+static COUNTER: AtomicU64 = AtomicU64::new(0);
+
+struct Place(PathBuf);
+
+impl Place {
+    fn new() -> Self {
+        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
+        Place(std::env::temp_dir().join(format!("mobula-members-{}-{unique}", std::process::id())))
+    }
+    fn parts(&self, name: &str) -> Parts {
+        let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
+        Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }
+    }
+    /// Starts the head whose directory is called after its address.
+    async fn start(&self, address: &str, join: &[String]) -> Result<Head, Error> {
+        let timing = RaftTiming {
+            snapshot_entries: 100,
+            snapshot_bytes: 0,
+            keep_entries: 10,
+            rebalance_ms: 300,
+            ..RaftTiming::default()
+        };
+        let seed = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let (address, join) = (address.to_owned(), join.to_vec());
+        let parts = self.parts(&address);
+        let config = HeadConfig { address, join, shards: SHARDS, seed, timing, ..HeadConfig::default() };
+        tokio::time::timeout(LONG, Head::start(config, parts)).await.expect("in time")
+    }
+    async fn form(&self, all: &[String]) -> Vec<Head> {
+        let heads = futures::future::join_all(all.iter().map(|address| self.start(address, all))).await;
+        heads.into_iter().map(|head| head.expect("starts")).collect()
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
+fn addresses(count: usize) -> Vec<String> {
+    let mut all = Vec::new();
+    while all.len() < count {
+        let unique = COUNTER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 67;
+        let address = format!("127.0.0.1:{}", 10_000 + unique % 20_000);
+        if std::net::TcpListener::bind(&address).is_ok() {
+            all.push(address);
+        }
+    }
+    all.sort();
+    all
+}
+
+async fn client(heads: &[String]) -> Client {
+    let client = Client::new(Arc::new(TcpNet), heads.to_vec(), 99);
+    client.connect(LONG).await.expect("connects");
+    client
+}
+
+fn change(request: u64, add: &str, remove: u64) -> proto::ChangeHeadsRequest {
+    proto::ChangeHeadsRequest { request, add: add.to_owned(), remove, ..Default::default() }
+}
+
+/// Asks again and again, as the command line does, until the change is done; the new head's id.
+async fn until_done(client: &Client, request: proto::ChangeHeadsRequest) -> u64 {
+    let mut waiting = Vec::new();
+    let done = async {
+        loop {
+            let reply = client.change_heads(request.clone(), LONG).await.expect("accepted");
+            if reply.finished {
+                return reply.head;
+            }
+            waiting = client.heads_table(LONG).await.expect("told").waiting;
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let done = tokio::time::timeout(LONG, done).await;
+    done.unwrap_or_else(|_| panic!("not done in time; waits for {waiting:?}"))
+}
+
+async fn members(client: &Client) -> Vec<(u64, String)> {
+    let reply = client.heads_table(LONG).await.expect("told");
+    reply.members.into_iter().map(|entry| (entry.head, entry.address)).collect()
+}
+
+/// Waits until the shard's leader is not `head`, and is somebody.
+async fn until_led_elsewhere(heads: &[&Head], head: u64) {
+    let elsewhere = async {
+        while !heads
+            .iter()
+            .all(|other| other.status().shards.iter().all(|shard| shard.leader != 0 && shard.leader != head))
+        {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, elsewhere).await.expect("leaders move");
+}
+
+async fn agree(heads: &[&Head]) {
+    let same = async {
+        while !(0..SHARDS).all(|shard| {
+            let all: Vec<_> = heads.iter().map(|head| head.digest(shard)).collect();
+            all.windows(2).all(|pair| pair[0] == pair[1])
+        }) {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    tokio::time::timeout(LONG, same).await.expect("replicas converge");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_heads_are_replaced_one_by_one_under_load() {
+    let place = Place::new();
+    in_scope(1, async {
+        let (old, new) = (addresses(3), addresses(3));
+        let mut running = place.form(&old).await;
+        let client = client(&old).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let load = tokio::spawn({
+            let (client, stop) = (client.clone(), stop.clone());
+            async move {
+                let mut n = 0u32;
+                while !stop.load(Ordering::Relaxed) {
+                    let (key, value) = (format!("key-{n}"), Bytes::from(format!("value-{n}")));
+                    assert!(client.kv_put(key.as_bytes(), value, false, LONG).await.expect("no error"));
+                    n += 1;
+                }
+                n
+            }
+        });
+        for (nth, address) in new.iter().enumerate() {
+            let member = running[nth].address().to_owned();
+            let asked = client.change_heads(change(100 + nth as u64, address, nth as u64 + 1), LONG);
+            assert!(!asked.await.expect("accepted").finished, "the new head does not run yet");
+            let joined = place.start(address, &[member]).await.expect("joins");
+            let head = until_done(&client, change(100 + nth as u64, address, nth as u64 + 1)).await;
+            assert_eq!((head, joined.head_id()), (nth as u64 + 4, head));
+            let old = std::mem::replace(&mut running[nth], joined);
+            let gone = async {
+                while !old.was_removed() {
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(LONG, gone).await.expect("the old one notices");
+            old.shutdown().await;
+        }
+        stop.store(true, Ordering::Relaxed);
+        let written = load.await.expect("no write failed");
+        assert!(written > 0);
+        let expected: Vec<_> = (4..).zip(new.iter().cloned()).collect();
+        assert_eq!(members(&client).await, expected);
+        agree(&running.iter().collect::<Vec<_>>()).await;
+        // The client has followed: none of the heads it was told of is left.
+        let victim = running.remove(0);
+        victim.shutdown().await;
+        for n in 0..written {
+            let entry = client.read_kv(format!("key-{n}").as_bytes(), LONG).await.expect("read");
+            assert_eq!(entry.expect("there").value, Bytes::from(format!("value-{n}")));
+        }
+        // A restart needs no list but its own directory's.
+        running.push(place.start(&new[0], &new[..1]).await.expect("restarts"));
+        agree(&running.iter().collect::<Vec<_>>()).await;
+        for head in running {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
+    let place = Place::new();
+    in_scope(2, async {
+        let all = addresses(3);
+        let mut running = place.form(&all).await;
+        let client = client(&all).await;
+        for n in 0..200u32 {
+            client
+                .kv_put(format!("key-{n}").as_bytes(), Bytes::from_static(b"x"), false, LONG)
+                .await
+                .expect("put");
+        }
+        running.remove(1).shutdown().await;
+        std::fs::remove_dir_all(place.0.join(&all[1])).expect("wiped");
+        let refused = place.start(&all[1], &all).await.err().expect("it forgot its votes").to_string();
+        assert!(refused.contains(&format!("mobula head replace 2 {}", all[1])), "{refused}");
+        let request = change(7, &all[1], 2);
+        assert!(!client.change_heads(request.clone(), LONG).await.expect("accepted").finished);
+        // The leader of shard 0 goes away in the middle; whoever leads next goes on.
+        let root = running[0].status().shards[0].leader;
+        let at = running.iter().position(|head| head.head_id() == root).expect("it is one of these");
+        let address = running[at].address().to_owned();
+        running.remove(at).shutdown().await;
+        running.push(place.start(&address, &all).await.expect("restarts"));
+        let joined = place.start(&all[1], &all).await.expect("joins");
+        assert_eq!(until_done(&client, request.clone()).await, 4);
+        assert_eq!(until_done(&client, request).await, 4, "the same request, the same answer");
+        assert_eq!(joined.head_id(), 4);
+        let everyone: Vec<&Head> = running.iter().chain([&joined]).collect();
+        agree(&everyone).await;
+        // Wiped again, it is refused again: its new id is claimed.
+        joined.shutdown().await;
+        std::fs::remove_dir_all(place.0.join(&all[1])).expect("wiped");
+        let refused = place.start(&all[1], &all).await.err();
+        assert!(matches!(refused, Some(Error::Emptied { head: 4, .. })), "{refused:?}");
+        for head in running {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn heads_are_drained_added_and_removed() {
+    let place = Place::new();
+    in_scope(3, async {
+        let (all, more) = (addresses(3), addresses(1));
+        let running = place.form(&all).await;
+        let client = client(&all).await;
+        let drain = |head, undo| proto::ChangeHeadsRequest { drain: head, undo, ..Default::default() };
+        client.change_heads(drain(2, false), LONG).await.expect("drained");
+        until_led_elsewhere(&running.iter().collect::<Vec<_>>(), 2).await;
+        client.move_leader(1, 3, LONG).await.expect("moved");
+        client.change_heads(drain(2, true), LONG).await.expect("undone");
+        let unknown = client.change_heads(change(1, "", 9), LONG).await.expect_err("no such head");
+        assert!(unknown.to_string().contains("head 9 is no member"), "{unknown}");
+        let there = client.change_heads(change(2, &all[0], 0), LONG).await.expect("it is there already");
+        assert_eq!((there.finished, there.head), (true, 1));
+        // Added before it runs, and found to be a mistake.
+        assert_eq!(client.change_heads(change(3, "127.0.0.1:1", 0), LONG).await.expect("accepted").head, 4);
+        let second = client.change_heads(change(4, &more[0], 0), LONG).await.expect_err("one at a time");
+        assert!(second.to_string().contains("add head 4"), "{second}");
+        until_done(&client, change(5, "", 4)).await;
+        assert_eq!(members(&client).await.len(), 3);
+        // Started before it is added: it waits.
+        let starting = place.start(&more[0], &all[..1]);
+        let adding = until_done(&client, change(6, &more[0], 0));
+        let (joined, head) = tokio::join!(starting, adding);
+        let joined = joined.expect("joins");
+        assert_eq!((head, joined.head_id()), (5, 5));
+        until_done(&client, change(7, "", 1)).await;
+        assert_eq!(until_done(&client, change(8, "", 1)).await, 1, "it is gone already");
+        let left: Vec<u64> = members(&client).await.into_iter().map(|(head, _)| head).collect();
+        assert_eq!(left, [2, 3, 5]);
+        // With one of three gone, a second may not be removed unless a majority of the rest answers.
+        joined.shutdown().await;
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        let refused = client.change_heads(change(9, "", 2), LONG).await.expect_err("no majority");
+        assert!(refused.to_string().contains("no majority"), "{refused}");
+        until_done(&client, change(10, "", 5)).await;
+        for head in running {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
