@@ -9,11 +9,12 @@
 //! - [`random`] — seeded streams that fork by name.
 //! - [`resources`] — fixed-point amounts that never drift.
 //! - [`disk`] — the [`disk::Disk`] trait, its real twin, and the simulated one that forgets
-//!   what was not synced.
+//!   what was not synced. [`recorded_disk`] replays what a power cut may leave, for tests.
 
 pub mod disk;
 pub mod ids;
 pub mod random;
+pub mod recorded_disk;
 pub mod resources;
 pub mod sim_disk;
 pub mod time;

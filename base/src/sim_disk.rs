@@ -51,6 +51,23 @@ impl SimDisk {
         })))
     }
 
+    /// A disk with these files and directories, all of them durable.
+    pub fn with_files(seed: u64, files: BTreeMap<String, Vec<u8>>, dirs: BTreeSet<String>) -> Self {
+        let disk = SimDisk::new(seed);
+        {
+            let mut state = disk.state();
+            state.dirs = dirs;
+            for (name, bytes) in files {
+                let inode = state.next_inode;
+                state.next_inode += 1;
+                state.inodes.insert(inode, Inode { now: bytes.clone(), synced: bytes, last_write: None });
+                state.names.insert(name.clone(), inode);
+                state.durable_names.insert(name, inode);
+            }
+        }
+        disk
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().expect("a simulated disk is used by one thread")
     }

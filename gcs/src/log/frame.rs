@@ -31,11 +31,14 @@ pub enum Kind {
     Committed = 6,
     /// Nothing but the offset known synced.
     Mark = 7,
+    /// Last in a segment: whatever follows is not part of it.
+    Seal = 8,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
-        [Kind::Segment, Kind::Entries, Kind::Vote, Kind::Truncate, Kind::Purge, Kind::Committed, Kind::Mark]
+        use Kind::{Committed, Entries, Mark, Purge, Seal, Segment, Truncate, Vote};
+        [Segment, Entries, Vote, Truncate, Purge, Committed, Mark, Seal]
             .into_iter()
             .find(|kind| *kind as u8 == byte)
     }
@@ -79,9 +82,14 @@ fn crc(fixed: &[u8], payload: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-/// The frame at `offset` of a segment's bytes, if a valid one of `generation` starts there.
+/// The frame that starts at `offset` of a segment's bytes, if a valid one of `generation` does.
 pub fn decode(segment: &[u8], offset: usize, generation: u64) -> Option<(Header, &[u8])> {
-    let fixed = segment.get(offset..offset + HEADER)?;
+    decode_at(segment.get(offset..)?, offset as u64, generation)
+}
+
+/// The frame at the start of `bytes`, which lie at `offset` of their segment.
+pub fn decode_at(bytes: &[u8], offset: u64, generation: u64) -> Option<(Header, &[u8])> {
+    let fixed = bytes.get(..HEADER)?;
     let u32_at = |at: usize| u32::from_le_bytes(fixed[at..at + 4].try_into().expect("four bytes"));
     let u64_at = |at: usize| u64::from_le_bytes(fixed[at..at + 8].try_into().expect("eight bytes"));
     let header = Header {
@@ -92,9 +100,9 @@ pub fn decode(segment: &[u8], offset: usize, generation: u64) -> Option<(Header,
         synced: u64_at(29),
     };
     // Cheap checks first: recovery tries every offset after damage.
-    if header.generation != generation || header.offset != offset as u64 {
+    if header.generation != generation || header.offset != offset {
         return None;
     }
-    let payload = segment.get(offset + HEADER..offset + HEADER + u32_at(0) as usize)?;
+    let payload = bytes.get(HEADER..HEADER + u32_at(0) as usize)?;
     (crc(fixed, payload) == u32_at(4)).then_some((header, payload))
 }

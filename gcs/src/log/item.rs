@@ -47,24 +47,15 @@ pub enum Record {
         /// Its encoded log id.
         log_id: Bytes,
     },
-    /// Entries up to a log id are committed: worth writing, not worth a sync.
-    Committed {
-        /// The shard.
-        shard: u32,
-        /// The encoded log id.
-        log_id: Bytes,
-    },
 }
 
 impl Record {
-    /// Bytes it takes in the queue.
+    /// Bytes of its frame.
     pub fn weight(&self) -> usize {
         frame::HEADER
             + match self {
                 Record::Entries { payload, .. } => payload.len(),
-                Record::Vote { vote: bytes, .. }
-                | Record::Purge { log_id: bytes, .. }
-                | Record::Committed { log_id: bytes, .. } => bytes.len(),
+                Record::Vote { vote: bytes, .. } | Record::Purge { log_id: bytes, .. } => bytes.len(),
                 Record::Truncate { .. } => 8,
             }
     }

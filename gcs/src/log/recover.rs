@@ -1,41 +1,29 @@
 //! Replaying the segments: what every shard's log was.
 
-use super::frame::{Header, Kind};
+use super::files::Held;
+use super::frame::{self, Header, Kind};
+use super::index::{Place, ShardIndex};
 use super::item::LogIdentity;
-use super::record::{self, EntryBatch, SegmentHeader, ShardPoint};
+use super::reader::Reader;
+use super::record::{self, EntryBatch, SegmentHeader};
 use super::segments;
 use crate::error::Error;
-use crate::raft::types::{Entry, LogId, Vote};
-use bytes::Bytes;
 use mobula_base::disk::Disk;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::io;
 
-/// One shard's log as it was found.
-#[derive(Clone, Debug, Default)]
-pub struct Recovered {
-    /// The last durable vote.
-    pub vote: Option<Vote>,
-    /// Entries up to here are in a snapshot.
-    pub purged: Option<LogId>,
-    /// Entries up to here were known to be committed.
-    pub committed: Option<LogId>,
-    /// Entries above the purge point.
-    pub entries: BTreeMap<u64, Entry>,
-}
-
 /// What all segments hold together.
 #[derive(Default)]
 pub(super) struct Replay {
-    pub shards: BTreeMap<u32, Recovered>,
-    /// Per segment and shard: one past the highest index it holds.
-    pub ends: BTreeMap<u64, BTreeMap<u32, u64>>,
+    pub shards: BTreeMap<u32, ShardIndex>,
+    /// The segments, by their numbers.
+    pub held: BTreeMap<u64, Held>,
     /// Number of the last segment that stays.
     pub last: u64,
 }
 
-/// Reads everything, cuts a torn tail, and checks that no entry is missing.
+/// Reads everything, seals a torn tail, and checks that no entry is missing.
 pub(super) fn replay(disk: &dyn Disk, identity: &LogIdentity) -> Result<Replay, Error> {
     let numbers = segments::list(disk)?;
     let mut replay = Replay::default();
@@ -50,7 +38,7 @@ pub(super) fn replay(disk: &dyn Disk, identity: &LogIdentity) -> Result<Replay, 
                 detail: error.to_string(),
             })
         })?;
-        let Some(header) = scan.header else {
+        let Some(header) = &scan.header else {
             // Only the last one can be without: it was torn while it was made, and holds nothing.
             let removed = disk.remove(&file).and_then(|()| disk.sync_dir(segments::DIR));
             removed.map_err(|error| Error::storage(&file, error))?;
@@ -63,43 +51,34 @@ pub(super) fn replay(disk: &dyn Disk, identity: &LogIdentity) -> Result<Replay, 
                 detail: format!("it belongs to head {} of cluster {:016x}", header.head, header.cluster),
             });
         }
-        if scan.valid < scan.len {
-            cut(disk, &file, scan.valid).map_err(|error| Error::storage(&file, error))?;
+        if last && !scan.sealed {
+            segments::seal(disk, *number, &scan)?;
         }
-        replay.ends.insert(*number, ends);
+        replay.held.insert(*number, Held { len: scan.len, ends });
         replay.last = *number;
     }
-    for (shard, recovered) in &replay.shards {
-        check_whole(*shard, recovered)?;
-    }
-    Ok(replay)
-}
-
-fn cut(disk: &dyn Disk, file: &str, len: u64) -> io::Result<()> {
-    let mut open = disk.open(file, false)?;
-    open.set_len(len)?;
-    open.sync()
-}
-
-/// A hole can only come from a segment that is missing.
-fn check_whole(shard: u32, recovered: &Recovered) -> Result<(), Error> {
-    let first = recovered.purged.as_ref().map_or(0, |id| id.index + 1);
-    for (next, index) in (first..).zip(recovered.entries.keys()) {
-        if *index != next {
+    let reader = Reader::new(disk);
+    for (shard, found) in &mut replay.shards {
+        if let Some((from, to)) = found.hole() {
+            // A hole can only come from a segment that is missing.
             return Err(Error::Corrupt {
                 file: segments::DIR.to_owned(),
                 offset: 0,
-                detail: format!("entries {next} to {} of shard {shard} are missing", index - 1),
+                detail: format!("entries {from} to {to} of shard {shard} are missing"),
             });
         }
+        if let Some(block) = found.unread_end() {
+            let entries = reader.read(&block, *shard)?;
+            found.last = entries.last().map(|entry| entry.log_id).or(found.purged);
+        }
     }
-    Ok(())
+    Ok(replay)
 }
 
 impl Replay {
     fn visit(&mut self, header: Header, payload: &[u8], ends: &mut BTreeMap<u32, u64>) -> io::Result<()> {
         match header.kind {
-            Kind::Mark => return Ok(()),
+            Kind::Mark | Kind::Seal => return Ok(()),
             Kind::Segment => {
                 for point in SegmentHeader::decode(payload)?.shards {
                     self.shards.entry(point.shard).or_default().restate(&point)?;
@@ -111,51 +90,22 @@ impl Replay {
         let shard = self.shards.entry(header.shard).or_default();
         match header.kind {
             Kind::Entries => {
-                for stored in &EntryBatch::decode(payload)?.entries {
-                    let entry = record::load_entry(stored)?;
-                    let index = entry.log_id.index;
-                    ends.insert(header.shard, index + 1);
-                    if shard.purged.as_ref().is_none_or(|purged| purged.index < index) {
-                        shard.entries.insert(index, entry);
-                    }
+                let batch = EntryBatch::decode(payload)?;
+                let len = (frame::HEADER + payload.len()) as u32;
+                let place = Place { segment: header.generation, offset: header.offset, len };
+                if let Some(end) = shard.replay(&batch, place)? {
+                    let last = ends.entry(header.shard).or_default();
+                    *last = (*last).max(end);
                 }
             }
             Kind::Vote => shard.vote = record::load_vote(payload)?,
             Kind::Truncate => {
-                let end = u64::from_le_bytes(payload.try_into().map_err(io::Error::other)?);
-                shard.entries.split_off(&end);
+                shard.replay_truncate(u64::from_le_bytes(payload.try_into().map_err(io::Error::other)?));
             }
             Kind::Purge => shard.purge(record::unpack(payload)?),
             Kind::Committed => shard.committed = record::unpack_option(payload)?,
-            Kind::Segment | Kind::Mark => {}
+            Kind::Segment | Kind::Mark | Kind::Seal => {}
         }
         Ok(())
-    }
-}
-
-impl Recovered {
-    fn restate(&mut self, point: &ShardPoint) -> io::Result<()> {
-        self.vote = record::load_vote(&point.vote)?;
-        if let Some(purged) = record::unpack_option(&point.purged)? {
-            self.purge(purged);
-        }
-        self.entries.split_off(&point.end);
-        Ok(())
-    }
-
-    fn purge(&mut self, upto: LogId) {
-        self.entries = self.entries.split_off(&(upto.index + 1));
-        self.purged = Some(upto);
-    }
-
-    /// Where this shard stands, for the header of the next segment.
-    pub(super) fn point(&self, shard: u32) -> ShardPoint {
-        let end = self.entries.last_key_value().map(|(index, _)| index + 1);
-        ShardPoint {
-            shard,
-            vote: self.vote.as_ref().map_or_else(Bytes::new, record::pack),
-            purged: self.purged.as_ref().map_or_else(Bytes::new, record::pack),
-            end: end.or(self.purged.as_ref().map(|id| id.index + 1)).unwrap_or(0),
-        }
     }
 }

@@ -1,13 +1,18 @@
 //! Reading segments back: what is valid, where a tail is torn, and what is damage (R14).
 
 use super::frame::{self, Header, Kind};
+use super::files::FORMAT;
 use super::record::SegmentHeader;
 use crate::error::Error;
+use bytes::BytesMut;
 use mobula_base::disk::Disk;
 use prost::Message;
 
 /// The directory of the segments, relative to the head's data.
 pub const DIR: &str = "log";
+
+/// A run that is skipped when looking for frames: most of a segment is not written yet.
+const ZEROS: [u8; 512] = [0; 512];
 
 /// The name of segment `number`.
 pub fn name(number: u64) -> String {
@@ -28,13 +33,15 @@ pub struct Scan {
     pub valid: u64,
     /// Length of the file, in bytes.
     pub len: u64,
+    /// Whether it ends with a seal: nothing after is part of it.
+    pub sealed: bool,
 }
 
 /// Reads segment `number` and hands every frame to `visit`.
 ///
 /// # Errors
 /// Damage to bytes that had been synced. `last` says that no later segment exists: only there may
-/// a tail be torn, since a segment is synced before its successor is made.
+/// a tail be torn, since a segment is sealed and synced before its successor gets its name.
 pub fn scan(
     disk: &dyn Disk,
     number: u64,
@@ -43,39 +50,78 @@ pub fn scan(
 ) -> Result<Scan, Error> {
     let file = name(number);
     let bytes = disk.read(&file).map_err(|error| Error::storage(&file, error))?;
+    let corrupt = |at: usize, detail: String| Error::Corrupt { file: file.clone(), offset: at as u64, detail };
+    let mut scan = Scan { header: None, valid: 0, len: bytes.len() as u64, sealed: false };
     let mut at = 0;
-    let mut header = None;
-    while let Some((found, payload)) = frame::decode(&bytes, at, number) {
-        let next = at + frame::HEADER + payload.len();
-        if found.kind == Kind::Segment {
-            let decoded = SegmentHeader::decode(payload).map_err(|error| Error::Corrupt {
-                file: file.clone(),
-                offset: at as u64,
-                detail: format!("unreadable segment header: {error}"),
-            })?;
-            header = Some(decoded);
+    while !scan.sealed
+        && let Some((found, payload)) = frame::decode(&bytes, at, number)
+    {
+        match found.kind {
+            Kind::Segment => {
+                let decoded = SegmentHeader::decode(payload)
+                    .map_err(|error| corrupt(at, format!("unreadable segment header: {error}")))?;
+                if decoded.format > FORMAT {
+                    return Err(Error::Newer { found: decoded.format, known: FORMAT });
+                }
+                scan.header = Some(decoded);
+            }
+            Kind::Seal => scan.sealed = true,
+            _ => {}
         }
         visit(found, payload)?;
-        at = next;
+        at += frame::HEADER + payload.len();
     }
-    let scan = Scan { header, valid: at as u64, len: bytes.len() as u64 };
-    if at == bytes.len() && at > 0 {
+    scan.valid = at as u64;
+    // Format 1 had no seals: a whole segment ended with its file.
+    let old = scan.header.as_ref().is_some_and(|header| header.format == 1);
+    if scan.sealed || (old && at == bytes.len()) {
         return Ok(scan);
     }
-    let corrupt = |detail: String| Error::Corrupt { file: file.clone(), offset: at as u64, detail };
     if !last {
-        return Err(corrupt("a later segment exists, so all of this one had been synced".into()));
+        return Err(corrupt(at, "a later segment exists, so all of this one had been synced".into()));
     }
     // Whatever a later frame knew to be synced cannot be a torn tail.
-    for later in at + 1..bytes.len().saturating_sub(frame::HEADER - 1) {
+    let mut later = at + 1;
+    while later + frame::HEADER <= bytes.len() {
+        if bytes[later..].starts_with(&ZEROS) {
+            later += ZEROS.len();
+            // A frame may begin with zeros, but its generation follows within its fixed part.
+            if !bytes[later..].starts_with(&ZEROS) {
+                later -= frame::HEADER;
+            }
+        }
         if let Some((found, _)) = frame::decode(&bytes, later, number)
             && found.synced > at as u64
         {
-            return Err(corrupt(format!(
-                "a later write, at {later}, knew everything before {} to be on the disk",
-                found.synced
-            )));
+            let knew = format!("a later write, at {later}, knew everything before {} to be on the disk", found.synced);
+            return Err(corrupt(at, knew));
         }
+        later += 1;
     }
     Ok(scan)
+}
+
+/// Reads a segment that is whole, and says what is wrong with it.
+///
+/// # Errors
+/// Damage, or a disk that fails.
+pub fn verify(disk: &dyn Disk, number: u64) -> Result<u64, Error> {
+    scan(disk, number, false, |_, _| Ok(())).map(|scan| scan.valid)
+}
+
+/// Ends a segment whose tail was torn, or that nobody had time to seal.
+///
+/// # Errors
+/// The disk failed.
+pub fn seal(disk: &dyn Disk, number: u64, scan: &Scan) -> Result<(), Error> {
+    let file = name(number);
+    let mut bytes = BytesMut::new();
+    let header =
+        Header { kind: Kind::Seal, shard: 0, generation: number, offset: scan.valid, synced: scan.valid };
+    frame::encode(&header, &[], &mut bytes);
+    let sealed = disk.open(&file, false).and_then(|mut open| {
+        open.write_at(scan.valid, &bytes)?;
+        open.sync()
+    });
+    sealed.map_err(|error| Error::storage(&file, error))
 }

@@ -1,18 +1,22 @@
 //! One shard's log as openraft sees it: entries above the purge point in memory, everything durable
 //! through the shared writer.
 
+use super::index::{Found, ShardIndex};
 use super::item::Record;
+use super::reader::Reader;
 use super::record::{self, EntryBatch};
-use super::recover::Recovered;
 use super::writer::LogWriter;
+use crate::error::Error;
 use crate::raft::types::{Entry, LogId, Types, Vote};
+use crate::snapshot::on_disk;
 use bytes::Bytes;
+use mobula_base::disk::Disk;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
-use openraft::{EntryPayload, OptionalSend, RaftLogReader};
+use openraft::{OptionalSend, RaftLogReader};
 use prost::Message;
 use std::fmt::Debug;
 use std::io;
-use std::ops::RangeBounds;
+use std::ops::{Bound, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 /// One replication message carries about this many bytes of entries, and at least one entry.
@@ -22,19 +26,46 @@ const REPLICATE_BYTES: usize = 4 << 20;
 #[derive(Clone)]
 pub struct ShardLog {
     shard: u32,
-    memory: Arc<Mutex<Recovered>>,
+    memory: Arc<Mutex<ShardIndex>>,
+    disk: Arc<dyn Disk>,
     writer: LogWriter,
 }
 
 impl ShardLog {
     /// The log of `shard` as it was found.
-    pub fn new(shard: u32, found: Recovered, writer: LogWriter) -> Self {
-        ShardLog { shard, memory: Arc::new(Mutex::new(found)), writer }
+    pub fn new(shard: u32, found: ShardIndex, disk: Arc<dyn Disk>, writer: LogWriter) -> Self {
+        ShardLog { shard, memory: Arc::new(Mutex::new(found)), disk, writer }
     }
 
-    fn memory(&self) -> MutexGuard<'_, Recovered> {
-        self.memory.lock().expect("nothing panics under this lock")
+    fn memory(&self) -> MutexGuard<'_, ShardIndex> {
+        lock(&self.memory)
     }
+
+    /// The entries of `start..end` that exist, from `start` on, about `bytes` of them at a time.
+    async fn get(&self, start: u64, end: u64, bytes: usize) -> io::Result<Vec<Entry>> {
+        let found = self.memory().find(start, end, bytes);
+        let blocks = match found {
+            Found::Here(entries) => return Ok(entries),
+            Found::Nowhere => return Ok(Vec::new()),
+            Found::On(blocks) => blocks,
+        };
+        let shard = self.shard;
+        let read = on_disk(self.disk.clone(), move |disk| {
+            let reader = Reader::new(disk);
+            let mut entries = Vec::new();
+            for block in &blocks {
+                entries.extend(reader.read(block, shard).map_err(Error::into_io)?);
+            }
+            Ok(entries)
+        })
+        .await;
+        // Purged meanwhile, its segment has another life.
+        if read.is_err() && self.memory().start() > start { Ok(Vec::new()) } else { read }
+    }
+}
+
+fn lock(memory: &Mutex<ShardIndex>) -> MutexGuard<'_, ShardIndex> {
+    memory.lock().expect("nothing panics under this lock")
 }
 
 impl RaftLogReader<Types> for ShardLog {
@@ -42,7 +73,25 @@ impl RaftLogReader<Types> for ShardLog {
         &mut self,
         range: RB,
     ) -> io::Result<Vec<Entry>> {
-        Ok(self.memory().entries.range(range).map(|(_, entry)| entry.clone()).collect())
+        let start = match range.start_bound() {
+            Bound::Included(start) => *start,
+            Bound::Excluded(start) => start + 1,
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(end) => end + 1,
+            Bound::Excluded(end) => *end,
+            Bound::Unbounded => u64::MAX,
+        };
+        let mut next = start.max(self.memory().start());
+        let mut entries = Vec::new();
+        while next < end {
+            let more = self.get(next, end, REPLICATE_BYTES).await?;
+            let Some(last) = more.last() else { break };
+            next = last.log_id.index + 1;
+            entries.extend(more);
+        }
+        Ok(entries)
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -50,17 +99,7 @@ impl RaftLogReader<Types> for ShardLog {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        let mut bytes = 0;
-        let memory = self.memory();
-        let entries = memory.entries.range(start..end).map(|(_, entry)| entry);
-        let fits = entries.take_while(|entry| {
-            let fits = bytes < REPLICATE_BYTES;
-            if let EntryPayload::Normal(proposal) = &entry.payload {
-                bytes += proposal.0.len();
-            }
-            fits
-        });
-        Ok(fits.cloned().collect())
+        self.get(start, end, REPLICATE_BYTES).await
     }
 }
 
@@ -69,8 +108,7 @@ impl RaftLogStorage<Types> for ShardLog {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let memory = self.memory();
-        let last = memory.entries.last_key_value().map(|(_, entry)| entry.log_id).or(memory.purged);
-        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: last })
+        Ok(LogState { last_purged_log_id: memory.purged, last_log_id: memory.last })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -86,7 +124,7 @@ impl RaftLogStorage<Types> for ShardLog {
         self.memory().committed = committed;
         if let Some(log_id) = committed {
             let log_id = record::pack(&log_id);
-            self.writer.submit_lazy(Record::Committed { shard: self.shard, log_id });
+            self.writer.note_committed(self.shard, log_id);
         }
         Ok(())
     }
@@ -100,17 +138,23 @@ impl RaftLogStorage<Types> for ShardLog {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let (mut batch, mut end) = (EntryBatch::default(), 0);
-        {
+        let mut batch = EntryBatch::default();
+        let (mut first, mut end) = (None, 0);
+        let cuts = {
             let mut memory = self.memory();
             for entry in entries {
                 batch.entries.push(record::store_entry(&entry));
+                first.get_or_insert(entry.log_id.index);
                 end = entry.log_id.index + 1;
-                memory.entries.insert(entry.log_id.index, entry);
+                memory.push(entry);
             }
-        }
+            memory.cuts()
+        };
         let payload = Bytes::from(batch.encode_to_vec());
-        let done = Box::new(move |result| callback.io_completed(result));
+        let memory = self.memory.clone();
+        let done = Box::new(move |result: io::Result<_>| {
+            callback.io_completed(result.map(|place| lock(&memory).place(first.unwrap_or(end), end, place, cuts)));
+        });
         // Queued before this returns: the order of appends is the order of the log.
         self.writer.submit(Record::Entries { shard: self.shard, end, payload }, Some(done)).await;
         Ok(())
@@ -118,17 +162,19 @@ impl RaftLogStorage<Types> for ShardLog {
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
         let end = last.map_or(0, |id| id.index + 1);
-        self.memory().entries.split_off(&end);
-        self.writer.submit(Record::Truncate { shard: self.shard, end }, None).await;
+        self.memory().truncate(last);
+        let memory = self.memory.clone();
+        let done = Box::new(move |result: io::Result<_>| {
+            if result.is_ok() {
+                lock(&memory).truncate_blocks(end);
+            }
+        });
+        self.writer.submit(Record::Truncate { shard: self.shard, end }, Some(done)).await;
         Ok(())
     }
 
     async fn purge(&mut self, upto: LogId) -> io::Result<()> {
-        {
-            let mut memory = self.memory();
-            memory.entries = memory.entries.split_off(&(upto.index + 1));
-            memory.purged = Some(upto);
-        }
+        self.memory().purge(upto);
         let log_id = record::pack(&upto);
         self.writer.write(Record::Purge { shard: self.shard, index: upto.index, log_id }).await
     }
