@@ -171,11 +171,19 @@ impl Pending {
         let reachable = |path: &str| parent(path).is_empty() || dirs.contains(parent(path));
         let content = |inode: usize| inodes.get(inode).cloned().unwrap_or_default();
         let files = names.iter().filter(|(name, _)| reachable(name));
-        Image { files: files.map(|(name, inode)| (name.clone(), content(*inode))).collect(), dirs: dirs.clone() }
+        Image {
+            files: files.map(|(name, inode)| (name.clone(), content(*inode))).collect(),
+            dirs: dirs.clone(),
+        }
     }
 }
 
-fn apply(op: &Op, inodes: &mut Vec<Vec<u8>>, names: &mut BTreeMap<String, usize>, dirs: &mut BTreeSet<String>) {
+fn apply(
+    op: &Op,
+    inodes: &mut Vec<Vec<u8>>,
+    names: &mut BTreeMap<String, usize>,
+    dirs: &mut BTreeSet<String>,
+) {
     match op {
         Op::Write { inode, offset, bytes } => {
             let end = *offset as usize + bytes.len();

@@ -259,7 +259,8 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
     let mut groups = Vec::new();
     for (shard, store) in (0..identity.shards).zip(&stores) {
         let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), config.timing.clone());
-        let entries = ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
+        let entries =
+            ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
         let dialer = Dialer { peers: peers.clone(), shard, disk: disk.clone() };
         let raft = Raft::new(identity.head, config.timing.config()?, dialer, entries, machine).await;
         let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;

@@ -23,15 +23,8 @@ use std::sync::Arc;
 type Shard = (Option<Vote>, u64, Vec<u8>);
 type World = BTreeMap<u32, Shard>;
 
-const SMALL: Sizes = Sizes {
-    first: 1024,
-    segment: 1024,
-    reserve: 1024,
-    spares: 2,
-    step: 512,
-    log: 1 << 20,
-    segments: 64,
-};
+const SMALL: Sizes =
+    Sizes { first: 1024, segment: 1024, reserve: 1024, spares: 2, step: 512, log: 1 << 20, segments: 64 };
 
 /// What a disk writes at once, in bytes; small, as everything here is.
 const BLOCK: usize = 128;
@@ -67,8 +60,7 @@ impl Script {
                     shard.2.extend((have..*end).map(|_| tag));
                 }
                 Record::Vote { shard, vote } => {
-                    world.entry(*shard).or_default().0 =
-                        super::record::load_vote(vote).expect("packed here");
+                    world.entry(*shard).or_default().0 = super::record::load_vote(vote).expect("packed here");
                 }
                 Record::Truncate { shard, end } => {
                     let shard = world.entry(*shard).or_default();
@@ -207,7 +199,8 @@ fn random_scripts_survive_power_cuts() {
         let mut script = Script::new();
         for step in 0..25u8 {
             let shard = random.below(3) as u32;
-            let (_, start, tags) = script.worlds.last().and_then(|w| w.get(&shard)).cloned().unwrap_or_default();
+            let (_, start, tags) =
+                script.worlds.last().and_then(|w| w.get(&shard)).cloned().unwrap_or_default();
             let end = start + tags.len() as u64;
             match random.below(8) {
                 0 => script.commit(&[vote(shard, u64::from(step) + 1)], &[]),

@@ -1,7 +1,7 @@
 //! Reading segments back: what is valid, where a tail is torn, and what is damage (R14).
 
-use super::frame::{self, Header, Kind};
 use super::files::FORMAT;
+use super::frame::{self, Header, Kind};
 use super::record::SegmentHeader;
 use crate::error::Error;
 use bytes::BytesMut;
@@ -50,7 +50,8 @@ pub fn scan(
 ) -> Result<Scan, Error> {
     let file = name(number);
     let bytes = disk.read(&file).map_err(|error| Error::storage(&file, error))?;
-    let corrupt = |at: usize, detail: String| Error::Corrupt { file: file.clone(), offset: at as u64, detail };
+    let corrupt =
+        |at: usize, detail: String| Error::Corrupt { file: file.clone(), offset: at as u64, detail };
     let mut scan = Scan { header: None, valid: 0, len: bytes.len() as u64, sealed: false };
     let mut at = 0;
     while !scan.sealed
@@ -93,7 +94,10 @@ pub fn scan(
         if let Some((found, _)) = frame::decode(&bytes, later, number)
             && found.synced > at as u64
         {
-            let knew = format!("a later write, at {later}, knew everything before {} to be on the disk", found.synced);
+            let knew = format!(
+                "a later write, at {later}, knew everything before {} to be on the disk",
+                found.synced
+            );
             return Err(corrupt(at, knew));
         }
         later += 1;

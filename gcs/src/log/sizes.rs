@@ -43,7 +43,7 @@ impl Sizes {
         if real {
             Sizes { first: FIRST_BYTES, reserve: RESERVE_BYTES, ..sizes }
         } else {
-            Sizes { first: 64 << 10, reserve: 64 << 10, segment: 1 << 20, ..sizes }
+            Sizes { first: 16 << 10, reserve: 32 << 10, segment: 256 << 10, ..sizes }
         }
     }
 

@@ -153,7 +153,9 @@ impl RaftLogStorage<Types> for ShardLog {
         let payload = Bytes::from(batch.encode_to_vec());
         let memory = self.memory.clone();
         let done = Box::new(move |result: io::Result<_>| {
-            callback.io_completed(result.map(|place| lock(&memory).place(first.unwrap_or(end), end, place, cuts)));
+            callback.io_completed(
+                result.map(|place| lock(&memory).place(first.unwrap_or(end), end, place, cuts)),
+            );
         });
         // Queued before this returns: the order of appends is the order of the log.
         self.writer.submit(Record::Entries { shard: self.shard, end, payload }, Some(done)).await;

@@ -121,7 +121,8 @@ fn a_foreign_log_is_refused() {
     let disk = SimDisk::new(3);
     drop(open(&disk, 2000).expect("fresh"));
     let other = LogIdentity { cluster: 8, head: 1 };
-    let error = Files::open(Arc::new(disk), other, Sizes::with_segments_of(2000)).err().expect("foreign").to_string();
+    let error =
+        Files::open(Arc::new(disk), other, Sizes::with_segments_of(2000)).err().expect("foreign").to_string();
     assert!(error.contains("belongs to head 1 of cluster"), "{error}");
 }
 
@@ -217,7 +218,9 @@ fn entries_leave_memory_and_are_found_again() {
     index.truncate(Some(log_id(99)));
     index.truncate_blocks(100);
     assert!(matches!(index.find(100, 200, 4000), Found::Nowhere));
-    assert!(matches!(index.find(99, 200, 4000), Found::On(blocks) if blocks.len() == 1 && blocks[0].end == 100));
+    assert!(
+        matches!(index.find(99, 200, 4000), Found::On(blocks) if blocks.len() == 1 && blocks[0].end == 100)
+    );
 }
 
 /// A file that was written by this build, and one by the first: both must be readable for ever.

@@ -305,7 +305,9 @@ impl Writer {
         self.shared.full.store(full, Ordering::Relaxed);
         let mut news = self.shared.news();
         news.pinning = self.files.pinning();
-        if news.sealed.len() + 1 != self.files.segments() || news.sealed.last() != self.files.last_sealed().as_ref() {
+        if news.sealed.len() + 1 != self.files.segments()
+            || news.sealed.last() != self.files.last_sealed().as_ref()
+        {
             news.sealed = self.files.sealed();
         }
     }
