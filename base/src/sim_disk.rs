@@ -28,6 +28,16 @@ struct State {
     full: bool,
     fail_sync: bool,
     syncs: u64,
+    failed_syncs: u64,
+}
+
+/// What a disk holds.
+#[derive(Clone, Default)]
+pub struct Image {
+    inodes: BTreeMap<u64, Inode>,
+    names: BTreeMap<String, u64>,
+    durable_names: BTreeMap<String, u64>,
+    dirs: BTreeSet<String>,
 }
 
 /// A shared handle: clones see the same disk. Keep one outside the simulated host, so that the
@@ -48,6 +58,7 @@ impl SimDisk {
             full: false,
             fail_sync: false,
             syncs: 0,
+            failed_syncs: 0,
         })))
     }
 
@@ -105,6 +116,40 @@ impl SimDisk {
     /// Syncs so far.
     pub fn syncs(&self) -> u64 {
         self.state().syncs
+    }
+
+    /// Syncs that failed so far.
+    pub fn failed_syncs(&self) -> u64 {
+        self.state().failed_syncs
+    }
+
+    /// Paths of all files, sorted, with their lengths in bytes.
+    pub fn files(&self) -> Vec<(String, u64)> {
+        let state = self.state();
+        let len = |inode: &u64| state.inodes.get(inode).map_or(0, |inode| inode.now.len() as u64);
+        state.names.iter().map(|(name, inode)| (name.clone(), len(inode))).collect()
+    }
+
+    /// All that is on the disk, to be put back later. Take it while nothing has the disk open.
+    pub fn image(&self) -> Image {
+        let state = self.state();
+        Image {
+            inodes: state.inodes.clone(),
+            names: state.names.clone(),
+            durable_names: state.durable_names.clone(),
+            dirs: state.dirs.clone(),
+        }
+    }
+
+    /// Replaces everything by an image, the empty one by default.
+    pub fn load(&self, image: Image) {
+        let mut state = self.state();
+        let above = image.inodes.last_key_value().map_or(0, |(inode, _)| inode + 1);
+        state.next_inode = state.next_inode.max(above);
+        state.inodes = image.inodes;
+        state.names = image.names;
+        state.durable_names = image.durable_names;
+        state.dirs = image.dirs;
     }
 
     /// Flips one bit, on disk and in every view of it.
@@ -188,6 +233,7 @@ impl Disk for SimDisk {
     fn sync_dir(&self, dir: &str) -> io::Result<()> {
         let mut state = self.state();
         if state.fail_sync {
+            state.failed_syncs += 1;
             return Err(io::Error::other("simulated sync failure"));
         }
         state.syncs += 1;
@@ -238,6 +284,7 @@ impl DiskFile for SimFile {
         {
             let mut state = self.disk.state();
             if state.fail_sync {
+                state.failed_syncs += 1;
                 return Err(io::Error::other("simulated sync failure"));
             }
             state.syncs += 1;

@@ -1,5 +1,6 @@
 //! What a head is told and what it runs on.
 
+use crate::hook::{SharedHook, Unhooked};
 use crate::raft::timing::RaftTiming;
 use mobula_base::disk::Disk;
 use mobula_net::seam::SharedNet;
@@ -48,4 +49,13 @@ pub struct Parts {
     pub net: SharedNet,
     /// The data directory.
     pub disk: Arc<dyn Disk>,
+    /// Who watches.
+    pub hook: SharedHook,
+}
+
+impl Parts {
+    /// A network and a disk, and nobody who watches.
+    pub fn new(net: SharedNet, disk: Arc<dyn Disk>) -> Self {
+        Parts { net, disk, hook: Arc::new(Unhooked) }
+    }
 }

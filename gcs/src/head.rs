@@ -4,6 +4,7 @@ use crate::bootstrap;
 use crate::config::{HeadConfig, Parts};
 use crate::duties;
 use crate::error::Error;
+use crate::hook::Plant;
 use crate::identity::{Identity, Lock};
 use crate::log::store::ShardLog;
 use crate::log::{LogIdentity, LogWriter};
@@ -122,6 +123,20 @@ impl Head {
         self.running.notes.removed.get().is_some()
     }
 
+    /// Terms of the shards that this head leads, or believes to lead: nothing is done on the strength
+    /// of it.
+    pub fn offices(&self) -> Vec<(u32, u64)> {
+        self.running.groups.iter().filter_map(|group| Some((group.shard, group.office()?))).collect()
+    }
+
+    /// Why a replica of this head had to stop, if one did.
+    pub fn stopped(&self) -> Option<(u32, String)> {
+        self.running.groups.iter().find_map(|group| {
+            let why = self.running.log.stopped().or_else(|| group.progress().stopped)?;
+            Some((group.shard, why))
+        })
+    }
+
     /// Runs until `until` ends, then shuts down.
     ///
     /// # Errors
@@ -134,11 +149,8 @@ impl Head {
                     let Identity { head, cluster, .. } = self.running.identity;
                     return Error::Removed { head, cluster };
                 }
-                for group in self.running.groups.iter() {
-                    let why = self.running.log.stopped().or_else(|| group.progress().stopped);
-                    if let Some(detail) = why {
-                        return Error::Stopped { shard: group.shard, detail };
-                    }
+                if let Some((shard, detail)) = self.stopped() {
+                    return Error::Stopped { shard, detail };
                 }
             }
         };
@@ -205,6 +217,15 @@ fn site(
             return Err(bootstrap::foreign(known, stranger));
         }
         founders.clone_from(&known.founders);
+        let owner = known.founders.get((known.head as usize).wrapping_sub(1));
+        if owner.is_some_and(|owner| *owner != advertise) && !parts.hook.has(Plant::TakeAnyDisk) {
+            return Err(Error::Config(format!(
+                "this data directory is that of head {} at {}, and this head is {advertise}: two heads with one \
+                 directory's votes could elect two leaders; give each head its own directory back",
+                known.head,
+                owner.map_or("", String::as_str)
+            )));
+        }
     } else if founders.is_empty() {
         founders.push(advertise.clone());
     }
@@ -223,6 +244,7 @@ fn site(
         head: known.map_or(place.map_or(0, |place| place as u64 + 1), |known| known.head),
         net: parts.net.clone(),
         running: OnceLock::new(),
+        hook: parts.hook.clone(),
     })
 }
 
@@ -259,12 +281,14 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
     let mut groups = Vec::new();
     for (shard, store) in (0..identity.shards).zip(&stores) {
         let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), config.timing.clone());
+        let machine = machine.watched(parts.hook.clone());
         let entries =
             ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
+        let entries = entries.watched(parts.hook.clone());
         let dialer = Dialer { peers: peers.clone(), shard, disk: disk.clone() };
         let raft = Raft::new(identity.head, config.timing.config()?, dialer, entries, machine).await;
         let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
-        groups.push(Arc::new(Group::new(shard, raft, replica, config.timing.election())));
+        groups.push(Arc::new(Group::new(shard, raft, replica, config.timing.election(), &parts.hook)));
     }
     let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
     Ok(Running::new(identity, groups, log, incoming))

@@ -14,7 +14,7 @@
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
 //! - [`membership`] — how heads come and go later.
-//! - [`config`], [`head`] — all of it together.
+//! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
 //! - [`client`] — finding the leader, repeating safely.
 
 pub mod bootstrap;
@@ -25,6 +25,7 @@ pub mod core;
 pub mod duties;
 pub mod error;
 pub mod head;
+pub mod hook;
 pub mod identity;
 pub mod log;
 pub mod membership;

@@ -26,7 +26,7 @@ impl Place {
     }
     fn parts(&self, name: &str) -> Parts {
         let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
-        Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }
+        Parts::new(Arc::new(TcpNet), Arc::new(disk))
     }
 }
 

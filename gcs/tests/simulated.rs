@@ -93,7 +93,7 @@ fn run(seed: u64) -> String {
                 *lives
             };
             in_scope(seed * 1000 + life, async move {
-                let parts = Parts { net: Arc::new(SimNet), disk: Arc::new(disk) };
+                let parts = Parts::new(Arc::new(SimNet), Arc::new(disk));
                 let head = match Head::start(config(n, seed * 1000 + life), parts).await {
                     Ok(head) => head,
                     Err(error) => {

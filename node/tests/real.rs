@@ -109,7 +109,7 @@ impl Cluster {
         cluster.threads.push(std::thread::spawn(move || {
             let disk = Arc::new(mobula_base::disk::RealDisk::new(head_dir).expect("a directory"));
             runtime().block_on(mobula_gcs::in_scope(1, async move {
-                let parts = HeadParts { net: Arc::new(TcpNet), disk };
+                let parts = HeadParts::new(Arc::new(TcpNet), disk);
                 let head = Head::start(HeadConfig::default(), parts).await.expect("the head starts");
                 tell.send(head.address().to_owned()).expect("the test waits");
                 let _ = head.run_until_shutdown(async { drop(stopped.await) }).await;

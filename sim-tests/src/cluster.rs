@@ -102,7 +102,7 @@ async fn run_head(reach: Reach, n: u64, seed: u64) -> HostResult {
         timing: RaftTiming { snapshot_entries: 300, keep_entries: 50, ..RaftTiming::default() },
         ..HeadConfig::default()
     };
-    let parts = HeadParts { net: Arc::new(SimNet { host: head_name(n) }), disk: Arc::new(disk) };
+    let parts = HeadParts::new(Arc::new(SimNet { host: head_name(n) }), Arc::new(disk));
     mobula_gcs::in_scope(seed, async move {
         trace::note(format!("head-{n} starts"));
         let head = Head::start(config, parts).await.map_err(|e| format!("head-{n}: {e}"))?;

@@ -1,7 +1,7 @@
-//! `mobula-sim run | meta | sweep`.
+//! `mobula-sim run | store | meta | sweep | plants`.
 
 use crate::judge::Verdict;
-use crate::{scenario, trace};
+use crate::{scenario, store, trace};
 use clap::{Parser, Subcommand};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
@@ -28,17 +28,44 @@ enum What {
         #[arg(long)]
         no_faults: bool,
     },
+    /// One seed of the control store alone: clients, and a swarm of faults.
+    Store {
+        /// Decides everything.
+        #[arg(long)]
+        seed: u64,
+        /// Writes every event to this file.
+        #[arg(long)]
+        trace: Option<std::path::PathBuf>,
+        /// Plants a bug by its name.
+        #[arg(long)]
+        plant: Option<String>,
+    },
+    /// Plants each bug in turn and looks for it, one seed after the other.
+    Plants {
+        /// Gives up after so many seeds.
+        #[arg(long, default_value_t = 200)]
+        max_seeds: u64,
+        /// Only this bug.
+        #[arg(long)]
+        only: Option<String>,
+    },
     /// Runs each seed twice in fresh processes: the traces must agree, event for event.
     Meta {
         /// First and last seed, `A..B`.
         #[arg(long, value_parser = parse_seeds)]
         seeds: (u64, u64),
+        /// The control store alone.
+        #[arg(long)]
+        store: bool,
     },
     /// Runs many seeds, one process each.
     Sweep {
         /// First and last seed, `A..B`.
         #[arg(long, value_parser = parse_seeds)]
         seeds: (u64, u64),
+        /// The control store alone.
+        #[arg(long)]
+        store: bool,
     },
 }
 
@@ -61,12 +88,19 @@ pub fn main() -> ExitCode {
     };
     match arguments.what {
         What::Run { seed, trace, no_faults } => run(seed, trace, !no_faults),
-        What::Meta { seeds } => meta(seeds),
-        What::Sweep { seeds } => sweep(seeds),
+        What::Store { seed, trace, plant } => run_store(seed, trace, plant.as_deref()),
+        What::Plants { max_seeds, only } => plants(max_seeds, only.as_deref()),
+        What::Meta { seeds, store } => meta(seeds, kind(store)),
+        What::Sweep { seeds, store } => sweep(seeds, kind(store)),
     }
 }
 
-fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
+/// What a seed is run by.
+fn kind(store: bool) -> &'static str {
+    if store { "store" } else { "run" }
+}
+
+fn log_to_stderr() {
     let filter = std::env::var("MOBULA_LOG").unwrap_or_else(|_| "off".into());
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -74,15 +108,24 @@ fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
         .with_ansi(false)
         .with_writer(std::io::stderr)
         .try_init();
+}
+
+fn write_trace(file: Option<std::path::PathBuf>) -> Result<(), ExitCode> {
+    let Some(file) = file else { return Ok(()) };
+    std::fs::write(&file, trace::events().join("\n") + "\n").map_err(|error| {
+        eprintln!("cannot write the trace to {}: {error}", file.display());
+        ExitCode::from(5)
+    })
+}
+
+fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
+    log_to_stderr();
     // The speed of the simulator is wall time by nature; nothing inside depends on it.
     let started = Instant::now();
     let outcome = scenario::run(seed, faults);
     let wall = started.elapsed().as_secs_f64();
-    if let Some(file) = file
-        && let Err(error) = std::fs::write(&file, trace::events().join("\n") + "\n")
-    {
-        eprintln!("cannot write the trace to {}: {error}", file.display());
-        return ExitCode::from(5);
+    if let Err(code) = write_trace(file) {
+        return code;
     }
     let simulated = outcome.simulated.as_secs_f64();
     println!(
@@ -101,16 +144,82 @@ fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
     ExitCode::from(outcome.verdict.code())
 }
 
-/// Runs this binary on one seed in a fresh process: its output line and exit code.
-fn one(seed: u64) -> Result<(String, i32), String> {
+fn run_store(seed: u64, file: Option<std::path::PathBuf>, plant: Option<&str>) -> ExitCode {
+    log_to_stderr();
+    let started = Instant::now();
+    let outcome = match store::run(seed, plant) {
+        Ok(outcome) => outcome,
+        Err(why) => {
+            eprintln!("{why}");
+            return ExitCode::from(64);
+        }
+    };
+    let wall = started.elapsed().as_secs_f64();
+    if let Err(code) = write_trace(file) {
+        return code;
+    }
+    let simulated = outcome.simulated.as_secs_f64();
+    println!(
+        "seed {seed} trace {:016x} {} events, {}, {simulated:.1} s simulated in {wall:.1} s ({:.0} s/s): {:?}",
+        outcome.fingerprint,
+        trace::events().len(),
+        outcome.figures,
+        simulated / wall.max(0.001),
+        outcome.verdict
+    );
+    if outcome.verdict != Verdict::Pass {
+        let plant = plant.map_or(String::new(), |plant| format!(" --plant {plant}"));
+        eprintln!("run it again: mobula sim store --seed {seed}{plant} --trace events.txt");
+    }
+    ExitCode::from(outcome.verdict.code())
+}
+
+/// Looks for every planted bug.
+fn plants(max_seeds: u64, only: Option<&str>) -> ExitCode {
+    let mut missed = 0;
+    for (name, _, _, by) in store::planted::BUGS.iter().filter(|bug| only.is_none_or(|only| only == bug.0)) {
+        let mut found = None;
+        let step = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+        let mut first = 1;
+        while found.is_none() && first <= max_seeds {
+            let results = for_seeds((first, first + step - 1), |seed| one(&["store", "--plant", name], seed));
+            let red = |(seed, result): (u64, Result<(String, i32), String>)| {
+                let (line, code) = result.ok()?;
+                (code != 0 && code != 2 && code != 5).then_some((seed, line))
+            };
+            found = results.into_iter().find_map(red);
+            first += step;
+        }
+        match found {
+            Some((seed, line)) => {
+                let how = line.split_once(" s/s): ").map_or(&line[..], |(_, how)| how);
+                println!("{name}: seed {seed}, after {seed} seeds: {how}");
+            }
+            None => {
+                println!("{name}: not found in {max_seeds} seeds; {by} should have");
+                missed += 1;
+            }
+        }
+    }
+    ExitCode::from(if missed > 0 { 2 } else { 0 })
+}
+
+/// Runs this binary on one seed in a fresh process: its output line, or how it panicked, and its exit
+/// code.
+fn one(arguments: &[&str], seed: u64) -> Result<(String, i32), String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let output = Command::new(program)
-        .args(["run", "--seed", &seed.to_string()])
+        .args(arguments)
+        .args(["--seed", &seed.to_string()])
         .stdin(Stdio::null())
-        .stderr(Stdio::null())
         .output()
         .map_err(|e| e.to_string())?;
-    let text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let mut text = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    if text.is_empty() {
+        let errors = String::from_utf8_lossy(&output.stderr);
+        let panic = errors.lines().skip_while(|line| !line.contains("panicked at")).take(2);
+        text = format!("seed {seed}: {}", panic.collect::<Vec<_>>().join(" "));
+    }
     Ok((text, output.status.code().unwrap_or(5)))
 }
 
@@ -142,9 +251,9 @@ fn for_seeds<T: Send>(seeds: (u64, u64), job: impl Fn(u64) -> T + Sync) -> Vec<(
     results
 }
 
-fn meta(seeds: (u64, u64)) -> ExitCode {
+fn meta(seeds: (u64, u64), kind: &str) -> ExitCode {
     let mut worst = 0;
-    for (seed, (first, second)) in for_seeds(seeds, |seed| (one(seed), one(seed))) {
+    for (seed, (first, second)) in for_seeds(seeds, |seed| (one(&[kind], seed), one(&[kind], seed))) {
         match (first, second) {
             (Ok((a, code)), Ok((b, _)))
                 if fingerprint(&a) == fingerprint(&b) && fingerprint(&a) != "none" =>
@@ -165,9 +274,9 @@ fn meta(seeds: (u64, u64)) -> ExitCode {
     ExitCode::from(worst as u8)
 }
 
-fn sweep(seeds: (u64, u64)) -> ExitCode {
+fn sweep(seeds: (u64, u64), kind: &str) -> ExitCode {
     let (mut passed, mut failed, mut worst) = (0, 0, 0);
-    for (seed, result) in for_seeds(seeds, one) {
+    for (seed, result) in for_seeds(seeds, |seed| one(&[kind], seed)) {
         let (line, code) = result.unwrap_or_else(|e| (format!("seed {seed}: cannot run: {e}"), 5));
         println!("{}", if line.is_empty() { format!("seed {seed}: no verdict (exit {code})") } else { line });
         if code == 0 {

@@ -8,7 +8,8 @@
 //! - [`scenario`] — a seed's faults, and the loop that lets them land.
 //! - [`cluster`] — heads and nodes as simulated hosts.
 //! - [`job`] — the work they do, and the interpreter that knows its answers.
-//! - [`judge`] — what must hold at the end.
+//! - [`judge`] — what must hold, a file each.
+//! - [`store`] — the control store alone: its own clients, faults and planted bugs.
 //! - [`net`], [`local`] — the simulated seams.
 //! - [`trace`] — what happened, event by event; two runs of a seed must agree.
 
@@ -25,6 +26,7 @@ mod judge;
 mod local;
 mod net;
 mod scenario;
+mod store;
 mod trace;
 
 fn main() -> std::process::ExitCode {

@@ -148,7 +148,7 @@ async fn start_head(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<Head,
         timing,
         ..HeadConfig::default()
     };
-    Head::start(config, Parts { net, disk: Arc::new(disk) }).await.map_err(|error| {
+    Head::start(config, Parts::new(net, Arc::new(disk))).await.map_err(|error| {
         let in_use = matches!(&error, mobula_gcs::Error::Listen { source, .. } if is_in_use(source));
         coded(error, in_use)
     })

@@ -279,7 +279,12 @@ async fn watch_nodes(client: Client, mut stopped: tokio::sync::watch::Receiver<b
 /// Writes a key; the revision that was acknowledged, if it was.
 async fn put(client: &Client, key: &Bytes) -> Option<u64> {
     let shard = shard_of_key(key, client.shards()).0;
-    let op = call::Op::KvPut(KvPut { key: key.clone(), value: key.clone(), only_if_absent: false });
+    let op = call::Op::KvPut(KvPut {
+        key: key.clone(),
+        value: key.clone(),
+        only_if_absent: false,
+        ..Default::default()
+    });
     match client.call(op, shard, PATIENCE).await.ok()?.reply? {
         call_reply::Reply::Revision(revision) => Some(revision),
         _ => None,

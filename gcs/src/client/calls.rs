@@ -12,6 +12,10 @@ use proto::command::Op as CommandOp;
 use proto::reply::Reply as Answer;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
+
+/// A session that was not used for this long is not trusted to be remembered.
+const IDLE: Duration = Duration::from_secs(60);
 
 impl Client {
     /// Commits a command on `shard`. The same bytes are sent until somebody answers, so the
@@ -79,34 +83,56 @@ impl Client {
         shard: u32,
         deadline: Duration,
     ) -> Result<proto::CallReply, Error> {
+        let until = Instant::now() + deadline;
         let caller = self.caller(shard);
         let mut caller = caller.lock().await;
-        if caller.unsure {
-            *caller = self.new_caller();
+        // A session that was idle may have been closed; nothing is under way in it, so a new one
+        // takes its place before that can become a doubt.
+        if caller.session == 0 || caller.unsure || caller.used.is_none_or(|used| used.elapsed() > IDLE) {
+            *caller = Caller { session: self.open_session(shard, deadline).await?, ..Caller::default() };
         }
         caller.seq += 1;
         // Stays so if this future is dropped before the answer.
         caller.unsure = true;
         let call = proto::Call { session: caller.session, seq: caller.seq, op: Some(op) };
-        let command = proto::Command { op: Some(CommandOp::Call(call)) };
-        let Some(Answer::Call(reply)) = self.propose(shard, &command, deadline).await?.reply else {
-            return Err(Error::Protocol("a call was answered with something else"));
-        };
+        let reply = self.send_call(shard, call, until.saturating_duration_since(Instant::now())).await?;
         if let Some(Called::SessionExpired(_)) = reply.reply {
             return Err(Error::OutcomeUnknown("the session was closed, too many others were in use".into()));
         }
+        caller.used = Some(Instant::now());
         caller.unsure = false;
         Ok(reply)
     }
 
-    fn caller(&self, shard: u32) -> Arc<tokio::sync::Mutex<Caller>> {
-        let mut callers = self.callers.lock().expect("nothing panics under this lock");
-        let new = || Arc::new(tokio::sync::Mutex::new(self.new_caller()));
-        callers.entry(shard).or_insert_with(new).clone()
+    /// A repetition opens a second session, which nobody uses: that does no harm.
+    async fn open_session(&self, shard: u32, deadline: Duration) -> Result<u64, Error> {
+        let op = Some(proto::call::Op::Open(proto::OpenSession {}));
+        let opened = self.send_call(shard, proto::Call { op, ..Default::default() }, deadline).await;
+        match opened {
+            Ok(proto::CallReply { reply: Some(Called::Session(session)) }) => Ok(session),
+            Ok(_) => Err(EMPTY),
+            // Nothing of the caller's has happened yet.
+            Err(Error::OutcomeUnknown(last)) => Err(Error::Unreachable { heads: self.heads(), last }),
+            Err(error) => Err(error),
+        }
     }
 
-    fn new_caller(&self) -> Caller {
-        Caller { session: self.state().random.next_u64().max(1), seq: 0, unsure: false }
+    async fn send_call(
+        &self,
+        shard: u32,
+        call: proto::Call,
+        deadline: Duration,
+    ) -> Result<proto::CallReply, Error> {
+        let command = proto::Command { op: Some(CommandOp::Call(call)) };
+        match self.propose(shard, &command, deadline).await?.reply {
+            Some(Answer::Call(reply)) => Ok(reply),
+            _ => Err(Error::Protocol("a call was answered with something else")),
+        }
+    }
+
+    fn caller(&self, shard: u32) -> Arc<tokio::sync::Mutex<Caller>> {
+        let mut callers = self.callers.lock().expect("nothing panics under this lock");
+        callers.entry(shard).or_default().clone()
     }
 
     /// Reports what copies a node holds. `cluster` is filled in. The answer is accepted, a demand
@@ -182,12 +208,69 @@ impl Client {
         only_if_absent: bool,
         deadline: Duration,
     ) -> Result<bool, Error> {
-        let shard = shard_of_key(key, self.shards()).0;
-        let put = proto::KvPut { key: Bytes::copy_from_slice(key), value, only_if_absent };
-        match self.call(proto::call::Op::KvPut(put), shard, deadline).await?.reply {
-            Some(Called::Revision(_)) => Ok(true),
-            Some(Called::AlreadyThere(_)) => Ok(false),
+        let key = Bytes::copy_from_slice(key);
+        let put = proto::KvPut { key, value, only_if_absent, ..Default::default() };
+        match self.write(put.key.clone(), proto::call::Op::KvPut(put), deadline).await? {
+            Called::Revision(_) => Ok(true),
+            Called::AlreadyThere(_) => Ok(false),
+            _ => Err(EMPTY),
+        }
+    }
+
+    /// Stores a value under a key if its last change is `expected`, 0 for a key that is absent.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn kv_cas(
+        &self,
+        key: &[u8],
+        expected: u64,
+        value: Bytes,
+        deadline: Duration,
+    ) -> Result<Cas, Error> {
+        let key = Bytes::copy_from_slice(key);
+        let put = proto::KvPut { key, value, expected_revision: Some(expected), ..Default::default() };
+        Cas::from(self.write(put.key.clone(), proto::call::Op::KvPut(put), deadline).await?)
+    }
+
+    /// Deletes a key, with `expected` only if that is its last change. Revision 0: it was absent.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn kv_delete(
+        &self,
+        key: &[u8],
+        expected: Option<u64>,
+        deadline: Duration,
+    ) -> Result<Cas, Error> {
+        let delete = proto::KvDelete { key: Bytes::copy_from_slice(key), expected_revision: expected };
+        Cas::from(self.write(delete.key.clone(), proto::call::Op::KvDelete(delete), deadline).await?)
+    }
+
+    async fn write(&self, key: Bytes, op: proto::call::Op, deadline: Duration) -> Result<Called, Error> {
+        let shard = shard_of_key(&key, self.shards()).0;
+        match self.call(op, shard, deadline).await?.reply {
             Some(Called::Failure(failure)) => Err(Error::Refused(failure.message)),
+            Some(other) => Ok(other),
+            None => Err(EMPTY),
+        }
+    }
+}
+
+/// What became of a conditional write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cas {
+    /// Done, by the change of this revision.
+    Done(u64),
+    /// Not done: the key's last change is this one, 0 for a key that is absent.
+    Conflict(u64),
+}
+
+impl Cas {
+    fn from(reply: Called) -> Result<Self, Error> {
+        match reply {
+            Called::Revision(revision) => Ok(Cas::Done(revision)),
+            Called::KvConflict(revision) => Ok(Cas::Conflict(revision)),
             _ => Err(EMPTY),
         }
     }

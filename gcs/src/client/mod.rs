@@ -6,13 +6,15 @@
 //! others are asked at once.
 //!
 //! Read it in this order: this file (state, connecting), `route` (whom to ask), `pipe` (many proposals
-//! over one stream), `calls`, `reads` and `admin` (the requests).
+//! over one stream), `calls`, `reads` and `admin` (the requests), [`watch`] (changes of keys, as they
+//! come).
 
 mod admin;
-mod calls;
+pub mod calls;
 mod pipe;
 mod reads;
 mod route;
+pub mod watch;
 
 use crate::error::Error;
 use mobula_base::random::Random;
@@ -90,9 +92,12 @@ impl std::ops::DerefMut for Store {
 }
 
 /// One session with one shard; its lock keeps one request under way at a time.
+#[derive(Default)]
 struct Caller {
+    /// 0: to be opened.
     session: u64,
     seq: u64,
+    used: Option<Instant>,
     /// The outcome of the last request is not known, so its session ends with it.
     unsure: bool,
 }

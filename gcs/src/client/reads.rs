@@ -92,9 +92,18 @@ impl Client {
         shard: u32,
         deadline: Duration,
     ) -> Result<Vec<proto::KvEntry>, Error> {
+        Ok(self.list(prefix, shard, deadline).await?.entries)
+    }
+
+    /// As [`Client::read_prefix`], with the shard's revision at that moment: a watch from the next
+    /// one on misses nothing.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn list(&self, prefix: &[u8], shard: u32, deadline: Duration) -> Result<proto::KvList, Error> {
         let what = proto::read_request::What::Prefix(Bytes::copy_from_slice(prefix));
         match self.read(shard, what, deadline).await? {
-            proto::read_reply::Result::Kv(list) => Ok(list.entries),
+            proto::read_reply::Result::Kv(list) => Ok(list),
             _ => Err(EMPTY),
         }
     }

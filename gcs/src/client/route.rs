@@ -133,6 +133,9 @@ impl Client {
                 Ok(Ok(Said::Refused(why))) => return Err(Error::Refused(why)),
                 Ok(Ok(Said::NotLeader(to))) => {
                     last = format!("{target} does not lead");
+                    // One that has just lost its office says so of requests whose entries may yet be
+                    // committed by its successor.
+                    sent = true;
                     (answered, troubled) = (true, true);
                     self.forget(shard, &target);
                     // Someone who was asked a moment ago may lead by now: first in the next round.

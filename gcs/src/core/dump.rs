@@ -2,11 +2,13 @@
 
 use super::format::{ClusterDump, Dump, HotRun, JobDump, SessionDump, StreamDump, VERSION};
 use super::heads::Heads;
+use super::kv::{Kv, KvValue};
 use super::run::Run;
-use super::session::Session;
+use super::session::{Session, Sessions};
 use super::stream::Stream;
 use super::tasks::JobSum;
-use super::{KvValue, Put, ShardState};
+use super::watch::History;
+use super::{Put, ShardState};
 use crate::cold::Manifest;
 use bytes::Bytes;
 use mobula_base::ids::hash64;
@@ -63,6 +65,7 @@ impl ShardState {
             revision: entry.revision,
         };
         let cluster = &self.cluster;
+        let (last_session, session_uses) = self.sessions.counters();
         Dump {
             puts: self.puts.iter().map(put).collect(),
             streams: self.streams.iter().map(stream).collect(),
@@ -83,6 +86,9 @@ impl ShardState {
             }),
             jobs: self.tasks.jobs().map(job).collect(),
             forgotten: self.forgotten.iter().copied().collect(),
+            history: Some(self.kv.history().dump()),
+            last_session,
+            session_uses,
             ..Default::default()
         }
     }
@@ -98,6 +104,7 @@ impl ShardState {
             return Err(invalid(&format!("version {} (this build reads {VERSION})", dump.version)));
         }
         let hot_limit = self.tasks.hot_limit();
+        let careless = (self.sessions.repeats, self.differs);
         *self = ShardState::new(self.shard, self.tasks.cold().clone());
         self.tasks.set_hot_limit(hot_limit);
         self.tasks.cold().adopt(cold)?;
@@ -121,14 +128,14 @@ impl ShardState {
             self.streams.insert(stream.incarnation, Stream { mark, last_first, last_len, last_ack });
         }
         self.fenced = dump.fenced.into_iter().collect();
-        for entry in dump.kv {
-            self.kv.insert(entry.key, KvValue { value: entry.value, revision: entry.revision });
-        }
-        for session in dump.sessions {
-            let (last_seq, used) = (session.last_seq, session.used);
-            let reply = session.reply.unwrap_or_default();
-            self.sessions.remember(session.session, Session { last_seq, reply, used });
-        }
+        self.kv = Kv::restored(dump.kv, History::restored(dump.history.unwrap_or_default()));
+        let session = |entry: SessionDump| {
+            let reply = entry.reply.unwrap_or_default();
+            (entry.session, Session { last_seq: entry.last_seq, reply, used: entry.used })
+        };
+        let counters = (dump.last_session, dump.session_uses);
+        self.sessions = Sessions::restored(dump.sessions.into_iter().map(session), counters);
+        self.set_careless(careless.0, careless.1);
         let cluster = dump.cluster.unwrap_or_default();
         self.cluster = super::Cluster {
             id: cluster.id,

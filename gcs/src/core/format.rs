@@ -1,13 +1,14 @@
 //! The messages a snapshot is made of.
 
 use super::cluster::{Death, Job, Member};
+use super::watch::HistoryDump;
 use bytes::Bytes;
 use mobula_proto as proto;
 use prost::Message;
 use std::collections::BTreeMap;
 
 /// Version of the dump that this build writes; it reads only this one.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 
 /// See `run::Chunk`.
 #[derive(Clone, PartialEq, Message)]
@@ -163,4 +164,10 @@ pub(super) struct Dump {
     pub jobs: Vec<JobDump>,
     #[prost(fixed64, repeated, tag = "10")]
     pub forgotten: Vec<u64>,
+    #[prost(message, optional, tag = "11")]
+    pub history: Option<HistoryDump>,
+    #[prost(uint64, tag = "12")]
+    pub last_session: u64,
+    #[prost(uint64, tag = "13")]
+    pub session_uses: u64,
 }

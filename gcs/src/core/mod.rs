@@ -6,12 +6,14 @@
 //!
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
-//! requests), [`cluster`] and [`heads`] (shard 0 only), `format` and `dump` (snapshots).
+//! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
+//! (shard 0 only), `format` and `dump` (snapshots).
 
 pub mod cluster;
 mod dump;
 mod format;
 pub mod heads;
+pub mod kv;
 pub mod pack;
 pub mod places;
 pub mod run;
@@ -20,10 +22,12 @@ mod stream;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
+pub mod watch;
 
 use crate::cold::{ColdStore, Manifest};
 use bytes::Bytes;
 use cluster::Cluster;
+use kv::Kv;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto as proto;
 use prost::Message;
@@ -32,7 +36,7 @@ use proto::call_reply::Reply as Called;
 use proto::command::Op as CommandOp;
 use proto::{FailureKind, reply::Reply as Answer};
 use run::State;
-use session::{Admission, Session, Sessions};
+use session::{Admission, Sessions};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -44,15 +48,6 @@ pub const MAX_TASKS_PER_SHARD: u64 = 250_000_000;
 /// Jobs that were forgotten are remembered by their numbers, so that a straggler does not bring one
 /// back; the oldest go first.
 pub const MAX_FORGOTTEN: usize = 10_000;
-
-/// A value of the key-value table.
-#[derive(Clone, Debug, PartialEq)]
-pub struct KvValue {
-    /// The bytes.
-    pub value: Bytes,
-    /// Log index of the write.
-    pub revision: u64,
-}
 
 /// A small value that a driver `put`.
 #[derive(Clone, Debug, PartialEq)]
@@ -75,7 +70,7 @@ pub struct ShardState {
     /// Incarnations whose entries are rejected (R10).
     pub fenced: BTreeSet<u64>,
     /// Functions, named things, environments.
-    pub kv: BTreeMap<Bytes, KvValue>,
+    pub kv: Kv,
     /// Shard 0 only.
     pub cluster: Cluster,
     streams: BTreeMap<u64, Stream>,
@@ -83,6 +78,8 @@ pub struct ShardState {
     /// Jobs that ended and were forgotten, the oldest first.
     forgotten: VecDeque<u64>,
     broken: Option<String>,
+    /// A planted bug.
+    differs: bool,
 }
 
 impl ShardState {
@@ -93,12 +90,13 @@ impl ShardState {
             tasks: Tasks::new(cold),
             puts: BTreeMap::new(),
             fenced: BTreeSet::new(),
-            kv: BTreeMap::new(),
+            kv: Kv::default(),
             cluster: Cluster::default(),
             streams: BTreeMap::new(),
             sessions: Sessions::default(),
             forgotten: VecDeque::new(),
             broken: None,
+            differs: false,
         }
     }
 
@@ -202,6 +200,9 @@ impl ShardState {
     }
 
     fn apply_call(&mut self, index: u64, call: &proto::Call) -> proto::CallReply {
+        if let Some(Op::Open(_)) = call.op {
+            return proto::CallReply { reply: Some(Called::Session(self.sessions.open())) };
+        }
         match self.sessions.admit(call.session, call.seq) {
             Admission::Repeat(reply) => return reply,
             Admission::Expired => {
@@ -210,8 +211,7 @@ impl ShardState {
             Admission::Execute => {}
         }
         let reply = proto::CallReply { reply: Some(self.execute(index, call.op.as_ref())) };
-        let entry = Session { last_seq: call.seq, reply: reply.clone(), used: index };
-        self.sessions.remember(call.session, entry);
+        self.sessions.remember(call.session, call.seq, reply.clone());
         reply
     }
 
@@ -221,19 +221,11 @@ impl ShardState {
             return wrong("jobs and members are kept by shard 0 only");
         }
         match op {
-            Some(Op::KvPut(put)) if put.only_if_absent && self.kv.contains_key(&put.key) => {
-                Called::AlreadyThere(true)
+            Some(Op::KvPut(put)) if self.differs && index.is_multiple_of(64) => {
+                self.kv.put(&proto::KvPut { value: Bytes::from_static(b"something else"), ..put.clone() })
             }
-            Some(Op::KvPut(put)) => {
-                // Copied, so that a small value does not keep its whole log entry in memory.
-                let entry = KvValue { value: Bytes::copy_from_slice(&put.value), revision: index };
-                self.kv.insert(Bytes::copy_from_slice(&put.key), entry);
-                Called::Revision(index)
-            }
-            Some(Op::KvDelete(delete)) => {
-                self.kv.remove(&delete.key);
-                Called::Revision(index)
-            }
+            Some(Op::KvPut(put)) => self.kv.put(put),
+            Some(Op::KvDelete(delete)) => self.kv.delete(delete),
             Some(Op::JobStart(start)) => {
                 self.cluster.job_start(index, start);
                 Called::Revision(index)
@@ -250,7 +242,7 @@ impl ShardState {
                 self.fence_the_dead();
                 Called::Revision(index)
             }
-            None => wrong("a request this build does not know"),
+            Some(Op::Open(_)) | None => wrong("a request this build does not know"),
         }
     }
 
@@ -293,6 +285,12 @@ impl ShardState {
             }
         }
         Ok(view)
+    }
+
+    /// Plants bugs: a repeated request executes again; another value is applied now and then.
+    pub fn set_careless(&mut self, repeats: bool, differs: bool) {
+        self.sessions.repeats = repeats;
+        self.differs = differs;
     }
 
     /// Bytes of runs that may stay in memory.

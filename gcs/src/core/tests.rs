@@ -75,6 +75,21 @@ fn call(session: u64, seq: u64, op: Op) -> proto::Command {
     proto::Command { op: Some(CommandOp::Call(proto::Call { session, seq, op: Some(op) })) }
 }
 
+/// Opens the sessions 1 to 4, the first of a shard.
+fn with_sessions(mut state: ShardState) -> ShardState {
+    for session in 1..5 {
+        let opened = called(state.apply(0, &call(0, 0, Op::Open(proto::OpenSession {}))));
+        assert_eq!(opened, Called::Session(session));
+    }
+    state
+}
+
+fn put(session: u64, seq: u64, value: &str, expected: Option<u64>) -> proto::Command {
+    let (key, value) = (Bytes::from("k"), Bytes::from(value.to_owned()));
+    let put = proto::KvPut { key, value, expected_revision: expected, ..Default::default() };
+    call(session, seq, Op::KvPut(put))
+}
+
 fn join(address: &str) -> Op {
     Op::NodeJoin(proto::NodeJoin { address: address.into(), ..Default::default() })
 }
@@ -170,17 +185,46 @@ fn the_fenced_are_rejected_at_apply() {
 
 #[test]
 fn a_request_happens_once_and_an_old_session_never_twice() {
-    let mut state = shard(0);
-    assert_eq!(called(state.apply(1, &call(9, 1, join("a:1")))), Called::Incarnation(1));
-    assert_eq!(called(state.apply(2, &call(9, 1, join("a:1")))), Called::Incarnation(1));
-    assert_eq!(called(state.apply(3, &call(9, 2, join("b:1")))), Called::Incarnation(2));
-    assert_eq!(called(state.apply(4, &call(9, 1, join("a:1")))), Called::SessionExpired(true));
-    assert_eq!(called(state.apply(5, &call(8, 4, join("a:1")))), Called::SessionExpired(true));
+    let mut state = with_sessions(shard(0));
+    assert_eq!(called(state.apply(1, &call(2, 1, join("a:1")))), Called::Incarnation(1));
+    assert_eq!(called(state.apply(2, &call(2, 1, join("a:1")))), Called::Incarnation(1));
+    assert_eq!(called(state.apply(3, &call(2, 2, join("b:1")))), Called::Incarnation(2));
+    assert_eq!(called(state.apply(4, &call(2, 1, join("a:1")))), Called::SessionExpired(true));
+    assert_eq!(called(state.apply(5, &call(1, 4, join("a:1")))), Called::SessionExpired(true));
+    assert_eq!(called(state.apply(6, &call(5, 1, join("a:1")))), Called::SessionExpired(true));
+}
+
+#[test]
+fn changes_that_share_an_entry_have_revisions_of_their_own() {
+    let mut state = with_sessions(shard(1));
+    let commands = [put(1, 1, "a", Some(0)), put(2, 1, "b", None), put(1, 2, "c", Some(1))];
+    let commands = commands.iter().map(|command| command.encode_to_vec().into()).collect();
+    let reply =
+        state.apply(9, &proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands })) });
+    let Some(Answer::Batch(batch)) = reply.reply else { panic!("{reply:?}") };
+    let replies: Vec<Called> = batch
+        .replies
+        .into_iter()
+        .map(|reply| called(proto::Reply::decode(reply).expect("a reply")))
+        .collect();
+    // The third builds on what the second overwrote, within the same entry.
+    assert_eq!(replies, [Called::Revision(1), Called::Revision(2), Called::KvConflict(2)]);
+    let delete = |seq, expected| {
+        call(1, seq, Op::KvDelete(proto::KvDelete { key: "k".into(), expected_revision: expected }))
+    };
+    assert_eq!(called(state.apply(10, &delete(3, Some(1)))), Called::KvConflict(2));
+    assert_eq!(called(state.apply(11, &delete(4, Some(2)))), Called::Revision(3));
+    assert_eq!(called(state.apply(12, &delete(5, None))), Called::Revision(0), "there was nothing");
+    let watch::Since::Changes(changes, next) = state.kv.history().since(1, b"k", 1 << 20) else {
+        panic!("all is kept")
+    };
+    let seen: Vec<(u64, bool)> = changes.iter().map(|change| (change.revision, change.deleted)).collect();
+    assert_eq!((seen, next), (vec![(1, false), (2, false), (3, true)], 4));
 }
 
 #[test]
 fn a_new_life_at_an_address_ends_the_old_one() {
-    let mut state = shard(0);
+    let mut state = with_sessions(shard(0));
     state.apply(1, &call(1, 1, join("a:1")));
     state.apply(2, &call(2, 1, join("a:1")));
     assert!(state.is_fenced(1) && !state.is_fenced(2));
@@ -238,8 +282,8 @@ fn a_forgotten_job_leaves_nothing_and_does_not_come_back() {
 
 #[test]
 fn commands_that_share_an_entry_have_replies_of_their_own() {
-    let mut state = shard(0);
-    let commands = [call(9, 1, join("a:1")), call(9, 1, join("a:1")), call(8, 1, join("b:1"))];
+    let mut state = with_sessions(shard(0));
+    let commands = [call(2, 1, join("a:1")), call(2, 1, join("a:1")), call(1, 1, join("b:1"))];
     let commands: Vec<Bytes> = commands.iter().map(|command| command.encode_to_vec().into()).collect();
     let nested =
         proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands: commands.clone() })) };
@@ -300,7 +344,7 @@ proptest! {
     #[test]
     fn replicas_agree_whatever_way_they_came(steps in proptest::collection::vec(any_step(), 1..60), cut in 0usize..60) {
         let disk = Arc::new(SimDisk::new(1));
-        let (mut a, mut b) = (shard_on(0, disk.clone()), shard(0));
+        let (mut a, mut b) = (with_sessions(shard_on(0, disk.clone())), with_sessions(shard(0)));
         a.set_hot_limit(300);
         let mut marks = BTreeMap::<u64, u64>::new();
         let mut last = BTreeMap::<u64, (proto::Command, StreamAck)>::new();
@@ -316,7 +360,7 @@ proptest! {
                 Step::Put(session, value) => {
                     let seq = seqs.entry(*session).or_default();
                     *seq += 1;
-                    let put = proto::KvPut { key: vec![*session as u8].into(), value: vec![*value].into(), only_if_absent: false };
+                    let put = proto::KvPut { key: vec![*session as u8].into(), value: vec![*value].into(), ..Default::default() };
                     call(*session, *seq, Op::KvPut(put))
                 }
             };

@@ -7,6 +7,7 @@ use super::reader::Reader;
 use super::record::{self, EntryBatch};
 use super::writer::LogWriter;
 use crate::error::Error;
+use crate::hook::{Plant, SharedHook};
 use crate::raft::types::{Entry, LogId, Types, Vote};
 use crate::snapshot::on_disk;
 use bytes::Bytes;
@@ -29,12 +30,18 @@ pub struct ShardLog {
     memory: Arc<Mutex<ShardIndex>>,
     disk: Arc<dyn Disk>,
     writer: LogWriter,
+    skip_votes: bool,
 }
 
 impl ShardLog {
     /// The log of `shard` as it was found.
     pub fn new(shard: u32, found: ShardIndex, disk: Arc<dyn Disk>, writer: LogWriter) -> Self {
-        ShardLog { shard, memory: Arc::new(Mutex::new(found)), disk, writer }
+        ShardLog { shard, memory: Arc::new(Mutex::new(found)), disk, writer, skip_votes: false }
+    }
+
+    /// The same, with somebody who watches.
+    pub fn watched(self, hook: SharedHook) -> Self {
+        ShardLog { skip_votes: hook.has(Plant::SkipVote), ..self }
     }
 
     fn memory(&self) -> MutexGuard<'_, ShardIndex> {
@@ -117,6 +124,9 @@ impl RaftLogStorage<Types> for ShardLog {
 
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         self.memory().vote = Some(*vote);
+        if self.skip_votes {
+            return Ok(());
+        }
         self.writer.write(Record::Vote { shard: self.shard, vote: record::pack(vote) }).await
     }
 

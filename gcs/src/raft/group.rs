@@ -3,6 +3,7 @@
 use super::machine::Replica;
 use super::proposer::Proposer;
 use super::types::Raft;
+use crate::hook::{Plant, SharedHook};
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
@@ -73,13 +74,15 @@ pub struct Group {
     pub replica: Replica,
     proposer: Proposer,
     patience: Duration,
+    hook: SharedHook,
 }
 
 impl Group {
     /// Wraps a running replica; without word from a majority for `patience` it does not call itself
     /// leader.
-    pub fn new(shard: u32, raft: Raft, replica: Replica, patience: Duration) -> Self {
-        Group { shard, proposer: Proposer::start(raft.clone()), raft, replica, patience }
+    pub fn new(shard: u32, raft: Raft, replica: Replica, patience: Duration, hook: &SharedHook) -> Self {
+        let proposer = Proposer::start(raft.clone(), hook.clone());
+        Group { shard, proposer, raft, replica, patience, hook: hook.clone() }
     }
 
     /// Who leads, as this replica sees it.
@@ -96,6 +99,13 @@ impl Group {
         let here = metrics.state.is_leader() && (alone || followed());
         let leader = leader.filter(|leader| here || leader.head != metrics.id);
         Leadership { term: metrics.current_term, here, leader }
+    }
+
+    /// The term in which this replica is, or believes to be, the leader.
+    pub fn office(&self) -> Option<u64> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.state.is_leader().then_some(metrics.current_term)
     }
 
     /// Ids and addresses of all heads of this shard.
@@ -152,6 +162,9 @@ impl Group {
     /// # Errors
     /// See [`NotDone`]; never unknown.
     pub async fn read_index(&self) -> Result<(), NotDone> {
+        if self.hook.has(Plant::ReadWithoutIndex) && self.office().is_some() {
+            return Ok(());
+        }
         let confirm = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         match tokio::time::timeout(READ_DEADLINE, confirm).await {
             Ok(Ok(_)) => Ok(()),

@@ -5,6 +5,7 @@ use super::types::{Answer, LogId, Proposal, Snapshot, SnapshotMeta, StoredMember
 use crate::cold::{FileStore, Manifest};
 use crate::core::ShardState;
 use crate::error::Error;
+use crate::hook::{EntryId, Plant, SharedHook, Unhooked};
 use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -84,6 +85,7 @@ pub struct Machine {
     inner: Arc<Mutex<Inner>>,
     applied: Arc<watch::Sender<u64>>,
     timing: RaftTiming,
+    hook: SharedHook,
 }
 
 impl Machine {
@@ -100,8 +102,15 @@ impl Machine {
             grown_bytes: 0,
             wanted: false,
         }));
-        let machine = Machine { shard, disk, cold, inner: inner.clone(), applied: Arc::new(applied), timing };
+        let (shared, applied, hook) = (inner.clone(), Arc::new(applied), Arc::new(Unhooked));
+        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, hook };
         (machine, Replica { inner, applied: watched })
+    }
+
+    /// The same, with somebody who watches.
+    pub fn watched(self, hook: SharedHook) -> Self {
+        lock(&self.inner).state.set_careless(hook.has(Plant::RepeatTwice), hook.has(Plant::ApplyDifferently));
+        Machine { hook, ..self }
     }
 
     fn apply_one(inner: &mut Inner, log_id: LogId, proposal: &Proposal) -> io::Result<Answer> {
@@ -114,6 +123,11 @@ impl Machine {
             None => Ok(Answer(Bytes::from(reply.encode_to_vec()))),
         }
     }
+}
+
+fn entry_id(id: LogId) -> EntryId {
+    let leader = id.committed_leader_id();
+    EntryId { term: leader.term, leader: leader.node_id, index: id.index }
 }
 
 impl RaftStateMachine<Types> for Machine {
@@ -135,14 +149,19 @@ impl RaftStateMachine<Types> for Machine {
                 let mut inner = lock(&self.inner);
                 inner.applied = Some(entry.log_id);
                 last = Some(entry.log_id.index);
-                match entry.payload {
-                    EntryPayload::Blank => Answer::default(),
-                    EntryPayload::Normal(proposal) => Self::apply_one(&mut inner, entry.log_id, &proposal)?,
+                let (command, answer) = match entry.payload {
+                    EntryPayload::Blank => Default::default(),
+                    EntryPayload::Normal(proposal) => {
+                        let answer = Self::apply_one(&mut inner, entry.log_id, &proposal)?;
+                        (proposal.0, answer)
+                    }
                     EntryPayload::Membership(membership) => {
                         inner.membership = StoredMembership::new(Some(entry.log_id), membership);
-                        Answer::default()
+                        Default::default()
                     }
-                }
+                };
+                self.hook.applied(self.shard, entry_id(entry.log_id), &command, &answer.0);
+                answer
             };
             if let Some(responder) = responder {
                 responder.send(answer);
@@ -188,6 +207,9 @@ impl RaftStateMachine<Types> for Machine {
             inner.saved = Some(meta.clone());
             inner.dump_bytes = dump.len() as u64;
             inner.grown_bytes = 0;
+        }
+        if let Some(last) = meta.last_log_id {
+            self.hook.installed(self.shard, entry_id(last));
         }
         self.applied.send_replace(meta.last_log_id.map_or(0, |id| id.index));
         Ok(())

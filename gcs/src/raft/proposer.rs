@@ -4,6 +4,7 @@
 
 use super::group::{Leader, NotDone};
 use super::types::{Proposal, Raft};
+use crate::hook::{Plant, SharedHook};
 use bytes::Bytes;
 use mobula_proto as proto;
 use openraft::errors::{ClientWriteError, RaftError};
@@ -35,9 +36,9 @@ pub struct Proposer(mpsc::Sender<Waiting>);
 
 impl Proposer {
     /// Starts gathering for `raft`; ends when this is dropped.
-    pub fn start(raft: Raft) -> Self {
+    pub fn start(raft: Raft, hook: SharedHook) -> Self {
         let (queue, waiting) = mpsc::channel(QUEUE);
-        tokio::spawn(gather(raft, waiting));
+        tokio::spawn(gather(raft, waiting, hook));
         Proposer(queue)
     }
 
@@ -56,7 +57,7 @@ impl Proposer {
     }
 }
 
-async fn gather(raft: Raft, mut waiting: mpsc::Receiver<Waiting>) {
+async fn gather(raft: Raft, mut waiting: mpsc::Receiver<Waiting>, hook: SharedHook) {
     let room = Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT));
     let mut left = None;
     loop {
@@ -81,15 +82,18 @@ async fn gather(raft: Raft, mut waiting: mpsc::Receiver<Waiting>) {
             batch.push(next);
         }
         let raft = raft.clone();
+        let leaks = hook.has(Plant::LeakProposalSlot);
         tokio::spawn(async move {
-            write(&raft, batch).await;
-            drop(permit);
+            let done = write(&raft, batch).await;
+            if leaks && !done {
+                permit.forget();
+            }
         });
     }
 }
 
-/// Writes one entry and tells everyone in it.
-async fn write(raft: &Raft, batch: Vec<Waiting>) {
+/// Writes one entry and tells everyone in it; whether it was committed.
+async fn write(raft: &Raft, batch: Vec<Waiting>) -> bool {
     let (commands, told): (Vec<Bytes>, Vec<Told>) = batch.into_iter().map(|w| (w.command, w.told)).unzip();
     let answer = match &commands[..] {
         [single] => commit(raft, single.clone()).await,
@@ -98,6 +102,7 @@ async fn write(raft: &Raft, batch: Vec<Waiting>) {
             commit(raft, proto::Command { op }.encode_to_vec().into()).await
         }
     };
+    let done = answer.is_ok();
     // Whoever has stopped waiting is not told.
     match answer {
         Ok(answer) if told.len() == 1 => told.into_iter().for_each(|told| _ = told.send(Ok(answer.clone()))),
@@ -112,6 +117,7 @@ async fn write(raft: &Raft, batch: Vec<Waiting>) {
         }
         Err(error) => told.into_iter().for_each(|told| _ = told.send(Err(error.clone()))),
     }
+    done
 }
 
 async fn commit(raft: &Raft, command: Bytes) -> Result<Bytes, NotDone> {

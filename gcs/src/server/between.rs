@@ -5,12 +5,12 @@ use crate::cold::{self, FileStore, Manifest};
 use crate::log::record::{pack, unpack};
 use crate::raft::group::Group;
 use crate::raft::network::SnapshotPart;
-use crate::raft::types::{Snapshot, SnapshotMeta, Vote};
+use crate::raft::types::{Snapshot, SnapshotMeta, Types, Vote};
 use crate::snapshot::{self, Parcel};
 use bytes::BytesMut;
 use mobula_base::disk::Disk;
 use mobula_proto as proto;
-use openraft::raft::SnapshotResponse;
+use openraft::raft::{SnapshotResponse, VoteRequest};
 use proto::raft_server::Raft;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -134,7 +134,13 @@ impl Raft for Service {
     async fn vote(&self, request: Request<proto::RaftMessage>) -> Answer {
         let message = request.into_inner();
         let group = self.group_of(&message)?;
-        answer(&group.raft.vote(read(&message)?).await.map_err(stopped)?)
+        let request: VoteRequest<Types> = read(&message)?;
+        let (term, candidate) = (request.vote.leader_id.term, request.vote.leader_id.node_id);
+        let response = group.raft.vote(request).await.map_err(stopped)?;
+        if response.vote_granted {
+            self.0.hook.granted(group.shard, term, candidate);
+        }
+        answer(&response)
     }
 
     async fn pre_vote(&self, request: Request<proto::RaftMessage>) -> Answer {

@@ -3,8 +3,8 @@
 //!
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
 //! one connection), [`soft`] (who holds what),
-//! `locate`, [`liveness`] (heartbeats), `views` (watch, read, status), `between` (Raft's messages),
-//! [`admin`] (what operators ask).
+//! `locate`, [`liveness`] (heartbeats), `views` (the cluster, read, status), `watch` (changes of keys),
+//! `between` (Raft's messages), [`admin`] (what operators ask).
 
 pub mod admin;
 mod between;
@@ -13,7 +13,9 @@ mod locate;
 pub mod soft;
 mod stream;
 mod views;
+mod watch;
 
+use crate::hook::SharedHook;
 use crate::identity::Identity;
 use crate::log::LogWriter;
 use crate::membership::driver::Notes;
@@ -47,6 +49,8 @@ pub struct Site {
     pub net: SharedNet,
     /// Set once this head knows its cluster.
     pub running: OnceLock<Arc<Running>>,
+    /// Who watches.
+    pub hook: SharedHook,
 }
 
 /// Who lives and who does not, as the local replica of shard 0 has it.
@@ -239,6 +243,14 @@ impl ControlStore for Service {
     async fn read(&self, request: Request<proto::ReadRequest>) -> Result<Response<proto::ReadReply>, Status> {
         let result = Some(self.read_fresh(request.into_inner()).await);
         Ok(Response::new(proto::ReadReply { result }))
+    }
+
+    async fn kv_watch(
+        &self,
+        request: Request<proto::KvWatchRequest>,
+    ) -> Result<Response<proto::KvWatchReply>, Status> {
+        let result = Some(self.kv_watched(request.into_inner()).await);
+        Ok(Response::new(proto::KvWatchReply { result }))
     }
 
     async fn status(

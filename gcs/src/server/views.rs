@@ -66,7 +66,7 @@ impl Service {
 }
 
 fn look(state: &ShardState, what: Option<What>) -> Read {
-    let entry = |key: &bytes::Bytes, kv: &crate::core::KvValue| proto::KvEntry {
+    let entry = |key: &bytes::Bytes, kv: &crate::core::kv::KvValue| proto::KvEntry {
         key: key.clone(),
         value: kv.value.clone(),
         revision: kv.revision,
@@ -74,11 +74,11 @@ fn look(state: &ShardState, what: Option<What>) -> Read {
     match what {
         Some(What::Key(key)) => {
             let entries = state.kv.get(&key).map(|kv| entry(&key, kv)).into_iter().collect();
-            Read::Kv(proto::KvList { entries })
+            Read::Kv(proto::KvList { entries, revision: state.kv.history().last() })
         }
         Some(What::Prefix(prefix)) => {
-            let found = state.kv.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
-            Read::Kv(proto::KvList { entries: found.map(|(key, kv)| entry(key, kv)).collect() })
+            let entries = state.kv.below(&prefix).map(|(key, kv)| entry(key, kv)).collect();
+            Read::Kv(proto::KvList { entries, revision: state.kv.history().last() })
         }
         Some(What::Tasks(ids)) => {
             let view = |id: &bytes::Bytes| {

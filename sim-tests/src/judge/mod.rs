@@ -1,4 +1,15 @@
-//! What must hold at the end.
+//! What must hold, a file each: `election`, `commit`, `digest`, `guess` watch the replicas while they
+//! run; `linear`, `watch`, `once`, `durable` look at what clients were told. This file: verdicts, and
+//! what is asked of a whole cluster at the end.
+
+pub mod commit;
+pub mod digest;
+pub mod durable;
+pub mod election;
+pub mod guess;
+pub mod linear;
+pub mod once;
+pub mod watch;
 
 use crate::cluster::{Reach, SHARDS};
 use mobula::TaskId;
@@ -16,6 +27,8 @@ pub enum Verdict {
     Safety(String),
     /// Something that must happen did not.
     Liveness(String),
+    /// A judge could not tell.
+    Unknown(String),
     /// The simulator itself failed.
     Harness(String),
 }
@@ -26,6 +39,7 @@ impl Verdict {
         match self {
             Verdict::Pass => 0,
             Verdict::Safety(_) => 1,
+            Verdict::Unknown(_) => 2,
             Verdict::Liveness(_) => 3,
             Verdict::Harness(_) => 5,
         }
@@ -36,7 +50,7 @@ impl Verdict {
 pub async fn audit(store: &Client, acknowledged: &[(TaskId, u64)]) -> Verdict {
     let mut by_shard: BTreeMap<u32, Vec<(TaskId, u64)>> = BTreeMap::new();
     for (task, revision) in acknowledged {
-        by_shard.entry(task.run.shard(SHARDS).0).or_default().push((*task, *revision));
+        by_shard.entry(task.run.shard(store.shards()).0).or_default().push((*task, *revision));
     }
     for (shard, records) in by_shard {
         let ids = records.iter().map(|(t, _)| task_bytes(*t)).collect();
@@ -64,7 +78,7 @@ pub fn replicas_agree(reach: &Reach) -> Verdict {
     for shard in 0..SHARDS {
         let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
         for (n, head) in heads.iter() {
-            let Ok((index, digest)) = head.digest(shard) else { continue };
+            let (index, digest) = head.digest(shard);
             if let Some((other, first)) = seen.insert(index, (*n, digest))
                 && first != digest
             {
