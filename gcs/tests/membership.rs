@@ -24,7 +24,7 @@ impl Place {
     }
     fn parts(&self, name: &str) -> Parts {
         let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
-        Parts { net: Arc::new(TcpNet), disk: Arc::new(disk) }
+        Parts::new(Arc::new(TcpNet), Arc::new(disk))
     }
     /// Starts the head whose directory is called after its address.
     async fn start(&self, address: &str, join: &[String]) -> Result<Head, Error> {
