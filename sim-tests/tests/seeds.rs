@@ -54,6 +54,29 @@ fn one_seed_twice_is_one_trace() {
 }
 
 #[test]
+fn the_control_store_keeps_its_word_under_a_swarm_of_faults() {
+    let output = sim(&["sweep", "--store", "--seeds", "1..4"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).contains("4 passed, 0 failed"), "{}", text(&output));
+}
+
+#[test]
+fn one_seed_of_the_control_store_twice_is_one_trace() {
+    let output = sim(&["meta", "--store", "--seeds", "5"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(text(&output).trim_end().ends_with("twice"), "{}", text(&output));
+}
+
+#[test]
+fn planted_bugs_are_found() {
+    for bug in ["watch-twice", "take-any-disk", "ignore-failed-sync"] {
+        let output = sim(&["plants", "--only", bug, "--max-seeds", "8"]);
+        assert!(output.status.success(), "{}", text(&output));
+        assert!(text(&output).contains("Safety"), "{}", text(&output));
+    }
+}
+
+#[test]
 fn the_faults_land() {
     let file = std::env::temp_dir().join(format!("mobula-sim-trace-{}", std::process::id()));
     let output = sim(&["run", "--seed", "5", "--trace", &file.display().to_string()]);

@@ -41,6 +41,7 @@ pub struct Ghost {
     store: ControlStoreClient<Channel>,
     cluster: u64,
     shard: u32,
+    session: u64,
     key: Bytes,
     written: Bytes,
     number: u64,
@@ -71,7 +72,8 @@ impl Ghost {
         let (key, written) = (name("read"), name("write"));
         let put = client.kv_put(&key, "old".into(), false, PATIENCE).await;
         put.map_err(|e| format!("the old value cannot be written: {e}"))?;
-        Ok(Ghost { store, cluster: client.cluster(), shard, key, written, number })
+        let session = open_session(client, shard).await?;
+        Ok(Ghost { store, cluster: client.cluster(), shard, session, key, written, number })
     }
 
     /// Once it has a successor: has the newer value committed there, then asks the old leader.
@@ -81,9 +83,13 @@ impl Ghost {
     pub async fn ask(self, client: &Client) -> Result<Asked, String> {
         let put = client.kv_put(&self.key, "new".into(), false, PATIENCE).await;
         put.map_err(|e| format!("the newer value cannot be written: {e}"))?;
-        let put = proto::KvPut { key: self.written.clone(), value: "ghost".into(), only_if_absent: false };
-        let session = u64::MAX - self.number;
-        let call = proto::Call { session, seq: 1, op: Some(proto::call::Op::KvPut(put)) };
+        let put = proto::KvPut {
+            key: self.written.clone(),
+            value: "ghost".into(),
+            only_if_absent: false,
+            ..Default::default()
+        };
+        let call = proto::Call { session: self.session, seq: 1, op: Some(proto::call::Op::KvPut(put)) };
         let command = proto::Command { op: Some(proto::command::Op::Call(call)) }.encode_to_vec().into();
         let propose = proto::ProposeRequest { cluster: self.cluster, shard: self.shard, command };
         let what = Some(proto::read_request::What::Key(self.key.clone()));
@@ -93,6 +99,20 @@ impl Ghost {
         let read = tokio::spawn(async move { reader.read(look).await });
         tokio::time::sleep(ON_THE_WAY).await;
         Ok(Asked { ghost: self, write, read })
+    }
+}
+
+/// A session of the store: only what is asked in one is executed.
+async fn open_session(client: &Client, shard: u32) -> Result<u64, String> {
+    let op = Some(proto::call::Op::Open(proto::OpenSession {}));
+    let call = proto::Call { op, ..Default::default() };
+    let command = proto::Command { op: Some(proto::command::Op::Call(call)) };
+    let reply = client.propose(shard, &command, PATIENCE).await;
+    match reply.map_err(|e| format!("no session can be opened: {e}"))?.reply {
+        Some(proto::reply::Reply::Call(proto::CallReply {
+            reply: Some(proto::call_reply::Reply::Session(session)),
+        })) => Ok(session),
+        other => Err(format!("the opening of a session was answered with {other:?}")),
     }
 }
 

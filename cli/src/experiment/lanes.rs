@@ -198,7 +198,12 @@ async fn write(heads: Vec<String>, lanes: Arc<Vec<Lane>>, at: usize, mut stopped
         while *active.borrow() && !*stopped.borrow() {
             let began = Instant::now();
             let slot = (number % RING) as usize;
-            let put = KvPut { key: lane.keys[slot].clone(), value: value(number), only_if_absent: false };
+            let put = KvPut {
+                key: lane.keys[slot].clone(),
+                value: value(number),
+                only_if_absent: false,
+                ..Default::default()
+            };
             let answer = client.call(call::Op::KvPut(put), lane.shard, PATIENCE).await;
             let ended = Instant::now();
             let mut log = lane.log();
