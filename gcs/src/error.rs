@@ -28,6 +28,17 @@ pub enum Error {
         /// Which check failed.
         detail: String,
     },
+    /// This replica was damaged; its files are moved aside.
+    #[error(
+        "this replica must rejoin as a new member: {why}. Its files are in {aside}; while the other heads form a \
+         majority, replace it (`mobula head replace`), then remove the file `rejoin` from its data directory"
+    )]
+    MustRejoin {
+        /// What was found.
+        why: String,
+        /// The directory they were moved to.
+        aside: String,
+    },
     /// Another process holds the data directory.
     #[error("data directory in use by another head: stop it, or give this head a directory of its own")]
     InUse,

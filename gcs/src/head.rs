@@ -15,7 +15,8 @@ use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
 use crate::raft::types::Raft;
 use crate::server::{Incoming, Running, Service, Site};
-use crate::{cold, snapshot};
+use crate::{cold, damage, scrub, snapshot};
+use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::grpc;
 use mobula_net::seam::Listener;
@@ -60,11 +61,32 @@ impl Head {
         parts: Parts,
         listener: Box<dyn Listener>,
     ) -> Result<Head, Error> {
+        let lock = Lock::take(&*parts.disk)?;
+        damage::refuse_condemned(&*parts.disk)?;
+        let (disk, peers) = (parts.disk.clone(), !config.join.is_empty());
+        let error = match Head::begin(config, parts, listener, lock).await {
+            Err(error) => error,
+            started => return started,
+        };
+        // Alone there is nobody to rejoin: the files stay where they are, for repair by hand.
+        if matches!(error, Error::Corrupt { .. }) && peers {
+            tracing::error!(%error, "this replica is damaged");
+            damage::condemn(&*disk, &error).map_err(|error| Error::storage(damage::MARK, error))?;
+            damage::refuse_condemned(&*disk)?;
+        }
+        Err(error)
+    }
+
+    async fn begin(
+        config: HeadConfig,
+        parts: Parts,
+        listener: Box<dyn Listener>,
+        lock: Lock,
+    ) -> Result<Head, Error> {
         let advertise = match config.advertise.as_str() {
             "" => listener.address(),
             given => given.to_owned(),
         };
-        let lock = Lock::take(&*parts.disk)?;
         let known = Identity::load(&*parts.disk)?;
         let site = Arc::new(site(&config, &parts, advertise, known.as_ref())?);
         let mut tasks = Tasks(vec![tokio::spawn(serve(site.clone(), listener))]);
@@ -86,7 +108,7 @@ impl Head {
         let running = Arc::new(run(&config, &parts, identity).await?);
         // Set once, here.
         site.running.set(running.clone()).ok();
-        start_duties(&config, &site, &running, &mut tasks.0);
+        start_duties(&config, &site, &running, &parts.disk, &mut tasks.0);
         Ok(Head { site, running, tasks: std::mem::take(&mut tasks.0), _lock: lock })
     }
 
@@ -274,6 +296,10 @@ async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
 async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<Running, Error> {
     let disk = parts.disk.clone();
     snapshot::prepare(&*disk)?;
+    for shard in 0..identity.shards {
+        // Before any replica runs on the strength of it.
+        snapshot::check_newest(&*disk, shard)?;
+    }
     let stores = cold::open(&disk, identity.shards).map_err(|error| Error::storage(cold::DIR, error))?;
     let whose = LogIdentity { cluster: identity.cluster, head: identity.head };
     let (log, mut found) = LogWriter::open(disk.clone(), whose)?;
@@ -288,7 +314,9 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
         let dialer = Dialer { peers: peers.clone(), shard, disk: disk.clone() };
         let raft = Raft::new(identity.head, config.timing.config()?, dialer, entries, machine).await;
         let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
-        groups.push(Arc::new(Group::new(shard, raft, replica, config.timing.election(), &parts.hook)));
+        let patience = config.timing.election();
+        let group = Group::new(shard, raft, replica, patience, log.clone(), &parts.hook);
+        groups.push(Arc::new(group));
     }
     let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
     Ok(Running::new(identity, groups, log, incoming))
@@ -298,6 +326,7 @@ fn start_duties(
     config: &HeadConfig,
     site: &Arc<Site>,
     running: &Arc<Running>,
+    disk: &Arc<dyn Disk>,
     tasks: &mut Vec<JoinHandle<()>>,
 ) {
     let (me, cluster) = (running.identity.head, running.identity.cluster);
@@ -322,4 +351,5 @@ fn start_duties(
         tasks.push(tokio::spawn(duties::spread(running.clone(), stable_for)));
     }
     tasks.push(tokio::spawn(duties::recycle(running.clone())));
+    tasks.push(tokio::spawn(scrub::forever(running.clone(), disk.clone(), config.join.is_empty())));
 }

@@ -10,6 +10,7 @@
 //! - [`cold`] — where runs go that are not in memory.
 //! - [`log`] — the one log of all shards of a head, with group commit.
 //! - [`snapshot`], [`identity`] — the other files of a data directory.
+//! - [`damage`], [`scrub`] — what happens to a replica whose disk has changed, and who looks.
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
@@ -22,6 +23,7 @@ pub mod client;
 pub mod cold;
 pub mod config;
 pub mod core;
+pub mod damage;
 pub mod duties;
 pub mod error;
 pub mod head;
@@ -30,6 +32,7 @@ pub mod identity;
 pub mod log;
 pub mod membership;
 pub mod raft;
+pub mod scrub;
 pub mod server;
 pub mod snapshot;
 

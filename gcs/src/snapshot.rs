@@ -11,6 +11,7 @@ use crate::cold::Manifest;
 use crate::error::Error;
 use crate::log::record::{pack, unpack};
 use crate::raft::types::SnapshotMeta;
+use crate::scrub::is_gone;
 use bytes::Bytes;
 use mobula_base::disk::{Disk, write_atomically};
 use prost::Message;
@@ -18,7 +19,7 @@ use std::io;
 use std::sync::Arc;
 
 /// The directory, relative to the head's data.
-const DIR: &str = "snapshots";
+pub const DIR: &str = "snapshots";
 /// Format version of the files.
 const FORMAT: u32 = 2;
 /// Bytes of the dump per record.
@@ -138,6 +139,33 @@ pub fn load_newest(disk: &dyn Disk, shard: u32) -> Result<Option<(SnapshotMeta, 
 pub fn kept_manifests(disk: &dyn Disk, shard: u32) -> io::Result<Vec<Manifest>> {
     let manifest = |index: u64| Ok(load(disk, shard, index).map_err(Error::into_io)?.1.cold);
     list(disk, shard)?.into_iter().map(manifest).collect()
+}
+
+/// Reads all snapshots of a shard and the runs that they name; how many bytes that was.
+///
+/// # Errors
+/// Damage, or a disk that fails.
+pub fn verify(disk: &dyn Disk, shard: u32) -> Result<u64, Error> {
+    let mut bytes = 0;
+    for index in list(disk, shard).map_err(|error| Error::storage(DIR, error))? {
+        match load(disk, shard, index).and_then(|(_, parcel)| {
+            bytes += parcel.bytes();
+            crate::cold::verify(disk, shard, &parcel.cold)
+        }) {
+            // A newer one has taken its place meanwhile.
+            Err(error) if is_gone(&error) && !list(disk, shard).is_ok_and(|all| all.contains(&index)) => {}
+            verified => verified?,
+        }
+    }
+    Ok(bytes)
+}
+
+/// Checks the newest snapshot of a shard, before anything is started on its strength.
+///
+/// # Errors
+/// Damage, or a disk that fails.
+pub fn check_newest(disk: &dyn Disk, shard: u32) -> Result<(), Error> {
+    load_newest(disk, shard).map(|_| ())
 }
 
 fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Parcel), Error> {

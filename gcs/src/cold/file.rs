@@ -135,6 +135,24 @@ pub fn scan(
     Ok(())
 }
 
+/// Checks every record in the first `len` bytes of a file; where the first is that is damaged.
+///
+/// # Errors
+/// The disk failed.
+pub fn first_damaged(disk: &dyn Disk, path: &str, len: u64) -> io::Result<Option<u64>> {
+    let mut file = disk.open(path, false)?;
+    let mut at = 0;
+    while at < len {
+        let Some(head) = Head::read(&file.read_at(at, HEADER)?) else { return Ok(Some(at)) };
+        let next = at + HEADER as u64 + u64::from(head.len);
+        if next > len || decode(file.read_at(at, (next - at) as usize)?.into()).is_none() {
+            return Ok(Some(at));
+        }
+        at = next;
+    }
+    Ok(None)
+}
+
 fn continue_or(block: &[u8], error: impl FnOnce() -> io::Error) -> io::Result<()> {
     if block.len() < HEADER { Err(error()) } else { Ok(()) }
 }

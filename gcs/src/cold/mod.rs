@@ -17,6 +17,7 @@ mod writer;
 pub use store::FileStore;
 pub use writer::Writer;
 
+use crate::error::Error;
 use bytes::Bytes;
 use index::{Index, MemIndex, SledIndex};
 use mobula_base::RunId;
@@ -102,6 +103,24 @@ impl Manifest {
 /// The path of a file.
 pub fn path(shard: u32, number: u64) -> String {
     format!("{DIR}/{shard}-{number:010}.runs")
+}
+
+/// Reads the files of a manifest.
+///
+/// # Errors
+/// Damage, or a disk that fails.
+pub fn verify(disk: &dyn Disk, shard: u32, manifest: &Manifest) -> Result<(), Error> {
+    for named in &manifest.files {
+        let file = path(shard, named.number);
+        match file::first_damaged(disk, &file, named.len) {
+            Ok(None) => {}
+            Ok(Some(offset)) => {
+                return Err(Error::Corrupt { file, offset, detail: "checksum of a run".into() });
+            }
+            Err(error) => return Err(Error::storage(&file, error)),
+        }
+    }
+    Ok(())
 }
 
 /// One store per shard: indexes on sled where there is a real disk, in memory otherwise.

@@ -7,8 +7,11 @@ use super::record::{EntryBatch, SegmentHeader, pack, store_entry};
 use super::segments;
 use super::sizes::Sizes;
 use super::writer::LogWriter;
+use crate::cold::Manifest;
 use crate::error::Error;
-use crate::raft::types::{Entry, LogId, Proposal, Vote};
+use crate::raft::types::{Entry, LogId, Proposal, SnapshotMeta, StoredMembership, Vote};
+use crate::scrub;
+use crate::snapshot::{self, Parcel};
 use bytes::{Bytes, BytesMut};
 use mobula_base::disk::{Disk, RealDisk};
 use mobula_base::sim_disk::SimDisk;
@@ -147,13 +150,13 @@ async fn a_full_disk_holds_back_and_goes_on_when_there_is_room() {
     disk.set_full(true);
     // What is filled already takes some more, then the reserve does; then nothing is lost, only late.
     let mut next = 1;
-    while let Ok(written) = tokio::time::timeout(SOON, log.write(entries(0, next, 1, 9000))).await {
+    while let Ok(written) = tokio::time::timeout(SOON, log.write(entries(0, next, 1, 900))).await {
         written.expect("no error: a replica that refuses an append would have to stop");
         next += 1;
-        assert!(next < 100, "a full disk takes everything");
+        assert!(next < 200, "a full disk takes everything");
     }
     assert!(log.full() && log.stopped().is_none());
-    assert!(next > 10, "the reserve was not used");
+    assert!(next > 20, "the reserve was not used");
     disk.set_full(false);
     // The one that was given up above is still in the queue.
     log.write(entries(0, next + 1, 1, 9)).await.expect("there is room again");
@@ -171,7 +174,7 @@ async fn a_log_that_is_closed_while_the_disk_is_full_keeps_what_was_acknowledged
     let (log, _) = LogWriter::open(Arc::new(disk.clone()), WHOSE).expect("fresh");
     disk.set_full(true);
     let mut next = 0;
-    while let Ok(written) = tokio::time::timeout(SOON, log.write(entries(0, next, 1, 9000))).await {
+    while let Ok(written) = tokio::time::timeout(SOON, log.write(entries(0, next, 1, 900))).await {
         written.expect("it fits");
         next += 1;
     }
@@ -221,6 +224,33 @@ fn entries_leave_memory_and_are_found_again() {
     assert!(
         matches!(index.find(99, 200, 4000), Found::On(blocks) if blocks.len() == 1 && blocks[0].end == 100)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn rot_is_found_before_it_is_needed() {
+    let disk = SimDisk::new(6);
+    let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+    snapshot::prepare(&disk).expect("memory");
+    let sizes = Sizes::with_segments_of(4096);
+    let (log, _) = LogWriter::open_with(shared.clone(), WHOSE, sizes).expect("fresh");
+    for index in 0..20 {
+        log.write(entries(0, index, 1, 700)).await.expect("memory");
+    }
+    let meta = SnapshotMeta { last_log_id: Some(log_id(3)), last_membership: StoredMembership::default() };
+    let parcel = Parcel { dump: Bytes::from(vec![7; 300]), cold: Manifest::default() };
+    snapshot::save(&disk, 0, &meta, &parcel).expect("memory");
+    scrub::round(&log, &shared, 1).await.expect("all is well");
+    let names = disk.list(snapshot::DIR).expect("memory");
+    let files = [segments::name(2), format!("{}/{}", snapshot::DIR, names[0])];
+    for file in &files {
+        for byte in [0, 5, 40, 250] {
+            disk.flip_bit(file, byte);
+            let error = scrub::round(&log, &shared, 1).await.expect_err("a bit was flipped").to_string();
+            assert!(error.contains(&**file), "{error}");
+            disk.flip_bit(file, byte);
+        }
+    }
+    scrub::round(&log, &shared, 1).await.expect("all is well again");
 }
 
 /// A file that was written by this build, and one by the first: both must be readable for ever.

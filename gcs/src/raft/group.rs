@@ -2,8 +2,10 @@
 
 use super::machine::Replica;
 use super::proposer::Proposer;
+use super::reserve;
 use super::types::Raft;
 use crate::hook::{Plant, SharedHook};
+use crate::log::LogWriter;
 use bytes::Bytes;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
@@ -75,14 +77,22 @@ pub struct Group {
     proposer: Proposer,
     patience: Duration,
     hook: SharedHook,
+    log: LogWriter,
 }
 
 impl Group {
     /// Wraps a running replica; without word from a majority for `patience` it does not call itself
     /// leader.
-    pub fn new(shard: u32, raft: Raft, replica: Replica, patience: Duration, hook: &SharedHook) -> Self {
+    pub fn new(
+        shard: u32,
+        raft: Raft,
+        replica: Replica,
+        patience: Duration,
+        log: LogWriter,
+        hook: &SharedHook,
+    ) -> Self {
         let proposer = Proposer::start(raft.clone(), hook.clone());
-        Group { shard, proposer, raft, replica, patience, hook: hook.clone() }
+        Group { shard, proposer, raft, replica, patience, log, hook: hook.clone() }
     }
 
     /// Who leads, as this replica sees it.
@@ -151,6 +161,12 @@ impl Group {
     /// # Errors
     /// See [`NotDone`].
     pub async fn propose(&self, command: Bytes) -> Result<Bytes, NotDone> {
+        if self.log.full() && !reserve::admits(&command) {
+            let head = self.raft.metrics().borrow_watched().id;
+            return Err(NotDone::Busy(format!(
+                "disk full on head {head}: free space there; until then it takes only what frees space"
+            )));
+        }
         match tokio::time::timeout(PROPOSE_DEADLINE, self.proposer.propose(command)).await {
             Ok(done) => done,
             Err(_) => Err(NotDone::Unknown(format!("not committed within {PROPOSE_DEADLINE:?}"))),

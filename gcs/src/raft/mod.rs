@@ -10,5 +10,6 @@ pub mod machine;
 pub mod members;
 pub mod network;
 pub mod proposer;
+mod reserve;
 pub mod timing;
 pub mod types;
