@@ -57,7 +57,7 @@ pub enum Command {
     Experiment(ExperimentArgs),
     /// Hurt a cluster on purpose (not there yet)
     Chaos(PassedArgs),
-    /// Measure this machine: `micro` or `transfer`
+    /// Measure this machine: `gcs`, `memory`, `micro` or `transfer`
     Bench(BenchArgs),
     /// One daemon in the foreground; what `start` starts
     #[command(hide = true)]
@@ -261,11 +261,15 @@ pub struct RunArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// micro: costs of tasks, objects and lineage; transfer: bandwidth between nodes
+    /// gcs: the control store; memory: what it keeps per task; micro: costs of tasks, objects and
+    /// lineage; transfer: bandwidth between nodes
     pub name: String,
-    /// No-op tasks to run
+    /// Tasks to run (micro, memory)
     #[arg(long, default_value_t = 100_000)]
     pub tasks: u64,
+    /// Seconds for each figure (gcs)
+    #[arg(long, default_value_t = 5)]
+    pub seconds: u64,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,

@@ -51,6 +51,16 @@ impl Process {
         true
     }
 
+    /// Processor time it has used, user and system; 0 when it is gone.
+    pub fn cpu_time(self) -> Duration {
+        let text = std::fs::read_to_string(format!("/proc/{}/stat", self.pid)).unwrap_or_default();
+        // The name in parentheses may contain anything; utime and stime are fields 14 and 15.
+        let after = text.rsplit_once(')').map_or("", |(_, after)| after);
+        let ticks: u64 =
+            after.split_whitespace().skip(11).take(2).filter_map(|n| n.parse::<u64>().ok()).sum();
+        Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64)
+    }
+
     /// Its resident memory in bytes; 0 when it is gone.
     pub fn resident_bytes(self) -> u64 {
         let statm = std::fs::read_to_string(format!("/proc/{}/statm", self.pid)).unwrap_or_default();

@@ -1,9 +1,11 @@
 //! `mobula bench`: this machine's figures, measured on a cluster of its own.
 //!
+//! - [`gcs`] — what the control store does.
 //! - [`micro`] — costs of tasks, objects and lineage records.
 //! - [`transfer`] — bandwidth between two nodes.
 //! - [`table`] — how figures are printed.
 
+pub mod gcs;
 pub mod micro;
 pub mod table;
 pub mod transfer;
@@ -21,11 +23,13 @@ use table::Figures;
 /// Runs one of the benchmarks.
 pub fn run(settings: &Settings, args: &BenchArgs) -> Outcome {
     let measure: fn(&BenchArgs) -> Result<Figures, Failure> = match args.name.as_str() {
+        "gcs" => gcs::run,
+        "memory" => gcs::run_memory,
         "micro" => micro::run,
         "transfer" => transfer::run,
         other => {
             return Err(Failure::usage(format!(
-                "there is no benchmark \"{other}\"; there are micro and transfer"
+                "there is no benchmark \"{other}\"; there are gcs, memory, micro and transfer"
             )));
         }
     };
