@@ -13,6 +13,10 @@ compile_error!(
     "mobula runs on Linux only: it shares memory by memfd and follows its processes through /proc"
 );
 
+/// See the workspace's Cargo.toml.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod args;
 mod bench;
 mod cluster;

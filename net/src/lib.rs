@@ -10,10 +10,12 @@
 //! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
 //! - [`faults`] — a network that can fall silent.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
+//! - [`pipe`] — many requests over one gRPC stream.
 
 pub mod faults;
 pub mod frame;
 pub mod grpc;
+pub mod pipe;
 pub mod seam;
 pub mod tcp;
 

@@ -68,13 +68,13 @@ impl Store {
         request: proto::ProposeRequest,
     ) -> Result<tonic::Response<proto::ProposeReply>, tonic::Status> {
         let pipe = {
-            let mut pipe = self.pipe.lock().expect("nothing panics under this lock");
-            match &*pipe {
+            let mut known = self.pipe.lock().expect("nothing panics under this lock");
+            match &*known {
                 Some(open) if open.is_open() => open.clone(),
-                _ => pipe.insert(Pipe::open(self.calls.clone())).clone(),
+                _ => known.insert(pipe::open(self.calls.clone())).clone(),
             }
         };
-        pipe.propose(request).await.map(tonic::Response::new)
+        pipe.ask(request).await.map(tonic::Response::new)
     }
 }
 

@@ -193,6 +193,7 @@ impl DoneSet {
 pub struct Run {
     /// The job that submitted it.
     pub job: u64,
+    /// In the order of their places.
     chunks: Vec<Chunk>,
     dones: Vec<DoneSet>,
     different: BTreeMap<u16, Standing>,
@@ -227,7 +228,8 @@ impl Run {
         debug_assert!(!self.present.meets(places), "the caller looks first");
         self.present = self.present.union(places);
         self.weight += chunk.weight() + size_of::<Chunk>();
-        self.chunks.push(chunk);
+        let at = self.chunks.partition_point(|other| other.first < chunk.first);
+        self.chunks.insert(at, chunk);
     }
 
     /// Whether all of `places` are first attempts under way that `keeper` answers for.
@@ -276,9 +278,9 @@ impl Run {
     }
 
     fn chunk(&self, place: u16) -> Option<&Chunk> {
-        // Newest first: that is what is asked for most.
-        let holds = |chunk: &&Chunk| place.checked_sub(chunk.first).is_some_and(|at| at < chunk.count);
-        self.chunks.iter().rev().find(holds)
+        let at = self.chunks.partition_point(|chunk| chunk.first <= place);
+        let chunk = self.chunks.get(at.checked_sub(1)?)?;
+        (place - chunk.first < chunk.count).then_some(chunk)
     }
 
     /// The canonical bytes: equal runs give equal bytes.

@@ -2,6 +2,7 @@
 
 use super::places::Places;
 use super::run::{Chunk, DoneSet, Standing, State};
+use super::tasks::Changing;
 use super::{Answer, MAX_TASKS_PER_SHARD, Put, ShardState};
 use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
@@ -127,17 +128,18 @@ impl ShardState {
         digest: u64,
         spec: &[u8],
     ) -> io::Result<Option<Outcome>> {
-        if let Some(record) = self.tasks.get(id)? {
+        let digest_of = |run: &Changing<'_>| run.record(id.place).map(|record| record.digest);
+        let known = self.tasks.get_mut(id.run)?.as_ref().and_then(digest_of);
+        if let Some(known) = known {
             let view = self.view_of(id, false)?;
-            let same = record.digest == digest;
-            return Ok(Some(if same { Outcome::Known(view) } else { Outcome::Diverged(view) }));
+            return Ok(Some(if known == digest { Outcome::Known(view) } else { Outcome::Diverged(view) }));
         }
         if let Some(refused) = self.no_room_for(1, job) {
             return Ok(Some(refused));
         }
-        let chunk = Chunk::single(id.place, digest, spec, who, index);
         let mut place = Places::default();
         place.insert(id.place);
+        let chunk = Chunk::single(id.place, digest, spec, who, index);
         self.tasks.get_or_make(id.run, job)?.add(chunk, &place);
         Ok(None)
     }

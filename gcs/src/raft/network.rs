@@ -1,12 +1,14 @@
 //! Raft's messages between heads: postcard inside gRPC, each under its deadline.
 
-use super::types::{Snapshot, SnapshotMeta, Types, Vote};
+use super::types::{Entry, Snapshot, SnapshotMeta, Types, Vote};
 use crate::cold::{self, Manifest};
 use crate::log::record::{pack, unpack};
 use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
+use futures::StreamExt;
 use mobula_base::disk::Disk;
 use mobula_net::grpc;
+use mobula_net::pipe::{self, Pipe};
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -15,7 +17,7 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, TransferLeaderRequest,
     TransferLeaderResponse, VoteRequest, VoteResponse,
 };
-use openraft::{BasicNode, OptionalSend};
+use openraft::{BasicNode, EntryPayload, OptionalSend};
 use proto::raft_client::RaftClient;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -27,6 +29,8 @@ use tonic::transport::Channel;
 
 /// Bytes of a snapshot per message.
 const SNAPSHOT_CHUNK: usize = 4 << 20;
+/// Entries may take this long to be acknowledged, where a heartbeat may not: they are synced first.
+const APPEND_DEADLINE: Duration = Duration::from_millis(500);
 /// One chunk of a snapshot must arrive and be acknowledged within this.
 const CHUNK_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -65,13 +69,24 @@ mod packed {
     }
 }
 
+/// Appends of all shards to one head.
+type Appends = Pipe<proto::RaftMessage, Result<proto::RaftMessage, String>>;
+
+/// A connection to one head.
+#[derive(Clone)]
+struct Connection {
+    number: u64,
+    client: RaftClient<Channel>,
+    appends: Appends,
+}
+
 /// Connections to the other heads, shared by all shards. A connection that missed a deadline is
 /// dropped and dialled anew: it may be half open.
 #[derive(Clone)]
 pub struct Peers {
     net: SharedNet,
     cluster: u64,
-    open: Arc<Mutex<BTreeMap<String, (u64, Channel)>>>,
+    open: Arc<Mutex<BTreeMap<String, Connection>>>,
 }
 
 impl Peers {
@@ -80,24 +95,71 @@ impl Peers {
         Peers { net, cluster, open: Arc::default() }
     }
 
-    fn channel(&self, address: &str) -> Result<(u64, Channel), tonic::transport::Error> {
+    fn connection(&self, address: &str) -> Result<Connection, tonic::transport::Error> {
         let mut open = self.open.lock().expect("nothing panics under this lock");
-        if let Some((number, Some(channel))) = open.get(address).map(|(n, c)| (*n, Some(c.clone()))) {
-            return Ok((number, channel));
-        }
-        let channel = grpc::channel(self.net.clone(), address)?;
-        open.insert(address.to_owned(), (0, channel.clone()));
-        Ok((0, channel))
+        let number = match open.get(address) {
+            Some(known) if known.appends.is_open() => return Ok(known.clone()),
+            Some(ended) => ended.number + 1,
+            None => 0,
+        };
+        let fresh = self.connect(address, number)?;
+        open.insert(address.to_owned(), fresh.clone());
+        Ok(fresh)
+    }
+
+    fn connect(&self, address: &str, number: u64) -> Result<Connection, tonic::transport::Error> {
+        let client = RaftClient::new(grpc::channel(self.net.clone(), address)?)
+            .max_decoding_message_size(grpc::MESSAGE_MAX)
+            .max_encoding_message_size(grpc::MESSAGE_MAX);
+        Ok(Connection { number, appends: appends(client.clone()), client })
     }
 
     /// Replaces connection `number` to `address`, unless someone else has.
     fn renew(&self, address: &str, number: u64) {
-        let Ok(fresh) = grpc::channel(self.net.clone(), address) else { return };
+        let Ok(fresh) = self.connect(address, number + 1) else { return };
         let mut open = self.open.lock().expect("nothing panics under this lock");
-        if let Some(entry) = open.get_mut(address).filter(|entry| entry.0 == number) {
-            *entry = (number + 1, fresh);
+        if let Some(entry) = open.get_mut(address).filter(|entry| entry.number == number) {
+            *entry = fresh;
         }
     }
+}
+
+fn appends(mut client: RaftClient<Channel>) -> Appends {
+    let tagged = |(tag, message)| proto::TaggedRaft { tag, message: Some(message), refused: String::new() };
+    let message =
+        move |many: pipe::Many<_>| proto::RaftMany { messages: many.into_iter().map(tagged).collect() };
+    let untagged = |answer: proto::TaggedRaft| (answer.tag, answer.message.ok_or(answer.refused));
+    let answers = move |many: proto::RaftMany| many.messages.into_iter().map(untagged).collect();
+    Pipe::open(
+        |message| message.payload.len() + message.commands.iter().map(Bytes::len).sum::<usize>(),
+        move |messages| async move {
+            let replies = client.append(messages.map(message)).await?.into_inner();
+            Ok(replies.map(move |many| many.map(answers)).boxed())
+        },
+    )
+}
+
+/// Takes the commands out of the entries of an append, in their order.
+fn take_commands(rpc: &mut AppendEntriesRequest<Types>) -> Vec<Bytes> {
+    let command = |entry: &mut Entry| match &mut entry.payload {
+        EntryPayload::Normal(proposal) => Some(std::mem::take(&mut proposal.0)),
+        EntryPayload::Blank | EntryPayload::Membership(_) => None,
+    };
+    rpc.entries.iter_mut().filter_map(command).collect()
+}
+
+/// The inverse of [`take_commands`]; whether it was as many as are needed.
+pub fn give_commands(rpc: &mut AppendEntriesRequest<Types>, commands: Vec<Bytes>) -> bool {
+    let mut commands = commands.into_iter();
+    for entry in &mut rpc.entries {
+        if let EntryPayload::Normal(proposal) = &mut entry.payload {
+            match commands.next() {
+                Some(command) => proposal.0 = command,
+                None => return false,
+            }
+        }
+    }
+    commands.next().is_none()
 }
 
 /// Makes connections for one shard.
@@ -129,7 +191,6 @@ pub struct Link {
 
 #[derive(Clone, Copy)]
 enum Call {
-    Append,
     Vote,
     PreVote,
     Snapshot,
@@ -144,15 +205,11 @@ impl Link {
         within: Duration,
     ) -> Result<T, RPCError<Types>> {
         let unreachable = |why: String| RPCError::Unreachable(Unreachable::from_string(why));
-        let (number, channel) = self.peers.channel(&self.address).map_err(|e| unreachable(e.to_string()))?;
-        let mut client = RaftClient::new(channel)
-            .max_decoding_message_size(grpc::MESSAGE_MAX)
-            .max_encoding_message_size(grpc::MESSAGE_MAX);
-        let (cluster, shard, to) = (self.peers.cluster, self.shard, self.to);
-        let message = proto::RaftMessage { cluster, shard, payload: pack(message), to };
+        let connection = self.peers.connection(&self.address).map_err(|e| unreachable(e.to_string()))?;
+        let mut client = connection.client;
+        let message = self.message(message, Vec::new());
         let sent = async {
             match call {
-                Call::Append => client.append(message).await,
                 Call::Vote => client.vote(message).await,
                 Call::PreVote => client.pre_vote(message).await,
                 Call::Snapshot => client.snapshot(message).await,
@@ -164,7 +221,39 @@ impl Link {
                 .map_err(|error| RPCError::Network(NetworkError::from_string(error))),
             Ok(Err(status)) => Err(unreachable(status.to_string())),
             Err(_) => {
-                self.peers.renew(&self.address, number);
+                self.peers.renew(&self.address, connection.number);
+                Err(unreachable(format!("no answer from {} within {within:?}", self.address)))
+            }
+        }
+    }
+
+    fn message(&self, message: &impl Serialize, commands: Vec<Bytes>) -> proto::RaftMessage {
+        proto::RaftMessage {
+            cluster: self.peers.cluster,
+            shard: self.shard,
+            payload: pack(message),
+            to: self.to,
+            commands,
+        }
+    }
+
+    /// As [`Link::call`], over the stream that all shards share.
+    async fn append(
+        &self,
+        mut rpc: AppendEntriesRequest<Types>,
+        within: Duration,
+    ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
+        let unreachable = |why: String| RPCError::Unreachable(Unreachable::from_string(why));
+        let connection = self.peers.connection(&self.address).map_err(|e| unreachable(e.to_string()))?;
+        let commands = take_commands(&mut rpc);
+        match tokio::time::timeout(within, connection.appends.ask(self.message(&rpc, commands))).await {
+            Ok(Ok(Ok(reply))) => {
+                unpack(&reply.payload).map_err(|error| RPCError::Network(NetworkError::from_string(error)))
+            }
+            Ok(Ok(Err(refused))) => Err(unreachable(refused)),
+            Ok(Err(status)) => Err(unreachable(status.to_string())),
+            Err(_) => {
+                self.peers.renew(&self.address, connection.number);
                 Err(unreachable(format!("no answer from {} within {within:?}", self.address)))
             }
         }
@@ -179,7 +268,9 @@ impl RaftNetworkV2<Types> for Link {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.call(Call::Append, &rpc, option.soft_ttl()).await
+        let within =
+            if rpc.entries.is_empty() { option.soft_ttl() } else { option.soft_ttl().max(APPEND_DEADLINE) };
+        self.append(rpc, within).await
     }
 
     async fn vote(

@@ -4,11 +4,13 @@ use super::Service;
 use crate::cold::{self, FileStore, Manifest};
 use crate::log::record::{pack, unpack};
 use crate::raft::group::Group;
-use crate::raft::network::SnapshotPart;
+use crate::raft::network::{SnapshotPart, give_commands};
 use crate::raft::types::{Snapshot, SnapshotMeta, Types, Vote};
 use crate::snapshot::{self, Parcel};
 use bytes::BytesMut;
+use futures::StreamExt;
 use mobula_base::disk::Disk;
+use mobula_net::pipe;
 use mobula_proto as proto;
 use openraft::raft::{SnapshotResponse, VoteRequest};
 use proto::raft_server::Raft;
@@ -111,6 +113,18 @@ impl Service {
     }
 }
 
+impl Service {
+    async fn appended(&self, mut message: proto::RaftMessage) -> Result<proto::RaftMessage, Status> {
+        let group = self.group_of(&message)?;
+        let mut rpc = read(&message)?;
+        if !give_commands(&mut rpc, std::mem::take(&mut message.commands)) {
+            return Err(Status::invalid_argument("entries and commands do not match"));
+        }
+        let answer = group.raft.append_entries(rpc).await.map_err(stopped)?;
+        Ok(proto::RaftMessage { payload: pack(&answer), ..Default::default() })
+    }
+}
+
 fn read<T: DeserializeOwned>(message: &proto::RaftMessage) -> Result<T, Status> {
     unpack(&message.payload).map_err(|error| Status::invalid_argument(error.to_string()))
 }
@@ -125,10 +139,27 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 #[tonic::async_trait]
 impl Raft for Service {
-    async fn append(&self, request: Request<proto::RaftMessage>) -> Answer {
-        let message = request.into_inner();
-        let group = self.group_of(&message)?;
-        answer(&group.raft.append_entries(read(&message)?).await.map_err(stopped)?)
+    type AppendStream = pipe::Replies<proto::RaftMany>;
+
+    async fn append(
+        &self,
+        request: Request<tonic::Streaming<proto::RaftMany>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let untagged = |asked: proto::TaggedRaft| (asked.tag, asked.message.unwrap_or_default());
+        let many = move |many: proto::RaftMany| many.messages.into_iter().map(untagged).collect();
+        let service = self.clone();
+        let answer = move |message| {
+            let service = service.clone();
+            async move { service.appended(message).await }
+        };
+        let tagged = |(tag, answer): (u64, Result<proto::RaftMessage, Status>)| match answer {
+            Ok(message) => proto::TaggedRaft { tag, message: Some(message), refused: String::new() },
+            Err(status) => proto::TaggedRaft { tag, message: None, refused: status.message().to_owned() },
+        };
+        let requests = request.into_inner().map(move |message| message.map(many)).boxed();
+        let wrap =
+            move |many: pipe::Many<_>| proto::RaftMany { messages: many.into_iter().map(tagged).collect() };
+        Ok(Response::new(pipe::serve(requests, answer, wrap)))
     }
 
     async fn vote(&self, request: Request<proto::RaftMessage>) -> Answer {
