@@ -62,14 +62,18 @@ impl Stream {
         if !self.in_flight.is_empty() || self.queue.is_empty() {
             return None;
         }
-        let mut items = Vec::new();
         let mut total = 0;
-        while let Some((_, bytes, _)) = self.queue.front() {
+        let fits = |(at, (_, bytes, _)): (usize, &(StreamItem, usize, About))| {
             total += bytes;
-            if items.len() == BATCH_ITEMS_MAX || (total > BATCH_BYTES_MAX && !items.is_empty()) {
-                break;
-            }
-            let (item, _, about) = self.queue.pop_front().expect("front was there");
+            at < BATCH_ITEMS_MAX && (total <= BATCH_BYTES_MAX || at == 0)
+        };
+        let count = self.queue.iter().enumerate().map(fits).take_while(|fits| *fits).count();
+        // Records first: so neighbours of a run stand together and travel as one piece. Nothing that
+        // follows from a record comes before it, and a record follows from nothing in its batch.
+        let (records, rest): (Vec<_>, Vec<_>) =
+            self.queue.drain(..count).partition(|(_, _, about)| matches!(about, About::Submit(_)));
+        let mut items = Vec::with_capacity(count);
+        for (item, _, about) in records.into_iter().chain(rest) {
             items.push(item);
             self.in_flight.push(about);
         }
