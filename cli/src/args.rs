@@ -47,6 +47,11 @@ pub enum Command {
     /// See how the shards stand, and move their leaders
     #[command(subcommand)]
     Shard(ShardCommand),
+    /// Back up the control store, look at a backup, make a new cluster of it
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
+    /// Check whether this machine, and its way to the heads, are fit for a head
+    Doctor,
     /// Run a development cluster that ends with its terminal
     Up(UpArgs),
     /// Run a program, or an example, on the cluster of this machine's node
@@ -195,6 +200,9 @@ pub enum HeadCommand {
         #[arg(long, default_value_t = 120, value_name = "SECONDS")]
         wait: u64,
     },
+    /// A majority of the disks is gone: make a new cluster of what is left, in two steps
+    #[command(subcommand)]
+    Recover(RecoverCommand),
     /// Move all leaders away from a member, and keep them away
     Drain {
         /// Its id
@@ -208,11 +216,57 @@ pub enum HeadCommand {
     },
 }
 
+/// `mobula head recover`: when a majority of the disks is gone.
+#[derive(Debug, Clone, Subcommand)]
+pub enum RecoverCommand {
+    /// Say what is left, what may be lost, and write a plan; changes nothing
+    Plan {
+        /// Data directories of heads that are left, all stopped [default: --data-dir]
+        dirs: Vec<PathBuf>,
+        /// Address of the new cluster's head [default: that of the head that is chosen]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+        /// Where to write the plan
+        #[arg(long, value_name = "FILE", default_value = "mobula-recover.json")]
+        out: PathBuf,
+    },
+    /// Make a new cluster of one head, as planned
+    Apply {
+        /// The plan
+        plan: PathBuf,
+    },
+}
+
+/// `mobula snapshot`.
+#[derive(Debug, Clone, Subcommand)]
+pub enum SnapshotCommand {
+    /// Write a backup of all shards: whole, or not at all
+    Save {
+        /// A file, or a directory that is there
+        to: PathBuf,
+    },
+    /// Check every byte of a backup, and say what is in it
+    Inspect {
+        /// The backup
+        file: PathBuf,
+    },
+    /// Make the data directory of a new cluster's first head
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// Address that the head will have [default: 127.0.0.1:6380]
+        #[arg(long, value_name = "ADDRESS")]
+        listen: Option<String>,
+    },
+}
+
 /// `mobula shard`.
 #[derive(Debug, Clone, Subcommand)]
 pub enum ShardCommand {
     /// Leader, term and the progress of every replica
     List,
+    /// Compare the states of all replicas at one entry of each shard
+    Verify,
     /// Have a head lead a shard
     MoveLeader {
         /// The shard

@@ -69,6 +69,8 @@ fn run(cli: &Cli) -> Outcome {
         Command::Status => commands::status::run(&settings),
         Command::Head(command) => commands::head::run(&settings, command),
         Command::Shard(command) => commands::shard::run(&settings, command),
+        Command::Snapshot(command) => commands::snapshot::run(&settings, command),
+        Command::Doctor => commands::doctor::run(&settings),
         Command::Up(args) => commands::up::run(&settings, args),
         Command::Run(args) => commands::run::run(&settings, args),
         Command::Sim(passed) => commands::sim::run(&passed.args),

@@ -39,6 +39,16 @@ pub enum Error {
         /// The directory they were moved to.
         aside: String,
     },
+    /// A backup that is not what was written.
+    #[error("{file} is damaged at offset {offset} ({detail}): use another backup")]
+    Archive {
+        /// The file.
+        file: String,
+        /// Where in it, in bytes.
+        offset: u64,
+        /// Which check failed.
+        detail: String,
+    },
     /// Another process holds the data directory.
     #[error("data directory in use by another head: stop it, or give this head a directory of its own")]
     InUse,

@@ -265,6 +265,7 @@ fn site(
         shards: config.shards,
         head: known.map_or(place.map_or(0, |place| place as u64 + 1), |known| known.head),
         net: parts.net.clone(),
+        disk: parts.disk.clone(),
         running: OnceLock::new(),
         hook: parts.hook.clone(),
     })

@@ -15,9 +15,11 @@
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
 //! - [`membership`] — how heads come and go later.
+//! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
 //! - [`client`] — finding the leader, repeating safely.
 
+pub mod backup;
 pub mod bootstrap;
 pub mod client;
 pub mod cold;

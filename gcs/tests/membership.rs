@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use mobula_base::disk::RealDisk;
+use mobula_gcs::backup::archive::{self, ArchiveHead};
+use mobula_gcs::backup::{offline, seed};
 use mobula_gcs::raft::timing::RaftTiming;
 use mobula_gcs::{Client, Error, Head, HeadConfig, Parts, in_scope};
 use mobula_net::tcp::TcpNet;
@@ -264,6 +266,89 @@ async fn heads_are_drained_added_and_removed() {
         assert!(refused.to_string().contains("no majority"), "{refused}");
         until_done(&client, change(10, "", 5)).await;
         for head in running {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
+
+async fn check_keys(heads: &[String], count: u32) -> Client {
+    let client = client(heads).await;
+    for n in 0..count {
+        let entry = client.read_kv(format!("key-{n}").as_bytes(), LONG).await.expect("read");
+        assert_eq!(entry.expect("there").value, Bytes::from(format!("value-{n}")));
+    }
+    client
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_and_a_survivor_each_make_a_new_cluster() {
+    let place = Place::new();
+    in_scope(4, async {
+        let (all, fresh) = (addresses(3), addresses(3));
+        let mut running = place.form(&all).await;
+        let client = client(&all).await;
+        for n in 0..250u32 {
+            let (key, value) = (format!("key-{n}"), Bytes::from(format!("value-{n}")));
+            client.kv_put(key.as_bytes(), value, false, LONG).await.expect("put");
+        }
+        // All replicas are the same at one entry, while others are written.
+        for shard in 0..SHARDS {
+            let id = 1000 + u64::from(shard);
+            let index = client.checkpoint(shard, id, LONG).await.expect("committed");
+            let mut digests = Vec::new();
+            for address in &all {
+                digests.push(client.digest_of(address, shard, id, LONG).await.expect("digested"));
+            }
+            assert!(digests.iter().all(|found| *found == digests[0] && found.0 == index), "{digests:?}");
+        }
+        let old_cluster = client.cluster();
+        let head = ArchiveHead { format: archive::FORMAT, cluster: old_cluster, shards: SHARDS, unix_ms: 0 };
+        let mut writer = archive::Writer::new(Vec::new(), &head).expect("a Vec grows");
+        for shard in 0..SHARDS {
+            client.dump(shard, LONG, &mut writer).await.expect("dumped");
+        }
+        let backup = writer.finish().expect("a Vec grows");
+        // Into a new cluster, beside the old one.
+        let parts = place.parts(&fresh[0]);
+        let summary =
+            seed::restore(parts.disk.clone(), 77, &fresh[0], &backup[..], "backup").expect("restored");
+        assert_eq!((summary.shards.len(), summary.head.cluster), (3, old_cluster));
+        let again = seed::restore(parts.disk, 78, &fresh[0], &backup[..], "backup").expect_err("not empty");
+        assert!(again.to_string().contains("not empty"), "{again}");
+        let restored = place.start(&fresh[0], &[]).await.expect("starts");
+        assert_eq!(restored.cluster_id(), 77);
+        let new = check_keys(&fresh[..1], 250).await;
+        assert!(new.kv_put(b"new", Bytes::from_static(b"x"), false, LONG).await.expect("written"));
+        // It grows like any other; a head of the old cluster is refused.
+        let foreign = place.start(&all[0], &fresh[..1]).await.err().map(|error| error.to_string());
+        assert!(foreign.is_some_and(|why| why.contains("in use") || why.contains("listen")), "it runs");
+        running.remove(0).shutdown().await;
+        let join = [all[0].clone(), fresh[0].clone()];
+        let foreign = place.start(&all[0], &join).await.err().expect("of another cluster").to_string();
+        assert!(foreign.contains("this data directory belongs to cluster"), "{foreign}");
+        assert!(!new.change_heads(change(1, &fresh[1], 0), LONG).await.expect("accepted").finished);
+        let second = place.start(&fresh[1], &fresh[..1]).await.expect("joins");
+        until_done(&new, change(1, &fresh[1], 0)).await;
+        agree(&[&restored, &second]).await;
+        // Everybody else's disk is gone: one directory of the old cluster is left.
+        for head in running {
+            head.shutdown().await;
+        }
+        let left = place.parts(&all[2]).disk;
+        let survivor = offline::look(&*left).expect("readable");
+        assert_eq!((survivor.address.as_str(), survivor.identity.cluster), (all[2].as_str(), old_cluster));
+        assert!(survivor.shards.iter().all(|shard| shard.last.1 >= shard.committed && shard.last.1 > 0));
+        let to = place.parts(&fresh[2]).disk;
+        let mut other = survivor.shards.clone();
+        other[0].last.1 += 1;
+        let changed = offline::recover(&*left, to.clone(), &other, 99, &fresh[2]).expect_err("changed");
+        assert!(changed.to_string().contains("has changed since the plan"), "{changed}");
+        offline::recover(&*left, to, &survivor.shards, 99, &fresh[2]).expect("recovered");
+        let recovered = place.start(&fresh[2], &[]).await.expect("starts");
+        assert_eq!(recovered.cluster_id(), 99);
+        check_keys(&fresh[2..], 250).await;
+        for head in [restored, second, recovered] {
             head.shutdown().await;
         }
     })

@@ -32,6 +32,7 @@ pub fn run(settings: &Settings, command: &HeadCommand) -> Outcome {
             let request = ChangeHeadsRequest { add: new.clone(), remove: *old, ..Default::default() };
             change(settings, request, *wait)
         }
+        HeadCommand::Recover(command) => crate::commands::recover::run(settings, command),
         HeadCommand::Drain { head, undo, wait } => drain(settings, *head, *undo, *wait),
     }
 }

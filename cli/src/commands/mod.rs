@@ -2,13 +2,16 @@
 
 pub mod ask;
 pub mod daemon;
+pub mod doctor;
 pub mod fault_switch;
 pub mod head;
 pub mod machine;
 pub mod missing;
+pub mod recover;
 pub mod run;
 pub mod shard;
 pub mod sim;
+pub mod snapshot;
 pub mod start;
 pub mod status;
 pub mod stop;

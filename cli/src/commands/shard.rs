@@ -2,6 +2,7 @@
 
 use crate::args::ShardCommand;
 use crate::commands::ask::{DEADLINE, failed, with_client};
+use crate::commands::machine::system_seed;
 use crate::config::Settings;
 use crate::exit::{self, Outcome};
 use crate::output::Output;
@@ -15,6 +16,10 @@ pub fn run(settings: &Settings, command: &ShardCommand) -> Outcome {
     let output = settings.output;
     match *command {
         ShardCommand::List => with_client(settings, async |client| list(output, &client).await),
+        ShardCommand::Verify => {
+            let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
+            with_client(settings, async |client| verify(output, &client, seed).await)
+        }
         ShardCommand::MoveLeader { shard, head } => with_client(settings, async |client| {
             client.move_leader(shard, head, DEADLINE).await.map_err(failed)?;
             say!(output, "done: head {head} leads shard {shard}");
@@ -115,4 +120,62 @@ fn one(shard: u32, said: &[(u64, Vec<ShardInfo>)]) -> JsonShard {
         joint: best.is_some_and(|s| s.joint),
         replicas: voters.iter().chain(learners).map(replica).collect(),
     }
+}
+
+#[derive(Serialize)]
+struct JsonVerified {
+    same: bool,
+    shards: Vec<JsonDigests>,
+}
+
+#[derive(Serialize)]
+struct JsonDigests {
+    shard: u32,
+    index: u64,
+    same: bool,
+    replicas: Vec<JsonDigest>,
+}
+
+#[derive(Serialize)]
+struct JsonDigest {
+    head: u64,
+    digest: Option<String>,
+    error: Option<String>,
+}
+
+/// Compares the digests of all replicas. One that does not answer cannot be compared, which is no
+/// success.
+async fn verify(output: Output, client: &Client, seed: u64) -> Outcome {
+    let members = client.heads_table(DEADLINE).await.map_err(failed)?.members;
+    let mut shards = Vec::new();
+    for shard in 0..client.shards() {
+        // A number of its own for each shard of each run.
+        let id = seed.wrapping_add(u64::from(shard));
+        let index = client.checkpoint(shard, id, DEADLINE).await.map_err(failed)?;
+        let mut replicas = Vec::new();
+        for member in &members {
+            let found = client.digest_of(&member.address, shard, id, DEADLINE).await;
+            let (digest, error) = match found {
+                Ok((at, digest)) if at == index => (Some(format!("{digest:016x}")), None),
+                // A repeated proposal: the later entry is remembered under the same number.
+                Ok((at, _)) => (None, Some(format!("digest of entry {at} instead of {index}"))),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            replicas.push(JsonDigest { head: member.head, digest, error });
+        }
+        let first = replicas.first().and_then(|replica| replica.digest.clone());
+        let same = first.is_some() && replicas.iter().all(|replica| replica.digest == first);
+        shards.push(JsonDigests { shard, index, same, replicas });
+    }
+    for shard in &shards {
+        let verdict = if shard.same { "all replicas are the same" } else { "NOT all replicas are the same" };
+        say!(output, "shard {}: {verdict} at entry {}", shard.shard, shard.index);
+        for replica in &shard.replicas {
+            let found = replica.digest.as_ref().or(replica.error.as_ref()).map_or("", String::as_str);
+            say!(output, "  head {}: {found}", replica.head);
+        }
+    }
+    let same = shards.iter().all(|shard| shard.same);
+    output.data(&JsonVerified { same, shards });
+    Ok(if same { exit::OK } else { exit::FAILED })
 }

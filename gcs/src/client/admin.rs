@@ -1,6 +1,7 @@
 //! What operators ask, and keeping the list of heads up to date while they come and go.
 
 use super::Client;
+use crate::backup::archive::Writer;
 use crate::error::Error;
 use crate::membership::driver;
 use mobula_proto as proto;
@@ -13,6 +14,8 @@ use tonic::{Response, Status};
 
 /// One head must answer a question within this.
 const ATTEMPT: Duration = Duration::from_secs(3);
+/// The next piece of a backup must come within this: a snapshot may have to be made first.
+const PART_DEADLINE: Duration = Duration::from_secs(90);
 /// Pause between rounds, and before a head that is busy is asked again.
 const PAUSE: Duration = Duration::from_millis(100);
 /// The list of heads is refreshed after trouble, and otherwise this often.
@@ -175,5 +178,124 @@ impl Client {
             proto::MoveLeaderReply { busy, .. } => Meant::Later(busy),
         };
         self.ask_admin(deadline, ask, mean).await
+    }
+
+    /// Has every replica of `shard` digest its state at one entry, which is returned.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn checkpoint(&self, shard: u32, id: u64, deadline: Duration) -> Result<u64, Error> {
+        let op = proto::command::Op::Checkpoint(proto::Checkpoint { id });
+        let reply = self.propose(shard, &proto::Command { op: Some(op) }, deadline).await?;
+        match reply.reply {
+            Some(proto::reply::Reply::Revision(index)) => Ok(index),
+            _ => Err(Error::Protocol("a checkpoint was answered with something else")),
+        }
+    }
+
+    /// Index and digest of checkpoint `id` at the head at `address`, once it has them.
+    ///
+    /// # Errors
+    /// It does not answer in time, or has not got so far.
+    pub async fn digest_of(
+        &self,
+        address: &str,
+        shard: u32,
+        id: u64,
+        deadline: Duration,
+    ) -> Result<(u64, u64), Error> {
+        let unreachable = |last: String| Error::Unreachable { heads: vec![address.to_owned()], last };
+        let request = proto::DigestRequest { cluster: self.cluster(), shard, id };
+        let until = Instant::now() + deadline;
+        loop {
+            let mut client =
+                driver::ask(&self.net, address).ok_or_else(|| unreachable("it is no address".into()))?;
+            let why = match tokio::time::timeout(ATTEMPT, client.digest(request)).await {
+                Ok(Ok(reply)) => match reply.into_inner() {
+                    proto::DigestReply { found: true, index, digest, .. } => return Ok((index, digest)),
+                    proto::DigestReply { refused, .. } if !refused.is_empty() => {
+                        return Err(Error::Refused(refused));
+                    }
+                    _ => "it has not applied the entry yet".to_owned(),
+                },
+                Ok(Err(status)) => status.message().to_owned(),
+                Err(_) => format!("no answer within {ATTEMPT:?}"),
+            };
+            if Instant::now() >= until {
+                return Err(unreachable(why));
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+
+    /// Writes what `shard` holds into an archive, from its leader.
+    ///
+    /// # Errors
+    /// No leader answered in time, it went away in the middle, or the archive cannot be written.
+    pub async fn dump<W: std::io::Write>(
+        &self,
+        shard: u32,
+        deadline: Duration,
+        to: &mut Writer<W>,
+    ) -> Result<(), Error> {
+        let request = proto::DumpRequest { cluster: self.cluster(), shard };
+        let until = Instant::now() + deadline;
+        let (mut next, mut round) = (None, self.heads());
+        let mut last = "nothing was asked".to_owned();
+        loop {
+            let Some(address) = next.take().or_else(|| round.pop()) else {
+                if Instant::now() >= until {
+                    return Err(Error::Unreachable { heads: self.heads(), last });
+                }
+                tokio::time::sleep(PAUSE).await;
+                round = self.heads();
+                continue;
+            };
+            let Some(mut client) = driver::ask(&self.net, &address) else { continue };
+            let cut = |why: &str| Error::Unreachable {
+                heads: vec![address.clone()],
+                last: format!("shard {shard}: {why}; take the backup again"),
+            };
+            let mut parts = match tokio::time::timeout(ATTEMPT, client.dump(request)).await {
+                Ok(Ok(parts)) => parts.into_inner(),
+                Ok(Err(status)) => {
+                    last = format!("{address}: {}", status.message());
+                    continue;
+                }
+                Err(_) => {
+                    last = format!("{address}: no answer within {ATTEMPT:?}");
+                    continue;
+                }
+            };
+            let mut begun = false;
+            loop {
+                let part = tokio::time::timeout(PART_DEADLINE, parts.message()).await;
+                let part = part.map_err(|_| cut("the leader fell silent"))?;
+                let part = part.map_err(|status| cut(status.message()))?;
+                let part = part.ok_or_else(|| cut("it was cut short"))?;
+                if let Some(to) = part.elsewhere {
+                    last = format!("{address} does not lead");
+                    next = Some(to.leader).filter(|leader| !leader.is_empty());
+                    break;
+                }
+                if !part.refused.is_empty() && !begun {
+                    last = format!("{address}: {}", part.refused);
+                    break;
+                }
+                if !part.refused.is_empty() {
+                    return Err(cut(&part.refused));
+                }
+                let written = match &part.head {
+                    Some(head) => to.shard(head),
+                    None => to.data(&part.data),
+                };
+                written.map_err(|error| Error::storage("the backup", error))?;
+                begun = true;
+                if part.last {
+                    return Ok(());
+                }
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
     }
 }

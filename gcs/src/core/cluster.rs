@@ -93,6 +93,12 @@ impl Cluster {
         }
     }
 
+    /// What a new cluster, made of another one's state, is called. Its heads are its own.
+    pub fn reborn(&mut self, id: u64) {
+        self.id = id;
+        self.heads = Heads::default();
+    }
+
     /// A node daemon starts a life; an older life at the same address ends with it.
     pub fn join(&mut self, index: u64, join: &proto::NodeJoin) -> u64 {
         let older: Vec<u64> = self

@@ -77,6 +77,8 @@ pub struct ShardState {
     sessions: Sessions,
     /// Jobs that ended and were forgotten, the oldest first.
     forgotten: VecDeque<u64>,
+    /// Asked for by the entry that was applied last.
+    checkpoints: Vec<u64>,
     broken: Option<String>,
     /// A planted bug.
     differs: bool,
@@ -95,6 +97,7 @@ impl ShardState {
             streams: BTreeMap::new(),
             sessions: Sessions::default(),
             forgotten: VecDeque::new(),
+            checkpoints: Vec::new(),
             broken: None,
             differs: false,
         }
@@ -103,6 +106,11 @@ impl ShardState {
     /// The files of cold runs as of now: with [`ShardState::snapshot`], all there is.
     pub fn manifest(&self) -> Manifest {
         self.tasks.cold().manifest()
+    }
+
+    /// Digests that the entry applied last asked for. Not part of the state.
+    pub fn take_checkpoints(&mut self) -> Vec<u64> {
+        std::mem::take(&mut self.checkpoints)
     }
 
     /// Why this replica must stop: the cold store failed, so its answers would differ.
@@ -150,7 +158,10 @@ impl ShardState {
             Some(CommandOp::Heads(_)) if self.shard != 0 => None,
             Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.heads.apply(index, command))),
             // What is remembered of it is not part of the state: see `Machine`.
-            Some(CommandOp::Checkpoint(_)) => Some(Answer::Revision(index)),
+            Some(CommandOp::Checkpoint(checkpoint)) => {
+                self.checkpoints.push(checkpoint.id);
+                Some(Answer::Revision(index))
+            }
             Some(CommandOp::Batch(batch)) => Some(Answer::Batch(self.apply_batch(index, batch))),
             None => None,
         };

@@ -27,3 +27,14 @@ pub mod writer;
 pub use index::ShardIndex;
 pub use item::{LogIdentity, Record};
 pub use writer::LogWriter;
+
+/// What the segments of a head that does not run hold; a torn tail is cut as at a start.
+///
+/// # Errors
+/// Damage, or a disk that fails.
+pub fn look(
+    disk: &dyn mobula_base::disk::Disk,
+    identity: &LogIdentity,
+) -> Result<std::collections::BTreeMap<u32, Recovered>, crate::Error> {
+    recover::replay(disk, identity).map(|replay| replay.shards)
+}

@@ -14,6 +14,7 @@ use mobula_proto as proto;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
+use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,6 +22,9 @@ use tokio::sync::watch;
 
 /// While the disk is full, a snapshot is tried again this often.
 const RETRY_FULL: Duration = Duration::from_millis(500);
+
+/// Checkpoints whose digests are remembered.
+const MAX_CHECKPOINTS: usize = 16;
 
 struct Inner {
     state: ShardState,
@@ -34,6 +38,8 @@ struct Inner {
     grown_bytes: u64,
     /// Somebody needs a snapshot now.
     wanted: bool,
+    /// The latest checkpoints: their id, index and, once it is known, digest.
+    checkpoints: VecDeque<(u64, u64, Option<u64>)>,
 }
 
 impl Inner {
@@ -59,6 +65,13 @@ impl Replica {
     /// Looks at the tables. `look` must be quick: nothing is applied meanwhile.
     pub fn with<T>(&self, look: impl FnOnce(&ShardState) -> T) -> T {
         look(&lock(&self.inner).state)
+    }
+
+    /// Index and digest of a checkpoint, once both are known.
+    pub fn checkpoint(&self, id: u64) -> Option<(u64, u64)> {
+        let inner = lock(&self.inner);
+        let (_, index, digest) = inner.checkpoints.iter().find(|(known, ..)| *known == id)?;
+        Some((*index, (*digest)?))
     }
 
     /// The next time openraft asks, a snapshot is made.
@@ -101,6 +114,7 @@ impl Machine {
             dump_bytes: 0,
             grown_bytes: 0,
             wanted: false,
+            checkpoints: VecDeque::new(),
         }));
         let (shared, applied, hook) = (inner.clone(), Arc::new(applied), Arc::new(Unhooked));
         let machine = Machine { shard, disk, cold, inner: shared, applied, timing, hook };
@@ -111,6 +125,30 @@ impl Machine {
     pub fn watched(self, hook: SharedHook) -> Self {
         lock(&self.inner).state.set_careless(hook.has(Plant::RepeatTwice), hook.has(Plant::ApplyDifferently));
         Machine { hook, ..self }
+    }
+
+    /// Digests the state as of now beside what goes on: a clone is cheap.
+    fn note_checkpoints(&self, inner: &mut Inner, index: u64) {
+        for id in inner.state.take_checkpoints() {
+            inner.checkpoints.push_back((id, index, None));
+            while inner.checkpoints.len() > MAX_CHECKPOINTS {
+                inner.checkpoints.pop_front();
+            }
+            let (view, shared) = (inner.state.clone(), self.inner.clone());
+            let digest = move || {
+                let digest = view.digest();
+                let mut inner = lock(&shared);
+                if let Some(entry) = inner.checkpoints.iter_mut().find(|(known, ..)| *known == id) {
+                    entry.2 = Some(digest);
+                }
+            };
+            // In simulation there are no threads, and the clone is small.
+            if self.disk.blocks() {
+                tokio::task::spawn_blocking(digest);
+            } else {
+                tokio::spawn(async move { digest() });
+            }
+        }
     }
 
     fn apply_one(inner: &mut Inner, log_id: LogId, proposal: &Proposal) -> io::Result<Answer> {
@@ -153,6 +191,7 @@ impl RaftStateMachine<Types> for Machine {
                     EntryPayload::Blank => Default::default(),
                     EntryPayload::Normal(proposal) => {
                         let answer = Self::apply_one(&mut inner, entry.log_id, &proposal)?;
+                        self.note_checkpoints(&mut inner, entry.log_id.index);
                         (proposal.0, answer)
                     }
                     EntryPayload::Membership(membership) => {

@@ -1,6 +1,6 @@
 //! What operators ask of a head: who the heads are and shall be, how the shards stand.
 
-use super::{Running, Service};
+use super::{Running, Service, dump};
 use crate::membership::driver::{self, local_table, wanted};
 use crate::raft::group::{Group, NotDone};
 use mobula_proto as proto;
@@ -17,7 +17,7 @@ const HAND_OVER: Duration = Duration::from_secs(2);
 /// Pause between looks whether it has.
 const LOOK: Duration = Duration::from_millis(5);
 
-fn elsewhere(group: &Group) -> Option<Elsewhere> {
+pub(super) fn elsewhere(group: &Group) -> Option<Elsewhere> {
     let leader = group.leadership().leader.map(|leader| leader.address).unwrap_or_default();
     Some(Elsewhere { leader })
 }
@@ -313,6 +313,7 @@ impl Admin for Service {
             Ok(running) => proto::ShardsReply {
                 head: running.identity.head,
                 shards: shard_infos(running),
+                unix_ms: unix_ms(),
                 ..Default::default()
             },
             Err(refused) => proto::ShardsReply { refused, ..Default::default() },
@@ -325,4 +326,32 @@ impl Admin for Service {
     ) -> Result<Response<proto::MoveLeaderReply>, Status> {
         Ok(Response::new(self.move_reply(request.into_inner()).await))
     }
+
+    async fn digest(
+        &self,
+        request: Request<proto::DigestRequest>,
+    ) -> Result<Response<proto::DigestReply>, Status> {
+        let request = request.into_inner();
+        Ok(Response::new(match self.shard(request.cluster, request.shard) {
+            Ok((_, group)) => match group.replica.checkpoint(request.id) {
+                Some((index, digest)) => {
+                    proto::DigestReply { found: true, index, digest, ..Default::default() }
+                }
+                None => proto::DigestReply::default(),
+            },
+            Err(refused) => proto::DigestReply { refused, ..Default::default() },
+        }))
+    }
+
+    type DumpStream = dump::Parts;
+
+    async fn dump(&self, request: Request<proto::DumpRequest>) -> Result<Response<dump::Parts>, Status> {
+        Ok(Response::new(dump::send(self.clone(), request.into_inner())))
+    }
+}
+
+/// This machine's clock, for comparing clocks; it decides nothing.
+fn unix_ms() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -4,10 +4,11 @@
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
 //! one connection), [`soft`] (who holds what),
 //! `locate`, [`liveness`] (heartbeats), `views` (the cluster, read, status), `watch` (changes of keys),
-//! `between` (Raft's messages), [`admin`] (what operators ask).
+//! `between` (Raft's messages), [`admin`] (what operators ask), `dump` (backups).
 
 pub mod admin;
 mod between;
+mod dump;
 pub mod liveness;
 mod locate;
 pub mod soft;
@@ -23,6 +24,7 @@ use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
 pub use between::Incoming;
 use liveness::Liveness;
+use mobula_base::disk::Disk;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use prost::Message;
@@ -47,6 +49,8 @@ pub struct Site {
     pub offer: u64,
     /// The network.
     pub net: SharedNet,
+    /// The data directory.
+    pub disk: Arc<dyn Disk>,
     /// Set once this head knows its cluster.
     pub running: OnceLock<Arc<Running>>,
     /// Who watches.
