@@ -13,6 +13,7 @@ mod files;
 mod frame;
 mod index;
 mod item;
+mod left;
 mod reader;
 pub mod record;
 mod recover;
@@ -26,15 +27,5 @@ pub mod writer;
 
 pub use index::ShardIndex;
 pub use item::{LogIdentity, Record};
+pub use left::{Left, look};
 pub use writer::LogWriter;
-
-/// What the segments of a head that does not run hold; a torn tail is cut as at a start.
-///
-/// # Errors
-/// Damage, or a disk that fails.
-pub fn look(
-    disk: &dyn mobula_base::disk::Disk,
-    identity: &LogIdentity,
-) -> Result<std::collections::BTreeMap<u32, Recovered>, crate::Error> {
-    recover::replay(disk, identity).map(|replay| replay.shards)
-}
