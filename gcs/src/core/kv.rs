@@ -41,6 +41,11 @@ impl Kv {
         self.entries.iter()
     }
 
+    /// How many keys there are.
+    pub fn count(&self) -> u64 {
+        self.entries.len() as u64
+    }
+
     /// What has changed.
     pub fn history(&self) -> &History {
         &self.history

@@ -59,7 +59,7 @@ async fn dump(service: &Service, request: &proto::DumpRequest, to: &Sender) -> R
     }
     let site: &Site = &service.0;
     let (term, index, parcel) = newest(&site.disk, group).await.map_err(refuse)?;
-    let (tasks, keys) = group.replica.with(|state| (state.tasks.len(), state.kv.len() as u64));
+    let (tasks, keys) = group.replica.with(|state| (state.tasks.len(), state.kv.count()));
     let head = DumpHead {
         shard: group.shard,
         index,
