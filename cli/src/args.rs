@@ -26,6 +26,12 @@ pub struct Global {
     /// Configuration file [default: mobula.toml, if there is one]
     #[arg(long, global = true, env = "MOBULA_CONFIG", value_name = "FILE")]
     pub config: Option<PathBuf>,
+    /// File with the cluster token; the token itself may stand in MOBULA_TOKEN
+    #[arg(long, global = true, env = "MOBULA_TOKEN_FILE", value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// Encrypt every connection, with ca.pem, cert.pem and key.pem of this directory
+    #[arg(long, global = true, env = "MOBULA_TLS_DIR", value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
     /// Print data as JSON on standard output, everything else on standard error
     #[arg(long, global = true)]
     pub json: bool,
@@ -64,6 +70,12 @@ pub enum Command {
     Chaos(PassedArgs),
     /// Measure this machine: `gcs`, `memory`, `micro` or `transfer`
     Bench(BenchArgs),
+    /// Make a cluster token
+    Token(TokenArgs),
+    /// Make certificates for a cluster
+    Tls(TlsArgs),
+    /// Show what is configured, and where each value comes from
+    Config(ConfigArgs),
     /// One daemon in the foreground; what `start` starts
     #[command(hide = true)]
     Daemon(DaemonArgs),
@@ -119,36 +131,99 @@ pub struct StartArgs {
     pub member: MemberArgs,
 }
 
-/// What a daemon is to be; shared by `start` and `daemon`.
 #[derive(Debug, Clone, Args)]
+pub struct TokenArgs {
+    #[command(subcommand)]
+    pub what: TokenCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TokenCommand {
+    /// Print a fresh token, or write it to a file that only its owner can read
+    New {
+        /// The file; one that exists is left alone
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TlsArgs {
+    #[command(subcommand)]
+    pub what: TlsCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum TlsCommand {
+    /// Write ca.pem, cert.pem and key.pem, for every machine of a cluster
+    New {
+        /// The directory; files that exist are left alone
+        #[arg(long, value_name = "DIR")]
+        out: PathBuf,
+        /// Names and addresses of all machines, separated by commas
+        #[arg(long, value_delimiter = ',', value_name = "LIST", required = true)]
+        names: Vec<String>,
+    },
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub what: ConfigCommand,
+}
+
+#[derive(Debug, Clone, Subcommand)]
+pub enum ConfigCommand {
+    /// Print every setting
+    Show(ShowArgs),
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ShowArgs {
+    /// Say where each value comes from
+    #[arg(long)]
+    pub origin: bool,
+    #[command(flatten)]
+    pub member: MemberArgs,
+}
+
+/// What a daemon is to be; shared by `start` and `daemon`. What is not given here may be given in
+/// the configuration file.
+#[derive(Debug, Clone, Default, Args)]
 pub struct MemberArgs {
     /// Run a head: a replica of the control store
-    #[arg(long)]
+    #[arg(long, env = "MOBULA_HEAD")]
     pub head: bool,
     /// Addresses of all heads, separated by commas; the same list for every head
-    #[arg(long, value_delimiter = ',', value_name = "LIST")]
+    #[arg(long, env = "MOBULA_JOIN", value_delimiter = ',', value_name = "LIST")]
     pub join: Vec<String>,
     /// Address to listen at: of the head, or of a node for other nodes
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, env = "MOBULA_LISTEN", value_name = "ADDRESS")]
     pub listen: Option<String>,
     /// Address that others reach this head at, if it is not the one it listens at
-    #[arg(long, value_name = "ADDRESS")]
+    #[arg(long, env = "MOBULA_ADVERTISE", value_name = "ADDRESS")]
     pub advertise: Option<String>,
-    /// Shards of the control store, fixed when the cluster is formed
-    #[arg(long, default_value_t = 4)]
-    pub shards: u32,
+    /// Shards of the control store, fixed when the cluster is formed [default: 4]
+    #[arg(long, env = "MOBULA_SHARDS")]
+    pub shards: Option<u32>,
     /// CPUs to offer, one worker process each [default: all]; 0: a head only
-    #[arg(long)]
+    #[arg(long, env = "MOBULA_CPUS")]
     pub cpus: Option<u32>,
     /// What people call it [default: the host's name]
-    #[arg(long)]
+    #[arg(long, env = "MOBULA_NAME")]
     pub name: Option<String>,
     /// A named resource to offer, NAME=AMOUNT; may be repeated
-    #[arg(long, value_name = "NAME=AMOUNT")]
+    #[arg(long, env = "MOBULA_RESOURCE", value_delimiter = ',', value_name = "NAME=AMOUNT")]
     pub resource: Vec<String>,
-    /// Shared memory for objects, MB
-    #[arg(long, default_value_t = 512, value_name = "MB")]
-    pub store_mb: u64,
+    /// Shared memory for objects, MB [default: 512]
+    #[arg(long, env = "MOBULA_STORE_MB", value_name = "MB")]
+    pub store_mb: Option<u64>,
+    /// Listen beyond this machine without a cluster token
+    #[arg(long, env = "MOBULA_INSECURE")]
+    pub insecure: bool,
+    /// How the daemon logs: text or json
+    #[arg(long, env = "MOBULA_LOG_FORMAT", value_name = "FORMAT")]
+    pub log_format: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]

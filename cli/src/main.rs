@@ -32,22 +32,24 @@ mod process;
 mod signals;
 
 use args::{Cli, Command};
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 use config::Settings;
 use exit::Outcome;
 
 fn main() {
     // A daemon starts the driver's own binary as worker, and this is the driver of the demo.
     mobula::run_worker_if_asked();
-    let cli = match Cli::try_parse() {
-        Ok(cli) => cli,
+    let asked = Cli::command().try_get_matches();
+    let parsed = asked.and_then(|found| Ok((Cli::from_arg_matches(&found)?, found)));
+    let (cli, found) = match parsed {
+        Ok(parsed) => parsed,
         Err(refusal) => {
             // Help goes to standard output, complaints to standard error; closed ones are fine.
             let _ = refusal.print();
             exit::leave(if refusal.use_stderr() { exit::USAGE } else { exit::OK });
         }
     };
-    let code = match run(&cli) {
+    let code = match run(&cli, &found) {
         Ok(code) => code,
         Err(failure) => {
             exit::report(&failure);
@@ -57,7 +59,7 @@ fn main() {
     exit::leave(code);
 }
 
-fn run(cli: &Cli) -> Outcome {
+fn run(cli: &Cli, found: &clap::ArgMatches) -> Outcome {
     if let Command::Janitor { dir } = &cli.command {
         return cluster::janitor::run(dir);
     }
@@ -77,6 +79,9 @@ fn run(cli: &Cli) -> Outcome {
         Command::Experiment(args) => experiment::run(&settings, args),
         Command::Chaos(passed) => commands::missing::command("chaos", &passed.args),
         Command::Bench(args) => bench::run(&settings, args),
+        Command::Token(args) => commands::access::token(&settings, args),
+        Command::Tls(args) => commands::access::tls(&settings, args),
+        Command::Config(args) => commands::config::run(&settings, args, found),
         Command::Daemon(args) => commands::daemon::run(&settings, args),
         Command::Reference(args) => demo::reference_process(args),
         Command::Janitor { .. } => unreachable!("handled above"),

@@ -9,21 +9,18 @@ use crate::identity::{Identity, Lock};
 use crate::log::store::ShardLog;
 use crate::log::{LogIdentity, LogWriter};
 use crate::membership::driver;
-use crate::raft::failover::Front;
+use crate::metrics::{self, Meters};
 use crate::raft::group::Group;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
 use crate::raft::types::Raft;
-use crate::server::{Incoming, Running, Service, Site};
+use crate::server::http::serve;
+use crate::server::{Incoming, Running, Site};
 use crate::{cold, damage, scrub, snapshot};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
-use mobula_net::grpc;
 use mobula_net::seam::Listener;
 use mobula_proto as proto;
-use proto::admin_server::AdminServer;
-use proto::control_store_server::ControlStoreServer;
-use proto::raft_server::RaftServer;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
@@ -268,29 +265,8 @@ fn site(
         disk: parts.disk.clone(),
         running: OnceLock::new(),
         hook: parts.hook.clone(),
+        meters: Meters::default(),
     })
-}
-
-async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
-    let service = Service(site);
-    let store = ControlStoreServer::new(service.clone())
-        .max_decoding_message_size(grpc::MESSAGE_MAX)
-        .max_encoding_message_size(grpc::MESSAGE_MAX);
-    let admin = AdminServer::new(service.clone());
-    let raft = RaftServer::new(service)
-        .max_decoding_message_size(grpc::MESSAGE_MAX)
-        .max_encoding_message_size(grpc::MESSAGE_MAX);
-    let served = tonic::transport::Server::builder()
-        .initial_stream_window_size(8 << 20)
-        .initial_connection_window_size(16 << 20)
-        .add_service(store)
-        .add_service(raft)
-        .add_service(admin)
-        .serve_with_incoming(grpc::incoming(Box::new(Front::new(listener))))
-        .await;
-    if let Err(error) = served {
-        tracing::error!(%error, "server ended");
-    }
 }
 
 /// Opens the files and starts every shard.
@@ -340,6 +316,7 @@ fn start_duties(
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(driver::reconcile(running.clone(), site.net.clone(), shard)));
     }
+    tasks.push(tokio::spawn(metrics::observe(site.clone(), running.clone())));
     let silence = Duration::from_millis(config.node_silence_ms);
     tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));
     for shard in 0..running.identity.shards {

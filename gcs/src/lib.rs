@@ -16,6 +16,7 @@
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
 //! - [`membership`] — how heads come and go later.
 //! - [`backup`] — what is kept outside, and new clusters made of it.
+//! - [`metrics`] — what a head tells Prometheus.
 //! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
 //! - [`client`] — finding the leader, repeating safely.
 
@@ -33,6 +34,7 @@ pub mod hook;
 pub mod identity;
 pub mod log;
 pub mod membership;
+pub mod metrics;
 pub mod raft;
 pub mod scrub;
 pub mod server;

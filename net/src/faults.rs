@@ -5,6 +5,7 @@
 //! its middle. The far side's dial may still succeed, since its kernel and ours agree without us.
 //! A network without a switch costs nothing: production does not wrap its own.
 
+use crate::auth::Token;
 use crate::seam::{BoxFuture, Listener, Net, SharedNet, Stream};
 use std::io;
 use std::str::FromStr;
@@ -135,6 +136,10 @@ impl Net for Faulty {
             let stream = self.inner.dial(address).await?;
             Ok(through(&self.switch, stream))
         })
+    }
+
+    fn token(&self) -> Option<&Token> {
+        self.inner.token()
     }
 }
 

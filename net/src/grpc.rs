@@ -1,5 +1,6 @@
 //! tonic over a [`crate::Net`]: lazily connected channels, and servers on our listeners.
 
+use crate::auth::ShowToken;
 use crate::seam::{Listener, SharedNet, Stream};
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -8,7 +9,8 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::{Channel, Endpoint, server::Connected};
+use tonic::service::interceptor::InterceptedService;
+use tonic::transport::{Endpoint, server::Connected};
 
 /// How long a dial may take.
 pub const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
@@ -17,13 +19,17 @@ pub const MESSAGE_MAX: usize = 64 << 20;
 /// A silent HTTP/2 peer is pinged this often, so that a half-open connection ends.
 pub const KEEPALIVE: Duration = Duration::from_millis(1000);
 
+/// A connection to one server; every call on it shows the network's token.
+pub type Channel = InterceptedService<tonic::transport::Channel, ShowToken>;
+
 /// A channel that connects when first used and reconnects by itself.
 ///
 /// # Errors
 /// `address` is not `host:port`.
 pub fn channel(net: SharedNet, address: &str) -> Result<Channel, tonic::transport::Error> {
     let target = address.to_owned();
-    Ok(Endpoint::from_shared(format!("http://{address}"))?
+    let show = ShowToken::new(net.token());
+    let channel = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
@@ -34,7 +40,8 @@ pub fn channel(net: SharedNet, address: &str) -> Result<Channel, tonic::transpor
         .connect_with_connector_lazy(tower::service_fn(move |_: Uri| {
             let (net, target) = (net.clone(), target.clone());
             async move { net.dial(&target).await.map(TokioIo::new) }
-        })))
+        }));
+    Ok(InterceptedService::new(channel, show))
 }
 
 /// A server connection as tonic wants it.

@@ -9,14 +9,17 @@
 //! - [`tcp`] — the real network.
 //! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
 //! - [`faults`] — a network that can fall silent.
+//! - [`auth`] — the cluster token; [`tls`] — a guarded network: TLS, token or both.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
 //! - [`pipe`] — many requests over one gRPC stream.
 
+pub mod auth;
 pub mod faults;
 pub mod frame;
 pub mod grpc;
 pub mod pipe;
 pub mod seam;
 pub mod tcp;
+pub mod tls;
 
 pub use seam::{BoxFuture, Listener, Net, Stream};

@@ -1,5 +1,6 @@
 //! The network seam. Addresses are `host:port` strings: a name in simulation, an IP in production.
 
+use crate::auth::Token;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -22,6 +23,10 @@ pub trait Net: Send + Sync + 'static {
     fn listen<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Box<dyn Listener>>>;
     /// Connects to `address`. The caller sets the deadline.
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Stream>>;
+    /// What callers must show here, and what this process shows to others.
+    fn token(&self) -> Option<&Token> {
+        None
+    }
 }
 
 /// Accepts connections.

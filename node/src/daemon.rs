@@ -9,8 +9,8 @@ use crate::peers::Peers;
 use crate::spawn::{ProcessSpawner, Spawner};
 use mobula_base::{Incarnation, Instant, JobId, Resources, ShardId};
 use mobula_gcs::Client;
+use mobula_net::Net;
 use mobula_net::frame::Outbox;
-use mobula_net::tcp::TcpNet;
 use mobula_objstore::{Region, Store};
 use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg};
 use mobula_scheduler::{ClientId, Config, Core, Effect, Event};
@@ -29,7 +29,7 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(30);
 /// Pause before a node that was declared dead joins again.
 const REJOIN_AFTER: Duration = Duration::from_millis(200);
 
-/// Runs a node on the real network until `shutdown`.
+/// Runs a node on this machine until `shutdown`.
 ///
 /// Must be awaited on a thread that lives as long as the process (see
 /// [`ProcessSpawner`]).
@@ -38,6 +38,7 @@ const REJOIN_AFTER: Duration = Duration::from_millis(200);
 /// It cannot listen, has no memory, or the cluster does not take it.
 pub async fn run(
     config: NodeConfig,
+    net: Arc<dyn Net>,
     on_ready: impl FnOnce(Ready),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
@@ -47,7 +48,7 @@ pub async fn run(
     let local = UnixLocal::bind(&config.socket, region.clone())
         .map_err(io(format!("cannot listen at {}", config.socket.display())))?;
     let spawner = Box::new(ProcessSpawner { socket: config.socket.clone() });
-    let parts = Parts { net: Arc::new(TcpNet), local: Box::new(local), spawner, region };
+    let parts = Parts { net, local: Box::new(local), spawner, region };
     run_with(config, parts, on_ready, shutdown).await
 }
 

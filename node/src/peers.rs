@@ -71,6 +71,7 @@ impl Peers {
             incarnation: self.control.incarnation.0,
             to: to.0,
             data,
+            token: self.net.token().map_or_else(String::new, |token| token.reveal().to_owned()),
         }
     }
 
@@ -175,6 +176,11 @@ impl Peers {
                 return;
             }
         };
+        // First of all: whoever does not know the token learns nothing from the rest.
+        if self.net.token().is_some_and(|token| !token.matches(hello.token.as_bytes())) {
+            tracing::warn!("a peer without this cluster's token was turned away");
+            return;
+        }
         let from = Incarnation(hello.incarnation);
         if hello.magic != MAGIC || hello.version != WIRE_VERSION || hello.cluster != self.cluster {
             tracing::warn!(

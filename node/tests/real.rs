@@ -142,7 +142,7 @@ impl Cluster {
         self.stop.push(stop);
         self.threads.push(std::thread::spawn(move || {
             let ready = move |_| tell.send(()).unwrap_or_default();
-            let node = mobula_node::run(config, ready, async { drop(stopped.await) });
+            let node = mobula_node::run(config, Arc::new(TcpNet), ready, async { drop(stopped.await) });
             runtime().block_on(node).expect("the node runs");
         }));
         told.recv_timeout(Duration::from_secs(30)).expect("a node");

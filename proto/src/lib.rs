@@ -13,6 +13,8 @@ pub use v1::*;
 use bytes::Bytes;
 use mobula_base::{ObjectId, Resources, TaskId};
 
+/// Encoded descriptors of all services and messages, for gRPC reflection.
+pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
 /// First field of every hello: "MOBU".
 pub const MAGIC: u32 = 0x4d4f_4255;
 /// Version of the link and peer protocols; both ends must agree.

@@ -88,8 +88,11 @@ fn order(dir: &Path, kind: &str, number: usize, address: &str) -> Order {
     command.arg("daemon").arg("--data-dir").arg(&dir.0);
     command.args(["--name", &name, "--die-with-parent", &std::process::id().to_string()]);
     // Options of this process's environment are not meant for its members.
-    for variable in ["MOBULA_ADDRESS", "MOBULA_CONFIG", "MOBULA_DATA_DIR", "MOBULA_SOCKET"] {
-        command.env_remove(variable);
+    for (variable, _) in std::env::vars_os() {
+        let is_ours = variable.to_string_lossy().starts_with("MOBULA_");
+        if is_ours && variable != "MOBULA_LOG" && variable != "MOBULA_LOG_FORMAT" {
+            command.env_remove(variable);
+        }
     }
     Order { label: format!("{kind} {number}"), dir, address: address.to_owned(), command }
 }

@@ -3,7 +3,7 @@
 use crate::args::{DaemonArgs, MemberArgs};
 use crate::commands::fault_switch;
 use crate::commands::machine::{die_with_parent, host_name, own_ip, system_seed};
-use crate::config::{DEFAULT_ADDRESS, Settings};
+use crate::config::{DEFAULT_ADDRESS, DEFAULT_SHARDS, DEFAULT_STORE_MB, Settings};
 use crate::datadir::{self, DataDir, Ready};
 use crate::exit::{self, Failure, Outcome};
 use crate::limits;
@@ -11,7 +11,6 @@ use crate::process::Process;
 use mobula_base::disk::RealDisk;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
-use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
 use rustix::process::setsid;
 use std::fs::{self, File, TryLockError};
@@ -27,24 +26,38 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
         // Fails only for a leader of a session, which is what is wanted.
         let _ = setsid();
     }
-    log_to_stderr();
+    let member = settings.member(&args.member);
+    log_to_stderr(log_format(member.log_format.as_deref().unwrap_or("text")).map_err(Failure::usage)?);
     limits::raise_open_files()?;
     let dir = DataDir(settings.data_dir.clone());
     let _lock = claim(&dir)?;
     let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for input: {e}"))?;
-    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(&dir, args, seed)));
+    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(settings, &dir, args, &member, seed)));
     // Kept on a failure's way out it would only be stale: its process is gone.
     let _ = fs::remove_file(dir.ready());
     let _ = fs::remove_file(dir.process());
     served.map(|()| exit::OK)
 }
 
-fn log_to_stderr() {
+/// Whether logs are JSON.
+///
+/// # Errors
+/// There is no such format.
+pub fn log_format(format: &str) -> Result<bool, String> {
+    match format {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        other => Err(format!("\"{other}\" is no log format; use text or json")),
+    }
+}
+
+fn log_to_stderr(is_json: bool) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MOBULA_LOG")
         .unwrap_or_else(|_| "warn,mobula=info,mobula_gcs=info,mobula_node=info".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false).init();
+    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    if is_json { logs.json().flatten_event(true).init() } else { logs.init() }
 }
 
 /// Takes the data directory for this process, and says so in it.
@@ -68,8 +81,14 @@ fn claim(dir: &DataDir) -> Result<File, Failure> {
 }
 
 /// Runs the roles. The node leaves before the head goes, as leaving takes a head.
-async fn serve(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<(), Failure> {
-    let member = &args.member;
+async fn serve(
+    settings: &Settings,
+    dir: &DataDir,
+    args: &DaemonArgs,
+    member: &MemberArgs,
+    seed: u64,
+) -> Result<(), Failure> {
+    let net = settings.net()?;
     let mut asked = stop_requests()?;
     let cpus =
         member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
@@ -78,7 +97,7 @@ async fn serve(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<(), Failur
         true => tokio::select! {
             biased;
             () = stopped(&mut asked) => return Ok(()),
-            head = start_head(dir, args, seed) => Some(head?),
+            head = start_head(settings, net.clone(), dir, args, member, seed) => Some(head?),
         },
     };
     let mut ready = Ready {
@@ -104,13 +123,15 @@ async fn serve(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<(), Failur
         return Ok(());
     }
     let config = node_config(dir, member, &ready, cpus, seed)?;
+    settings.check_exposure(&config.listen, member.insecure)?;
     ready.socket = Some(config.socket.clone());
     let on_ready = |joined: mobula_node::Ready| {
         ready.incarnation = Some(joined.incarnation);
         ready.peer_address = Some(joined.address);
         announce(dir, &ready);
     };
-    let node = async { mobula_node::run(config, on_ready, stopped(&mut asked)).await.map_err(node_failure) };
+    let node =
+        async { mobula_node::run(config, net, on_ready, stopped(&mut asked)).await.map_err(node_failure) };
     let Some(head) = head else { return node.await };
     let (node_left, may_stop) = oneshot::channel::<()>();
     let head = head.run_until_shutdown(async {
@@ -128,9 +149,14 @@ async fn serve(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<(), Failur
     }
 }
 
-async fn start_head(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<Head, Failure> {
-    let member = &args.member;
-    let mut net: SharedNet = Arc::new(TcpNet);
+async fn start_head(
+    settings: &Settings,
+    mut net: SharedNet,
+    dir: &DataDir,
+    args: &DaemonArgs,
+    member: &MemberArgs,
+    seed: u64,
+) -> Result<Head, Failure> {
     if let Some(socket) = &args.fault_switch {
         net = fault_switch::install(socket, net)?;
     }
@@ -139,11 +165,13 @@ async fn start_head(dir: &DataDir, args: &DaemonArgs, seed: u64) -> Result<Head,
         timing.rebalance_ms = ms;
     }
     let disk = RealDisk::new(dir.head()).map_err(|e| format!("cannot use {}: {e}", dir.head().display()))?;
+    let address = member.listen.clone().unwrap_or_else(|| DEFAULT_ADDRESS.into());
+    settings.check_exposure(&address, member.insecure)?;
     let config = HeadConfig {
-        address: member.listen.clone().unwrap_or_else(|| DEFAULT_ADDRESS.into()),
+        address,
         advertise: member.advertise.clone().unwrap_or_default(),
         join: member.join.clone(),
-        shards: member.shards,
+        shards: member.shards.unwrap_or(DEFAULT_SHARDS),
         seed,
         timing,
         ..HeadConfig::default()
@@ -201,7 +229,7 @@ fn node_config(
             .map(|r| resource(r))
             .collect::<Result<_, _>>()
             .map_err(Failure::usage)?,
-        store_bytes: member.store_mb.saturating_mul(1_000_000),
+        store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
         seed,
     })
 }

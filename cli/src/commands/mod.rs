@@ -1,6 +1,8 @@
 //! One file for each command.
 
+pub mod access;
 pub mod ask;
+pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod fault_switch;

@@ -33,7 +33,12 @@ pub fn abandon() {
 
 /// Starts the daemon and waits until it serves.
 pub fn run(settings: &Settings, member: &MemberArgs) -> Outcome {
+    let member = &settings.member(member);
     check(member).map_err(Failure::usage)?;
+    if let Some(listen) = &member.listen {
+        settings.check_exposure(listen, member.insecure)?;
+    }
+    settings.net()?;
     limits::raise_open_files()?;
     let dir = DataDir(settings.data_dir.clone());
     let shown = dir.0.display();
@@ -47,7 +52,7 @@ pub fn run(settings: &Settings, member: &MemberArgs) -> Outcome {
     }
     signals::leave_in_order();
     let from = log::len(&dir.log());
-    let (mut child, process) = spawn(&dir, member)?;
+    let (mut child, process) = spawn(settings, &dir, member)?;
     *STARTING.lock().expect("nothing panics under this lock") = Some(process);
     let up = wait(&dir, &mut child, process, member);
     let _ = STARTING.lock().expect("nothing panics under this lock").take();
@@ -93,8 +98,11 @@ fn check(member: &MemberArgs) -> Result<(), String> {
     if !member.head && member.cpus == Some(0) {
         return Err("--cpus 0 without --head leaves nothing to run; give --head, or some CPUs".into());
     }
-    if member.shards == 0 {
+    if member.shards == Some(0) {
         return Err("a control store needs a shard; use --shards 1 or more".into());
+    }
+    if let Some(format) = &member.log_format {
+        crate::commands::daemon::log_format(format)?;
     }
     for address in member.join.iter().chain(&member.listen).chain(&member.advertise) {
         check_address(address)?;
@@ -105,12 +113,17 @@ fn check(member: &MemberArgs) -> Result<(), String> {
     Ok(())
 }
 
-fn spawn(dir: &DataDir, member: &MemberArgs) -> Result<(Child, Process), Failure> {
+fn spawn(settings: &Settings, dir: &DataDir, member: &MemberArgs) -> Result<(Child, Process), Failure> {
     let no_log = |e| format!("cannot write {}: {e}", dir.log().display());
     let out = File::options().create(true).append(true).open(dir.log()).map_err(no_log)?;
     let err = out.try_clone().map_err(no_log)?;
     let mut command = spawner::this_program();
     command.arg("daemon").arg("--own-session").arg("--data-dir").arg(&dir.0);
+    for (option, path) in [("--token-file", &settings.token_file), ("--tls-dir", &settings.tls_dir)] {
+        if let Some(path) = path {
+            command.arg(option).arg(path);
+        }
+    }
     pass(&mut command, member);
     command.stdin(Stdio::null()).stdout(out).stderr(err);
     let child = spawner::spawn(command).map_err(|e| format!("cannot start a process: {e}"))?;
@@ -120,8 +133,10 @@ fn spawn(dir: &DataDir, member: &MemberArgs) -> Result<(Child, Process), Failure
 
 /// Hands the options on.
 fn pass(command: &mut Command, member: &MemberArgs) {
-    if member.head {
-        command.arg("--head");
+    for (flag, is_given) in [("--head", member.head), ("--insecure", member.insecure)] {
+        if is_given {
+            command.arg(flag);
+        }
     }
     let mut option = |name: &str, value: Option<String>| {
         if let Some(value) = value {
@@ -131,10 +146,11 @@ fn pass(command: &mut Command, member: &MemberArgs) {
     option("--join", (!member.join.is_empty()).then(|| member.join.join(",")));
     option("--listen", member.listen.clone());
     option("--advertise", member.advertise.clone());
-    option("--shards", Some(member.shards.to_string()));
+    option("--shards", member.shards.map(|n| n.to_string()));
     option("--cpus", member.cpus.map(|c| c.to_string()));
     option("--name", member.name.clone());
-    option("--store-mb", Some(member.store_mb.to_string()));
+    option("--store-mb", member.store_mb.map(|mb| mb.to_string()));
+    option("--log-format", member.log_format.clone());
     for resource in &member.resource {
         option("--resource", Some(resource.clone()));
     }

@@ -7,10 +7,9 @@ use crate::exit::Outcome;
 use crate::output::{Output, bytes};
 use crate::say;
 use mobula_gcs::Client;
-use mobula_net::tcp::TcpNet;
+use mobula_net::seam::SharedNet;
 use mobula_proto::{NodeView, StatusReply};
 use serde::Serialize;
-use std::sync::Arc;
 
 /// Asks every known head, and prints what they say. The exit code is the verdict.
 pub fn run(settings: &Settings) -> Outcome {
@@ -23,7 +22,7 @@ pub fn run(settings: &Settings) -> Outcome {
     }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for answers: {e}"))?;
-    let observed = runtime.block_on(observe(addresses));
+    let observed = runtime.block_on(observe(settings.net()?, addresses));
     let verdict = verdict::judge(&observed);
     say!(settings.output, "{verdict}");
     table(settings.output, &observed, &verdict);
@@ -36,8 +35,8 @@ pub fn run(settings: &Settings) -> Outcome {
 }
 
 /// Asks the heads at `addresses`, and those that they name.
-pub async fn observe(mut addresses: Vec<String>) -> Vec<Observed> {
-    let client = Client::new(Arc::new(TcpNet), addresses.clone(), 0);
+pub async fn observe(net: SharedNet, mut addresses: Vec<String>) -> Vec<Observed> {
+    let client = Client::new(net, addresses.clone(), 0);
     let mut observed: Vec<Observed> = Vec::new();
     while observed.len() < addresses.len() {
         let address = addresses[observed.len()].clone();

@@ -18,7 +18,7 @@ pub mod watch;
 
 use crate::error::Error;
 use mobula_base::random::Random;
-use mobula_net::grpc;
+use mobula_net::grpc::{self, Channel};
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use pipe::Pipe;
@@ -27,7 +27,6 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 
 /// One attempt at one head may take this long, unless the request itself waits.
 const ATTEMPT: Duration = Duration::from_secs(1);

@@ -1,10 +1,10 @@
 //! Proposals of all callers to one head over one stream.
 
 use futures::StreamExt;
+use mobula_net::grpc::Channel;
 use mobula_net::pipe;
 use mobula_proto as proto;
 use proto::control_store_client::ControlStoreClient;
-use tonic::transport::Channel;
 
 /// A stream of proposals.
 pub type Pipe = pipe::Pipe<proto::ProposeRequest, proto::ProposeReply>;

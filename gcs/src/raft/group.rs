@@ -147,6 +147,20 @@ impl Group {
         self.raft.metrics().borrow_watched().snapshot.map_or(0, |id| id.index)
     }
 
+    /// Last index known to be committed, 0 for none.
+    pub fn commit_index(&self) -> u64 {
+        self.raft.metrics().borrow_watched().local_committed.map_or(0, |id| id.index)
+    }
+
+    /// On a leader: how many entries each head lacks.
+    pub fn lags(&self) -> Vec<(u64, u64)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let last = metrics.last_log_index.unwrap_or(0);
+        let at = |at: &Option<super::types::LogId>| at.as_ref().map_or(0, |at| at.index);
+        metrics.replication.iter().flatten().map(|(head, id)| (*head, last.saturating_sub(at(id)))).collect()
+    }
+
     /// On a leader: whether `head` has acknowledged something within `age`.
     pub fn acknowledged_within(&self, head: u64, age: Duration) -> bool {
         let metrics = self.raft.metrics();

@@ -7,7 +7,7 @@ use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
 use futures::StreamExt;
 use mobula_base::disk::Disk;
-use mobula_net::grpc;
+use mobula_net::grpc::{self, Channel};
 use mobula_net::pipe::{self, Pipe};
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
@@ -25,7 +25,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// Bytes of a snapshot per message.
 const SNAPSHOT_CHUNK: usize = 4 << 20;

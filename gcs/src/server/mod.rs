@@ -4,11 +4,14 @@
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
 //! one connection), [`soft`] (who holds what),
 //! `locate`, [`liveness`] (heartbeats), `views` (the cluster, read, status), `watch` (changes of keys),
-//! `between` (Raft's messages), [`admin`] (what operators ask), `dump` (backups).
+//! `between` (Raft's messages), [`admin`] (what operators ask), `dump` (backups), [`http`] (everything on
+//! one port, behind the token), [`health`] (whether this head is of use).
 
 pub mod admin;
 mod between;
 mod dump;
+pub mod health;
+pub mod http;
 pub mod liveness;
 mod locate;
 pub mod soft;
@@ -16,10 +19,13 @@ mod stream;
 mod views;
 mod watch;
 
+pub(crate) use views::resident_bytes;
+
 use crate::hook::SharedHook;
 use crate::identity::Identity;
 use crate::log::LogWriter;
 use crate::membership::driver::Notes;
+use crate::metrics::Meters;
 use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
 pub use between::Incoming;
@@ -55,6 +61,8 @@ pub struct Site {
     pub running: OnceLock<Arc<Running>>,
     /// Who watches.
     pub hook: SharedHook,
+    /// What is counted for operators.
+    pub meters: Meters,
 }
 
 /// Who lives and who does not, as the local replica of shard 0 has it.
@@ -168,6 +176,13 @@ impl Service {
     }
 
     async fn proposed(&self, request: proto::ProposeRequest) -> Proposed {
+        let (shard, since) = (request.shard, tokio::time::Instant::now());
+        let result = self.propose_here(request).await;
+        self.0.meters.proposed(shard, &result, since.elapsed());
+        result
+    }
+
+    async fn propose_here(&self, request: proto::ProposeRequest) -> Proposed {
         let group = match self.shard(request.cluster, request.shard) {
             Ok((_, group)) => group,
             Err(why) if self.starting() => return Proposed::Busy(why),
