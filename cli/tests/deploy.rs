@@ -32,7 +32,9 @@ fn the_units_are_valid() {
         // The program is installed on the machines it is meant for, not here.
         let text = text.replace("/usr/bin/mobula", env!("CARGO_BIN_EXE_mobula"));
         fs::write(dir.join(unit), text).expect("writable");
-        if let Some((is_good, said)) = tool("systemd-analyze", &["verify", "--man=no", &format!("./{unit}")], &dir) {
+        if let Some((is_good, said)) =
+            tool("systemd-analyze", &["verify", "--man=no", &format!("./{unit}")], &dir)
+        {
             assert!(is_good && !said.contains(unit), "{unit}: {said}");
         }
     }

@@ -202,11 +202,13 @@ fn the_handbook_does_what_it_says() {
 fn the_comparison_can_fail() {
     let page = "text\n```console\n$ a b\nout 1\n(exit code 2)\n$ c\n```\n```toml\n$ d\n```\n";
     let found = steps(page);
-    assert_eq!(found.iter().map(|step| (step.command.as_str(), step.code)).collect::<Vec<_>>(), [
-        ("a b", 2),
-        ("c", 0)
-    ]);
-    for (pattern, line) in [("pid 12", "pid  7"), ("a ... c", "a b b c"), ("1.5 MB", "20.75 MB"), ("x...", "xyz")] {
+    assert_eq!(
+        found.iter().map(|step| (step.command.as_str(), step.code)).collect::<Vec<_>>(),
+        [("a b", 2), ("c", 0)]
+    );
+    for (pattern, line) in
+        [("pid 12", "pid  7"), ("a ... c", "a b b c"), ("1.5 MB", "20.75 MB"), ("x...", "xyz")]
+    {
         assert!(fits(pattern, line), "{pattern} | {line}");
     }
     for (pattern, line) in [("pid 12", "pid x"), ("a ... c", "a b"), ("a", "ab"), ("healthy", "unhealthy")] {

@@ -5,8 +5,6 @@ use crate::config::{DEFAULT_ADDRESS, Settings};
 use crate::datadir::DataDir;
 use crate::exit::{Failure, Outcome};
 use mobula_gcs::{Client, Error};
-use mobula_net::tcp::TcpNet;
-use std::sync::Arc;
 use std::time::Duration;
 
 /// A single request to the cluster is given up after this.
@@ -33,7 +31,7 @@ pub fn with_client<F: Future<Output = Outcome>>(
     let runtime = runtime.map_err(|e| format!("cannot wait for answers: {e}"))?;
     let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
     runtime.block_on(async {
-        let client = Client::new(Arc::new(TcpNet), addresses(settings), seed);
+        let client = Client::new(settings.net()?, addresses(settings), seed);
         client.connect(DEADLINE).await?;
         command(client).await
     })

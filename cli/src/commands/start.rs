@@ -119,7 +119,11 @@ fn spawn(settings: &Settings, dir: &DataDir, member: &MemberArgs) -> Result<(Chi
     let err = out.try_clone().map_err(no_log)?;
     let mut command = spawner::this_program();
     command.arg("daemon").arg("--own-session").arg("--data-dir").arg(&dir.0);
-    for (option, path) in [("--token-file", &settings.token_file), ("--tls-dir", &settings.tls_dir)] {
+    // The same file: another may lie in the working directory.
+    let config = settings.from_file.as_ref().map(|(path, _)| path.clone());
+    let paths =
+        [("--config", &config), ("--token-file", &settings.token_file), ("--tls-dir", &settings.tls_dir)];
+    for (option, path) in paths {
         if let Some(path) = path {
             command.arg(option).arg(path);
         }

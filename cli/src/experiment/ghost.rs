@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use mobula_base::ids::shard_of_key;
 use mobula_gcs::Client;
-use mobula_net::grpc;
+use mobula_net::grpc::{self, Channel};
 use mobula_net::tcp::TcpNet;
 use mobula_proto as proto;
 use prost::Message;
@@ -16,7 +16,6 @@ use proto::control_store_client::ControlStoreClient;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
-use tonic::transport::Channel;
 
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -4,12 +4,12 @@ use super::Client;
 use crate::backup::archive::Writer;
 use crate::error::Error;
 use crate::membership::driver;
+use mobula_net::grpc::Channel;
 use mobula_proto as proto;
 use proto::admin_client::AdminClient;
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Response, Status};
 
 /// One head must answer a question within this.

@@ -11,7 +11,7 @@ use crate::raft::failover;
 use crate::raft::group::Group;
 use crate::server::{Running, Site};
 use futures::future::join_all;
-use mobula_net::grpc;
+use mobula_net::grpc::{self, Channel};
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use prost::Message;
@@ -19,7 +19,6 @@ use proto::admin_client::AdminClient;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
-use tonic::transport::Channel;
 
 /// Pause between looks.
 const TICK: Duration = Duration::from_millis(100);
