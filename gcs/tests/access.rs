@@ -31,7 +31,7 @@ async fn head(name: &str, token: Option<&str>) -> (Head, std::path::PathBuf) {
     let dir = std::env::temp_dir().join(format!("mobula-access-{name}-{}", std::process::id()));
     let disk = Arc::new(RealDisk::new(&dir).expect("temporary directory"));
     let config = HeadConfig { shards: 2, ..HeadConfig::default() };
-    (Head::start(config, Parts { net: net(token), disk }).await.expect("alone"), dir)
+    (Head::start(config, Parts::new(net(token), disk)).await.expect("alone"), dir)
 }
 
 /// Speaks HTTP/1.1 as curl does; status line, headers and body.
