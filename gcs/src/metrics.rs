@@ -228,7 +228,7 @@ fn shards(registry: &mut Registry, running: &Running) {
         group.replica.with(|state| {
             count("tasks", state.tasks.len());
             count("puts", state.puts.len() as u64);
-            count("kv", state.kv.count() as u64);
+            count("kv", state.kv.count());
             if shard == 0 {
                 count("jobs", state.cluster.jobs.len() as u64);
                 count("members", state.cluster.members.len() as u64);

@@ -58,7 +58,8 @@ async fn a_caller_without_the_token_learns_only_that_it_needs_one() {
             refusals.push(status.map(|_| ()).expect_err("status"));
             let probe = RaftClient::new(channel()).probe(proto::ProbeRequest {}).await;
             refusals.push(probe.map(|_| ()).expect_err("probe"));
-            let append = RaftClient::new(channel()).append(proto::RaftMessage::default()).await;
+            let nothing = futures::stream::iter([proto::RaftMany::default()]);
+            let append = RaftClient::new(channel()).append(nothing).await.map(|_| ());
             refusals.push(append.map(|_| ()).expect_err("append"));
             let health = HealthClient::new(channel()).check(HealthCheckRequest::default()).await;
             refusals.push(health.map(|_| ()).expect_err("health"));

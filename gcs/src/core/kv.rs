@@ -36,11 +36,6 @@ impl Kv {
         self.entries.range(prefix.clone()..).take_while(move |(key, _)| key.starts_with(prefix))
     }
 
-    /// How many keys there are.
-    pub fn count(&self) -> usize {
-        self.entries.len()
-    }
-
     /// All keys, in order.
     pub fn iter(&self) -> impl Iterator<Item = (&Bytes, &KvValue)> {
         self.entries.iter()
