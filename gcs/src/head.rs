@@ -296,7 +296,7 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
         groups.push(Arc::new(group));
     }
     let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
-    Ok(Running::new(identity, groups, log, incoming))
+    Ok(Running::new(identity, groups, log, incoming, peers))
 }
 
 fn start_duties(

@@ -1,9 +1,12 @@
-//! Whom to ask: the known leader, whoever an answer points to, then everyone else, at once. Only
-//! after a whole round without success is there a pause.
+//! Whom to ask: the known leader, whoever an answer points to, then everyone else, at once. When a
+//! leader is gone or silent, the others are asked who follows it, and answer as soon as somebody
+//! does. Only after a whole round without success is there a pause.
 
 use super::admin::REFRESH;
 use super::{Client, Store};
 use crate::error::Error;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mobula_net::seam::BoxFuture;
 use mobula_proto as proto;
 use std::time::Duration;
@@ -12,9 +15,15 @@ use tonic::Status;
 
 /// First pause after a round in which no head helped.
 const FIRST_PAUSE: Duration = Duration::from_millis(5);
-/// So often the pause does not grow while some head answers that it does not lead: an election is
-/// under way and will be over in a moment.
-const ELECTION_ROUNDS: u32 = 16;
+/// So often there is no pause when a leader was named: it may have been deposed again. After that
+/// heads contradict each other, and need time.
+const NAMED_ROUNDS: u32 = 16;
+/// A head is asked to wait this long for a leader that it can name.
+const LEADER_WAIT: Duration = Duration::from_millis(250);
+/// And so much longer for the answer.
+const LEADER_GRACE: Duration = Duration::from_millis(250);
+/// A leader that has not answered for this long may have been replaced: the others are asked.
+const SILENCE: Duration = Duration::from_millis(300);
 /// Pauses double up to this.
 const LONGEST_PAUSE: Duration = Duration::from_millis(200);
 
@@ -87,9 +96,9 @@ impl Client {
         let mut next = shard.and_then(|shard| self.state().leaders.get(&shard).cloned());
         let (mut tried, mut pause): (Vec<String>, _) = (Vec::new(), FIRST_PAUSE);
         let (mut last, mut sent) = ("nothing was asked".to_owned(), false);
-        let (mut elections, mut answered) = (0, false);
-        let mut hint = None;
         let mut troubled = false;
+        // Heads that could not be asked in this round: their successors are wanted.
+        let (mut failed, mut named): (Vec<String>, _) = (Vec::new(), 0);
         loop {
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() {
@@ -102,13 +111,13 @@ impl Client {
             let heads = self.heads();
             let Some(target) = next.take().or_else(|| heads.into_iter().find(|head| !tried.contains(head)))
             else {
+                next = self.named(shard, &failed, left).await;
                 tried.clear();
-                let longer = self.rest(pause, left).await;
-                if !std::mem::take(&mut answered) || elections >= ELECTION_ROUNDS {
-                    pause = longer;
+                failed.clear();
+                named += 1;
+                if next.is_none() || named > NAMED_ROUNDS {
+                    pause = self.rest(pause, until.saturating_duration_since(Instant::now())).await;
                 }
-                elections += 1;
-                next = hint.take();
                 continue;
             };
             tried.push(target.clone());
@@ -119,7 +128,20 @@ impl Client {
                     continue;
                 }
             };
-            match tokio::time::timeout(left.min(manner.attempt), ask(store)).await {
+            let answer = tokio::time::timeout(left.min(manner.attempt), ask(store));
+            let answer = tokio::select! {
+                biased;
+                answer = answer => answer,
+                successor = self.replaced(shard, &target), if manner.attempt == super::ATTEMPT => {
+                    last = format!("{target}: no answer, and {successor} leads now");
+                    (sent, troubled) = (true, true);
+                    self.hang_up(&target, number);
+                    self.forget(shard, &target);
+                    next = Some(successor);
+                    continue;
+                }
+            };
+            match answer {
                 Ok(Ok(Said::Answer(answer))) => {
                     if shard.is_some() {
                         // Only a leader's word counts: a head that was removed has an old list.
@@ -135,12 +157,10 @@ impl Client {
                     last = format!("{target} does not lead");
                     // One that has just lost its office says so of requests whose entries may yet be
                     // committed by its successor.
-                    sent = true;
-                    (answered, troubled) = (true, true);
+                    (sent, troubled) = (true, true);
                     self.forget(shard, &target);
-                    // Someone who was asked a moment ago may lead by now: first in the next round.
-                    hint = Some(to.address).filter(|to| !to.is_empty());
-                    next = hint.take_if(|to| !tried.contains(to));
+                    // The round's end asks for whoever was asked a moment ago and may lead by now.
+                    next = Some(to.address).filter(|to| !to.is_empty() && !tried.contains(to));
                 }
                 Ok(Ok(Said::Later(why))) => {
                     last = format!("{target}: {why}");
@@ -154,6 +174,8 @@ impl Client {
                     sent = true;
                     self.hang_up(&target, number);
                     self.forget(shard, &target);
+                    failed.push(target);
+                    next = self.named(shard, &failed, left).await;
                 }
                 Err(_) => {
                     troubled = true;
@@ -178,6 +200,56 @@ impl Client {
         }
         let (client, answered) = (self.clone(), answered.to_owned());
         tokio::spawn(async move { client.refresh(answered).await });
+    }
+
+    /// A leader other than those that failed, named by any other head.
+    async fn named(&self, shard: Option<u32>, failed: &[String], left: Duration) -> Option<String> {
+        self.find_leader(shard?, failed, LEADER_WAIT.min(left)).await
+    }
+
+    /// Returns when `target`, which is silent, has a successor.
+    async fn replaced(&self, shard: Option<u32>, target: &String) -> String {
+        let Some(shard) = shard else { return std::future::pending().await };
+        loop {
+            tokio::time::sleep(SILENCE).await;
+            if let Some(successor) = self.find_leader(shard, std::slice::from_ref(target), LEADER_WAIT).await
+            {
+                return successor;
+            }
+        }
+    }
+
+    /// Asks all heads but `except` at once who leads, unless it is one of those; the first answer.
+    async fn find_leader(&self, shard: u32, except: &[String], wait: Duration) -> Option<String> {
+        let others = self.heads().into_iter().filter(|head| !except.contains(head));
+        let mut asked: FuturesUnordered<_> =
+            others.map(|head| self.leader_by(head, shard, except, wait)).collect();
+        while let Some(answer) = asked.next().await {
+            if answer.is_some() {
+                return answer;
+            }
+        }
+        None
+    }
+
+    async fn leader_by(&self, head: String, shard: u32, except: &[String], wait: Duration) -> Option<String> {
+        let (number, mut store) = self.store(&head).ok()?;
+        let request = proto::LeaderRequest {
+            cluster: self.cluster(),
+            shard,
+            except: except.to_vec(),
+            wait_ms: wait.as_millis() as u32,
+        };
+        match tokio::time::timeout(wait + LEADER_GRACE, store.leader(request)).await {
+            Ok(Ok(reply)) => {
+                let leader = reply.into_inner().leader?.address;
+                (!leader.is_empty() && !except.contains(&leader)).then_some(leader)
+            }
+            Ok(Err(_)) | Err(_) => {
+                self.hang_up(&head, number);
+                None
+            }
+        }
     }
 
     /// Pauses with jitter; how long to pause next time.

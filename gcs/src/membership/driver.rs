@@ -222,6 +222,7 @@ pub async fn follow(site: Arc<Site>, running: Arc<Running>) {
                     net: site.net.clone(),
                     me,
                     groups: running.groups.clone(),
+                    peers: running.peers.clone(),
                     alarms: running.alarms.clone(),
                 };
                 Watch(tokio::spawn(watcher.watch(at, head)))

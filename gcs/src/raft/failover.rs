@@ -3,15 +3,23 @@
 //! Each head keeps a probe connection to each other head. When it ends *and* dialling again is
 //! refused, the kernel at the other end has said that the process is gone; nothing less counts,
 //! since a false alarm would cost a healthy leader its office. Then every survivor hands the dead
-//! head's leaderships on, going round the survivors, since the first may lack an entry.
+//! head's leaderships on: they tell each other how long their logs are, and the one with the longest
+//! stands for election, as if its leader had handed its office over. Safe, as no read uses the lease.
 //!
 //! A dying process may still accept for a moment, so only a byte that it wrote itself shows life.
 
 use super::group::Group;
+use super::network::Peers;
+use super::types::{LogId, Types, Vote};
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use mobula_net::seam::{BoxFuture, Listener, SharedNet, Stream};
 use mobula_proto as proto;
+use openraft::RaftMetrics;
+use openraft::errors::Fatal;
 use openraft::raft::TransferLeaderRequest;
 use openraft::vote::RaftLeaderId;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
@@ -35,10 +43,15 @@ const QUESTION: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(20);
 /// First pause after a connection has ended: the other end may be dying, not dead.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
-/// Pause between candidates: about one failed election among survivors.
-const NEXT_CANDIDATE: Duration = Duration::from_millis(12);
-/// Candidates tried before plain elections take over.
-const CANDIDATES: usize = 40;
+/// A survivor must say within this how it stands.
+const STANDING: Duration = Duration::from_millis(50);
+/// The first election among survivors may take this long before they look again.
+const FIRST_ROUND: Duration = Duration::from_millis(15);
+/// And later ones, each twice as long as the one before, up to this: a disk may be slow, and an
+/// election that is begun anew has no winner.
+const LONGEST_ROUND: Duration = Duration::from_millis(240);
+/// Rounds until plain elections take over.
+const ROUNDS: u32 = 8;
 /// Accepted connections that may wait to be looked at.
 const ACCEPT_QUEUE: usize = 256;
 
@@ -66,6 +79,7 @@ impl Alarms {
 }
 
 /// Watches other heads.
+#[derive(Clone)]
 pub struct Watcher {
     /// The network.
     pub net: SharedNet,
@@ -73,6 +87,8 @@ pub struct Watcher {
     pub me: u64,
     /// The shards whose leaderships it may hand on.
     pub groups: Arc<Vec<Arc<Group>>>,
+    /// Connections to the other heads.
+    pub peers: Peers,
     /// Where deaths are noted.
     pub alarms: Alarms,
 }
@@ -98,7 +114,8 @@ impl Watcher {
                         );
                         self.alarms.raise(dead);
                         for group in self.groups.iter() {
-                            tokio::spawn(hand_on(group.clone(), dead));
+                            let (watcher, group) = (self.clone(), group.clone());
+                            tokio::spawn(async move { watcher.hand_on(&group, dead).await });
                         }
                     }
                 }
@@ -139,28 +156,102 @@ async fn hold(mut stream: Stream) -> bool {
     }
 }
 
-/// Gives the shard a leader other than `dead`, if that is who this replica follows.
-async fn hand_on(group: Arc<Group>, dead: u64) {
-    let state = || {
-        group.raft.with_raft_state(|state| {
-            let voters: Vec<u64> = state.membership_state.effective().voter_ids().collect();
-            (*state.vote_ref(), state.log_ids.last().cloned(), voters)
-        })
+/// Whom a replica follows, and how long its log is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Standing {
+    /// The vote it has given, or the leader it follows.
+    pub vote: Vote,
+    /// The end of its log.
+    pub last: Option<LogId>,
+}
+
+/// How the replica of `group` here stands.
+///
+/// # Errors
+/// It has stopped.
+pub async fn standing(group: &Group) -> Result<Standing, Fatal<Types>> {
+    let of = |state: &openraft::RaftState<Types>| Standing {
+        vote: *state.vote_ref(),
+        last: state.log_ids.last().cloned(),
     };
-    let Ok((followed, _, voters)) = state().await else { return };
-    if followed.leader_id().node_id() != &dead {
-        return;
-    }
-    let survivors = voters.iter().filter(|voter| **voter != dead);
-    for candidate in survivors.cycle().take(CANDIDATES) {
-        let Ok((vote, last, _)) = state().await else { return };
-        if vote != followed {
-            return;
+    group.raft.with_raft_state(of).await
+}
+
+/// A survivor that could lead.
+#[derive(Debug)]
+struct Candidate {
+    head: u64,
+    address: String,
+    standing: Standing,
+}
+
+/// The candidate that all survivors agree on as long as they know the same: the longest log, and
+/// among equals a place that depends on the shard, so that not all shards go to one head.
+fn best(candidates: &[Candidate], shard: u32) -> Option<&Candidate> {
+    let longest = candidates.iter().map(|c| &c.standing.last).max()?;
+    let mut equal: Vec<&Candidate> = candidates.iter().filter(|c| &c.standing.last == longest).collect();
+    equal.sort_by_key(|c| c.head);
+    Some(equal[shard as usize % equal.len()])
+}
+
+impl Watcher {
+    /// Gives the shard a leader other than `dead`, if that is who this replica follows.
+    async fn hand_on(&self, group: &Group, dead: u64) {
+        let mut pause = FIRST_ROUND;
+        for round in 0..ROUNDS {
+            let Ok(mine) = standing(group).await else { return };
+            let is_followed = |vote: &Vote| *vote.leader_id().node_id() == dead;
+            // Later on a vote may have been given without a leader coming of it.
+            if round == 0 && !is_followed(&mine.vote) {
+                return;
+            }
+            let candidates = self.candidates(group, dead, mine).await;
+            match best(&candidates, group.shard) {
+                Some(best) if best.head == self.me => {
+                    let Standing { vote, last } = best.standing.clone();
+                    // Ignored if the vote has changed since; refused while the log is not flushed.
+                    group
+                        .raft
+                        .handle_transfer_leader(TransferLeaderRequest::new(vote, self.me, last))
+                        .await
+                        .ok();
+                }
+                // It has the same proof or will have it in a moment: this only saves that moment.
+                Some(best) if round == 0 && is_followed(&best.standing.vote) => {
+                    let Standing { vote, last } = best.standing.clone();
+                    let request = TransferLeaderRequest::new(vote, best.head, last);
+                    self.peers.nominate(&best.address, group.shard, &request, STANDING).await;
+                }
+                _ => {}
+            }
+            let has_successor =
+                |metrics: &RaftMetrics<Types>| metrics.current_leader.is_some_and(|led| led != dead);
+            if group.raft.wait(Some(pause)).metrics(has_successor, "a successor").await.is_ok() {
+                return;
+            }
+            pause = (pause * 2).min(LONGEST_ROUND);
         }
-        let transfer = TransferLeaderRequest::new(vote, *candidate, last);
-        // Refused when the candidate is this head and its log is not flushed: the next one then.
-        group.raft.handle_transfer_leader(transfer).await.ok();
-        tokio::time::sleep(NEXT_CANDIDATE).await;
+    }
+
+    /// The survivors and how they stand, as soon as a majority of all voters has said so.
+    async fn candidates(&self, group: &Group, dead: u64, mine: Standing) -> Vec<Candidate> {
+        let voters = group.voters();
+        let majority = voters.len() / 2 + 1;
+        let mut asked: FuturesUnordered<_> = voters
+            .into_iter()
+            .filter(|voter| voter.head != dead && voter.head != self.me)
+            .map(|voter| async move {
+                let standing = self.peers.standing(&voter.address, group.shard, STANDING).await?;
+                Some(Candidate { head: voter.head, address: voter.address, standing })
+            })
+            .collect();
+        let mut candidates = vec![Candidate { head: self.me, address: String::new(), standing: mine }];
+        while candidates.len() < majority
+            && let Some(answer) = asked.next().await
+        {
+            candidates.extend(answer);
+        }
+        candidates
     }
 }
 
@@ -271,5 +362,27 @@ impl AsyncWrite for Replayed {
     }
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use openraft::vote::RaftVote;
+
+    fn candidate(head: u64, last: Option<u64>) -> Candidate {
+        let vote = Vote::from_leader_id(openraft::alias::LeaderIdOf::<Types>::new(3, 9), true);
+        let last = last.map(|index| LogId::new(vote.leader_id().to_committed(), index));
+        Candidate { head, address: String::new(), standing: Standing { vote, last } }
+    }
+
+    #[test]
+    fn the_longest_log_wins_and_equals_are_spread_by_shard() {
+        let behind = [candidate(1, Some(4)), candidate(2, Some(5)), candidate(3, None)];
+        let equal = [candidate(3, Some(5)), candidate(1, Some(5)), candidate(2, Some(4))];
+        let head = |candidates: &[Candidate], shard| best(candidates, shard).map(|c| c.head);
+        assert_eq!([0, 1, 2].map(|shard| head(&behind, shard)), [Some(2); 3]);
+        assert_eq!([0, 1, 2].map(|shard| head(&equal, shard)), [Some(1), Some(3), Some(1)]);
+        assert_eq!(head(&[], 0), None);
     }
 }

@@ -126,6 +126,15 @@ impl Group {
         nodes.nodes().map(|(head, node)| Leader { head: *head, address: node.addr.clone() }).collect()
     }
 
+    /// Ids and addresses of the heads whose votes count.
+    pub fn voters(&self) -> Vec<Leader> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let address = |head| membership.get_node(&head).map(|node| node.addr.clone()).unwrap_or_default();
+        membership.voter_ids().map(|head| Leader { head, address: address(head) }).collect()
+    }
+
     /// How far this replica is.
     pub fn progress(&self) -> Progress {
         let metrics = self.raft.metrics();

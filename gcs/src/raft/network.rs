@@ -1,5 +1,6 @@
 //! Raft's messages between heads: postcard inside gRPC, each under its deadline.
 
+use super::failover::Standing;
 use super::types::{Entry, Snapshot, SnapshotMeta, Types, Vote};
 use crate::cold::{self, Manifest};
 use crate::log::record::{pack, unpack};
@@ -159,6 +160,31 @@ pub fn give_commands(rpc: &mut AppendEntriesRequest<Types>, commands: Vec<Bytes>
         }
     }
     commands.next().is_none()
+}
+
+impl Peers {
+    /// How a shard's replica at `address` stands; `None` if it does not say so in time.
+    pub async fn standing(&self, address: &str, shard: u32, within: Duration) -> Option<Standing> {
+        let mut client = self.connection(address).ok()?.client;
+        let message = proto::RaftMessage { cluster: self.cluster, shard, ..Default::default() };
+        let reply = tokio::time::timeout(within, client.standing(message)).await.ok()?.ok()?;
+        unpack(&reply.into_inner().payload).ok()
+    }
+
+    /// Has a shard's replica at `address` stand for election; it may not.
+    pub async fn nominate(
+        &self,
+        address: &str,
+        shard: u32,
+        request: &TransferLeaderRequest<Types>,
+        within: Duration,
+    ) {
+        let Ok(connection) = self.connection(address) else { return };
+        let message = proto::RaftMessage { cluster: self.cluster, shard, payload: pack(request), ..Default::default() };
+        // Whoever asks looks at who leads, not at the answer.
+        let mut client = connection.client;
+        tokio::time::timeout(within, client.transfer(message)).await.ok();
+    }
 }
 
 /// Makes connections for one shard.

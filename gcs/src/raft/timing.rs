@@ -38,7 +38,9 @@ impl Default for RaftTiming {
     fn default() -> Self {
         RaftTiming {
             heartbeat_ms: 100,
-            election_min_ms: 500,
+            // A follower first lets the lease of its leader run out, which is as long as the longest
+            // timeout, so that silence is answered between 1.2 and 2 s after the last word.
+            election_min_ms: 200,
             election_max_ms: 1000,
             snapshot_entries: 20_000,
             snapshot_bytes: 16 << 20,

@@ -3,6 +3,7 @@
 use super::Service;
 use crate::cold::{self, FileStore, Manifest};
 use crate::log::record::{pack, unpack};
+use crate::raft::failover;
 use crate::raft::group::Group;
 use crate::raft::network::{SnapshotPart, give_commands};
 use crate::raft::types::{Snapshot, SnapshotMeta, Types, Vote};
@@ -202,6 +203,11 @@ impl Raft for Service {
         let message = request.into_inner();
         let group = self.group_of(&message)?;
         answer(&group.raft.handle_transfer_leader(read(&message)?).await.map_err(stopped)?)
+    }
+
+    async fn standing(&self, request: Request<proto::RaftMessage>) -> Answer {
+        let group = self.group_of(&request.into_inner())?;
+        answer(&failover::standing(group).await.map_err(stopped)?)
     }
 
     async fn probe(

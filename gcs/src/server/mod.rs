@@ -12,6 +12,7 @@ mod between;
 mod dump;
 pub mod health;
 pub mod http;
+mod leader;
 pub mod liveness;
 mod locate;
 pub mod soft;
@@ -28,6 +29,7 @@ use crate::membership::driver::Notes;
 use crate::metrics::Meters;
 use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
+use crate::raft::network::Peers;
 pub use between::Incoming;
 use liveness::Liveness;
 use mobula_base::disk::Disk;
@@ -88,6 +90,8 @@ pub struct Running {
     pub liveness: Liveness,
     /// The log of all shards.
     pub log: LogWriter,
+    /// Connections to the other heads.
+    pub peers: Peers,
     /// Heads that were proven dead.
     pub alarms: Alarms,
     /// How changes of the heads go on.
@@ -98,7 +102,13 @@ pub struct Running {
 
 impl Running {
     /// Nothing is known yet beyond what the groups hold.
-    pub fn new(identity: Identity, groups: Vec<Arc<Group>>, log: LogWriter, incoming: Vec<Incoming>) -> Self {
+    pub fn new(
+        identity: Identity,
+        groups: Vec<Arc<Group>>,
+        log: LogWriter,
+        incoming: Vec<Incoming>,
+        peers: Peers,
+    ) -> Self {
         Running {
             identity,
             soft: groups.iter().map(|_| Soft::default()).collect(),
@@ -107,6 +117,7 @@ impl Running {
             incoming,
             groups: Arc::new(groups),
             log,
+            peers,
             alarms: Alarms::default(),
             members: Mutex::default(),
         }
@@ -270,6 +281,13 @@ impl ControlStore for Service {
     ) -> Result<Response<proto::KvWatchReply>, Status> {
         let result = Some(self.kv_watched(request.into_inner()).await);
         Ok(Response::new(proto::KvWatchReply { result }))
+    }
+
+    async fn leader(
+        &self,
+        request: Request<proto::LeaderRequest>,
+    ) -> Result<Response<proto::LeaderReply>, Status> {
+        Ok(Response::new(self.led(request.into_inner()).await))
     }
 
     async fn status(
