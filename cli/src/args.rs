@@ -406,9 +406,9 @@ pub struct BenchArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct ExperimentArgs {
-    /// failover, head-kills, or list
+    /// failover, crashes, head-kills, or list
     pub name: String,
-    /// How often a head is struck [default: failover 20, head-kills 219]
+    /// How often heads are struck [default: failover and crashes 20, head-kills 219]
     #[arg(long, value_name = "N")]
     pub kills: Option<usize>,
     /// failover: what happens to the leader

@@ -26,7 +26,11 @@ fn count(report: &Value, list: &str) -> Option<usize> {
 }
 
 fn assert_safe(report: &Value) {
-    assert_eq!((count(report, "writes_lost"), count(report, "writes_failed")), (Some(0), Some(0)), "{report:#}");
+    assert_eq!(
+        (count(report, "writes_lost"), count(report, "writes_failed")),
+        (Some(0), Some(0)),
+        "{report:#}"
+    );
     assert!(report["writes_acknowledged"].as_u64() > Some(0), "{report:#}");
     assert_eq!(report["false_alarms"], 0, "{report:#}");
 }

@@ -180,6 +180,15 @@ impl LocalCluster {
         kill(self.0.state().heads.get_mut(number - 1))
     }
 
+    /// Sends SIGKILL to all heads before it waits for the first.
+    pub fn kill_all_heads(&self) {
+        let mut state = self.0.state();
+        for head in &state.heads {
+            head.process.signal(Signal::KILL);
+        }
+        state.heads.iter_mut().for_each(Member::kill);
+    }
+
     /// Sends SIGKILL to node `number`; the moment just before.
     pub fn kill_node(&self, number: usize) -> Instant {
         kill(self.0.state().nodes.get_mut(number - 1))

@@ -116,7 +116,7 @@ impl Experiment<'_> {
             terms_before - shards.iter().map(|s| leaders[*s as usize].1).sum::<u64>();
         let quiet = self.lanes.longest_gap(&shards, quiet_from, Instant::now());
 
-        let struck = self.strike(victim, &shards).await?;
+        let struck = self.strike(victim, &shards, &before).await?;
         self.wait_for_writes(&shards, 1, struck).await?;
         tokio::time::sleep(WINDOW).await;
         let until = Instant::now();
@@ -149,8 +149,17 @@ impl Experiment<'_> {
         leading[self.random.below(leading.len() as u64) as usize]
     }
 
-    async fn strike(&mut self, victim: usize, _shards: &[u32]) -> Result<Instant, String> {
-        strike::strike(self.cluster, victim, self.args.how)
+    async fn strike(&self, victim: usize, shards: &[u32], seen: &[Seen]) -> Result<Instant, String> {
+        if self.args.how != How::Transfer {
+            return strike::strike(self.cluster, victim, self.args.how);
+        }
+        let heir = seen.iter().find(|s| s.number != victim).ok_or("there is no other head")?.status.head;
+        let at = Instant::now();
+        for shard in shards {
+            let moved = self.client.move_leader(*shard, heir, PATIENCE).await;
+            moved.map_err(|e| format!("shard {shard} does not move to head {heir}: {e}"))?;
+        }
+        Ok(at)
     }
 
     async fn wait_for_writes(&self, shards: &[u32], count: usize, since: Instant) -> Result<(), String> {

@@ -1,12 +1,14 @@
 //! `mobula experiment`: measured claims, each repeated on a cluster of its own.
 //!
 //! - [`failover`] — a leader is taken away again and again; what its clients see of it.
+//! - [`crashes`] — all heads are killed at once.
 //! - [`head_kills`] — tasks in flight while heads are killed and restarted.
 //! - [`lanes`] — clients with one write in flight each, which remember what was acknowledged.
 //! - [`strike`] — taking a head away and giving it back; [`look`] — what heads say of themselves.
 //! - [`ghost`] — what a leader does that was stopped, replaced, and continues.
 //! - [`report`], [`stats`], [`svg`] — figures as text, JSON and a drawing.
 
+pub mod crashes;
 pub mod failover;
 pub mod ghost;
 pub mod head_kills;
@@ -28,8 +30,9 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 
 /// The experiments that exist, with what they show.
-const EXPERIMENTS: [(&str, &str); 2] = [
+const EXPERIMENTS: [(&str, &str); 3] = [
     ("failover", "a shard's leader is killed, stopped, cut off or asked to go: how long its clients stall"),
+    ("crashes", "all heads are killed at once, under load: nothing acknowledged may be missing"),
     ("head-kills", "a job of short tasks runs while heads are killed and restarted: it must not notice"),
 ];
 
@@ -43,11 +46,12 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
             settings.output.data(&EXPERIMENTS.map(|(name, _)| name));
             return Ok(exit::OK);
         }
+        "crashes" => crashes::run,
         "failover" => failover::run,
         "head-kills" => head_kills::run,
         other => {
             return Err(Failure::usage(format!(
-                "`mobula experiment {other}` is not there yet: there are failover, head-kills and list"
+                "`mobula experiment {other}` is not there yet: there are failover, crashes, head-kills and list"
             )));
         }
     };

@@ -183,6 +183,7 @@ impl Client {
                     sent = true;
                     self.hang_up(&target, number);
                     self.forget(shard, &target);
+                    failed.push(target);
                 }
             }
         }
