@@ -39,8 +39,9 @@ impl Default for RaftTiming {
         RaftTiming {
             heartbeat_ms: 100,
             // A follower first lets the lease of its leader run out, which is as long as the longest
-            // timeout, so that silence is answered between 1.2 and 2 s after the last word.
-            election_min_ms: 200,
+            // timeout, so that silence is answered between 1.3 and 2 s after the last word. An heir may also
+            // take this long to flush its log before a planned hand-over comes to nothing.
+            election_min_ms: 300,
             election_max_ms: 1000,
             snapshot_entries: 20_000,
             snapshot_bytes: 16 << 20,
