@@ -3,6 +3,7 @@
 use crate::judge::Verdict;
 use crate::{scenario, store, trace};
 use clap::{Parser, Subcommand};
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Instant;
 
@@ -220,7 +221,9 @@ fn one(arguments: &[&str], seed: u64) -> Result<(String, i32), String> {
         let panic = errors.lines().skip_while(|line| !line.contains("panicked at")).take(2);
         text = format!("seed {seed}: {}", panic.collect::<Vec<_>>().join(" "));
     }
-    Ok((text, output.status.code().unwrap_or(5)))
+    // A shell's way to say that a signal ended it: a panic while another unwinds aborts.
+    let code = output.status.code().unwrap_or_else(|| 128 + output.status.signal().unwrap_or(0));
+    Ok((text, code))
 }
 
 fn fingerprint(line: &str) -> &str {

@@ -69,7 +69,7 @@ fn one_seed_of_the_control_store_twice_is_one_trace() {
 
 #[test]
 fn planted_bugs_are_found() {
-    for bug in ["watch-twice", "take-any-disk", "ignore-failed-sync"] {
+    for bug in ["take-any-disk", "ignore-failed-sync"] {
         let output = sim(&["plants", "--only", bug, "--max-seeds", "8"]);
         assert!(output.status.success(), "{}", text(&output));
         assert!(text(&output).contains("Safety"), "{}", text(&output));

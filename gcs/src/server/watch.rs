@@ -32,8 +32,15 @@ impl Service {
             // Seen before looking, so that no change is missed.
             applied.borrow_and_update();
             let since = group.replica.with(|state| {
-                let early = u64::from(self.0.hook.has(Plant::WatchTwice) && request.from_revision > 5);
-                state.kv.history().since(request.from_revision - early, &request.prefix, ANSWER_BYTES)
+                let ask = |from| state.kv.history().since(from, &request.prefix, ANSWER_BYTES);
+                match ask(request.from_revision) {
+                    Since::Changes(changes, _)
+                        if self.0.hook.has(Plant::WatchTwice) && !changes.is_empty() =>
+                    {
+                        ask(request.from_revision.saturating_sub(1))
+                    }
+                    since => since,
+                }
             });
             let until = match since {
                 Since::Compacted(oldest) => return Watched::Compacted(oldest),
