@@ -180,7 +180,8 @@ impl Peers {
         within: Duration,
     ) {
         let Ok(connection) = self.connection(address) else { return };
-        let message = proto::RaftMessage { cluster: self.cluster, shard, payload: pack(request), ..Default::default() };
+        let message =
+            proto::RaftMessage { cluster: self.cluster, shard, payload: pack(request), ..Default::default() };
         // Whoever asks looks at who leads, not at the answer.
         let mut client = connection.client;
         tokio::time::timeout(within, client.transfer(message)).await.ok();
