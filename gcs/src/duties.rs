@@ -4,10 +4,14 @@
 use crate::raft::group::{Group, Leadership};
 use crate::server::Running;
 use crate::server::admin::may_lead;
+use bytes::Bytes;
 use mobula_base::ids::SLOTS;
+use mobula_net::grpc;
+use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use prost::Message;
 use proto::command::Op;
+use proto::control_store_client::ControlStoreClient;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,6 +23,8 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_FENCES: usize = 64;
 /// Pause between looks at old segments.
 const RECYCLE_TICK: Duration = Duration::from_secs(1);
+/// The leader must answer within this.
+const WAKE_DEADLINE: Duration = Duration::from_secs(1);
 /// Pause between looks at jobs that have ended.
 const FORGET_TICK: Duration = Duration::from_secs(1);
 /// At most one leadership is moved in this time.
@@ -128,6 +134,25 @@ fn leaders_to_be(running: &Running, group: &Group) -> Vec<u64> {
 /// Whether `head` has acknowledged a heartbeat of ours lately.
 fn answers(group: &Group, head: u64) -> bool {
     group.acknowledged_within(head, Duration::from_millis(1000))
+}
+
+/// A replica that has flushed nothing since it started is not trusted with an office: openraft takes
+/// only what was flushed in this life. In an idle shard that could last for ever, so each replica asks
+/// its leader for an empty entry. Ends when something was flushed.
+pub async fn wake(running: Arc<Running>, net: SharedNet, shard: u32) {
+    let group = running.groups[shard as usize].clone();
+    let flushed = group.raft.watch_log_progress();
+    let request = proto::ProposeRequest { cluster: running.identity.cluster, shard, command: Bytes::new() };
+    while !flushed.get().is_some_and(|point| point.last_log_id.is_some()) {
+        tokio::time::sleep(TICK).await;
+        let leadership = group.leadership();
+        let Some(leader) = leadership.leader.filter(|_| !leadership.here) else { continue };
+        let Ok(channel) = grpc::channel(net.clone(), &leader.address) else { continue };
+        // It is refused as a request, but it is an entry: whatever the answer, the next look decides.
+        let mut leader = ControlStoreClient::new(channel);
+        let asked = leader.propose(request.clone());
+        tokio::time::timeout(WAKE_DEADLINE, asked).await.ok();
+    }
 }
 
 /// The leader of each shard forgets the records of jobs that ended `after` ago, as far as this leader

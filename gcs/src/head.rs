@@ -315,6 +315,7 @@ fn start_duties(
     tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(driver::reconcile(running.clone(), site.net.clone(), shard)));
+        tasks.push(tokio::spawn(duties::wake(running.clone(), site.net.clone(), shard)));
     }
     tasks.push(tokio::spawn(metrics::observe(site.clone(), running.clone())));
     let silence = Duration::from_millis(config.node_silence_ms);

@@ -142,6 +142,12 @@ fn name_of(code: Code) -> &'static str {
 /// Counts elections and the time without a leader. Never ends.
 pub async fn observe(site: Arc<Site>, running: Arc<Running>) {
     let mut terms = vec![0; running.groups.len()];
+    // A counter that is not there yet is missed by whoever asks for its rate.
+    for group in running.groups.iter() {
+        let shard = Shard { shard: group.shard };
+        drop(site.meters.elections.get_or_create(&shard));
+        drop(site.meters.unavailable.get_or_create(&shard));
+    }
     let mut before = Instant::now();
     loop {
         tokio::time::sleep(TICK).await;

@@ -20,6 +20,8 @@ use mobula_net::tcp::TcpNet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// After a head has come back, nothing is struck for this long.
+const SETTLE: Duration = Duration::from_millis(400);
 /// How long writes are watched before a strike, and after the stall.
 const WINDOW: Duration = Duration::from_millis(250);
 /// Writes of each client before anything is measured.
@@ -96,6 +98,9 @@ impl Experiment<'_> {
     async fn cycle(&mut self, number: u64) -> Result<Strike, String> {
         let started = Instant::now();
         let (heads, how) = (self.addresses.len(), self.args.how);
+        look::settled(&self.client, &self.addresses, true, PATIENCE).await?;
+        // What a head does to its disk right after it started is over then: all heads share one here.
+        tokio::time::sleep(SETTLE).await;
         let ready = look::settled(&self.client, &self.addresses, true, PATIENCE).await?;
         let leaders = look::leaders(&ready).ok_or("the heads disagree")?;
         let victim = self.pick(&leaders, heads);

@@ -11,7 +11,7 @@ use std::io;
 use std::sync::Arc;
 
 /// Runs of a shard that are kept in memory; older ones go to the cold store. In bytes.
-pub const HOT_BYTES: usize = 16 << 20;
+pub const HOT_BYTES: usize = 8 << 20;
 
 /// A run in memory and when it was last touched.
 #[derive(Clone)]

@@ -16,8 +16,9 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 /// Proposals that may wait; more are answered `busy`.
 pub const QUEUE: usize = 4096;
-/// Entries of one shard that are under way at once: one is written while the next is gathered.
-const ENTRIES_IN_FLIGHT: usize = 3;
+/// Entries of one shard that are under way at once. What an entry costs is paid once for all that
+/// share it, so the next one is gathered until this one is applied.
+const ENTRIES_IN_FLIGHT: usize = 1;
 /// Commands in one entry at most.
 const BATCH_COMMANDS: usize = 1024;
 /// Bytes of commands in one entry at most, unless a single one is larger.

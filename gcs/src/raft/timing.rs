@@ -45,8 +45,8 @@ impl Default for RaftTiming {
             election_max_ms: 1000,
             snapshot_entries: 20_000,
             snapshot_bytes: 16 << 20,
-            snapshot_max_bytes: 128 << 20,
-            keep_entries: 1000,
+            snapshot_max_bytes: 64 << 20,
+            keep_entries: 128,
             payload_entries: 256,
             rebalance_ms: 2000,
         }
