@@ -55,9 +55,9 @@ fn one_seed_twice_is_one_trace() {
 
 #[test]
 fn the_control_store_keeps_its_word_under_a_swarm_of_faults() {
-    let output = sim(&["sweep", "--store", "--seeds", "1..4"]);
+    let output = sim(&["sweep", "--store", "--seeds", "1..3"]);
     assert!(output.status.success(), "{}", text(&output));
-    assert!(text(&output).contains("4 passed, 0 failed"), "{}", text(&output));
+    assert!(text(&output).contains("3 passed, 0 failed"), "{}", text(&output));
 }
 
 #[test]

@@ -36,12 +36,12 @@ pub fn spawn(command: Command) -> io::Result<Child> {
 }
 
 /// Keeps the allocator from committing whole arenas, 60 MB a process, before anything needs them. It is
-/// read before `main`; `deploy/systemd` sets it, too.
-const LEAN_ALLOCATOR: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
+/// read before `main`; the systemd unit of nodes sets it, too. Not for heads: their memory is then made
+/// of huge pages, so that the kernel is done with a killed one, and closes its connections, within 3 ms
+/// instead of 15.
+pub const LEAN_ALLOCATOR: (&str, &str) = ("MIMALLOC_ARENA_EAGER_COMMIT", "0");
 
 /// This program, even where its file was replaced since it started.
 pub fn this_program() -> Command {
-    let mut command = Command::new("/proc/self/exe");
-    command.env(LEAN_ALLOCATOR.0, LEAN_ALLOCATOR.1);
-    command
+    Command::new("/proc/self/exe")
 }

@@ -118,6 +118,9 @@ fn spawn(settings: &Settings, dir: &DataDir, member: &MemberArgs) -> Result<(Chi
     let out = File::options().create(true).append(true).open(dir.log()).map_err(no_log)?;
     let err = out.try_clone().map_err(no_log)?;
     let mut command = spawner::this_program();
+    if !member.head {
+        command.env(spawner::LEAN_ALLOCATOR.0, spawner::LEAN_ALLOCATOR.1);
+    }
     command.arg("daemon").arg("--own-session").arg("--data-dir").arg(&dir.0);
     // The same file: another may lie in the working directory.
     let config = settings.from_file.as_ref().map(|(path, _)| path.clone());

@@ -52,7 +52,10 @@ pub fn run(args: &BenchArgs) -> Result<Figures, Failure> {
     on_runtime(async {
         let client = connect(&cluster).await?;
         let seconds = Duration::from_secs(args.seconds);
-        single(&mut figures, &cluster, &client, seconds).await?;
+        let spread = ["single-record proposals, 64 clients", "p50", "p99"];
+        single(&mut figures, &cluster, &client, seconds, spread, |n| 1000 + n).await?;
+        let one = ["the same, all of one shard", "p50", "p99"];
+        single(&mut figures, &cluster, &client, seconds, one, |n| 2000 + n * u64::from(SHARDS)).await?;
         batched(&mut figures, &cluster, &client, seconds).await
     })?;
     resident(&mut figures, &cluster);
@@ -157,15 +160,17 @@ async fn single(
     cluster: &LocalCluster,
     client: &Client,
     seconds: Duration,
+    names: [&'static str; 3],
+    number: fn(u64) -> u64,
 ) -> Result<(), Failure> {
-    let mut writers: Vec<Writer> = (0..SINGLE_WRITERS).map(|n| Writer::new(client, 2, 1000 + n)).collect();
+    let mut writers: Vec<Writer> = (0..SINGLE_WRITERS).map(|n| Writer::new(client, 2, number(n))).collect();
     let (before, at, used) = (syncs(cluster, client).await?, Instant::now(), Used::now(cluster));
     try_join_all(writers.iter_mut().map(|writer| writer.submit_singly(at + seconds))).await?;
     let took = at.elapsed().as_secs_f64();
     let used = used.until(cluster);
     let mut times: Vec<Duration> = writers.iter().flat_map(|writer| writer.times.iter().copied()).collect();
-    figures.add("single-record proposals, 64 clients", times.len() as f64 / took, "/s");
-    figures.add_times(["single-record proposal, p50", "single-record proposal, p99"], &mut times);
+    figures.add(names[0], times.len() as f64 / took, "/s");
+    figures.add_times([names[1], names[2]], &mut times);
     used.add(figures, times.len() as u64, ["processor time per proposal: all heads", "the client"]);
     let synced = syncs(cluster, client).await? - before;
     figures.add("syncs of a head meanwhile, mean", synced as f64 / took / 3.0, "/s");
