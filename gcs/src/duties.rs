@@ -143,7 +143,7 @@ pub async fn wake(running: Arc<Running>, net: SharedNet, shard: u32) {
     let group = running.groups[shard as usize].clone();
     let flushed = group.raft.watch_log_progress();
     let request = proto::ProposeRequest { cluster: running.identity.cluster, shard, command: Bytes::new() };
-    while !flushed.get().is_some_and(|point| point.last_log_id.is_some()) {
+    while flushed.get().is_none_or(|point| point.last_log_id.is_none()) {
         tokio::time::sleep(TICK).await;
         let leadership = group.leadership();
         let Some(leader) = leadership.leader.filter(|_| !leadership.here) else { continue };
