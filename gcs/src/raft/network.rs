@@ -148,7 +148,7 @@ fn take_commands(rpc: &mut AppendEntriesRequest<Types>) -> Vec<Bytes> {
     rpc.entries.iter_mut().filter_map(command).collect()
 }
 
-/// The inverse of [`take_commands`]; whether it was as many as are needed.
+/// Puts commands back into the entries of an append; whether they were as many as are needed.
 pub fn give_commands(rpc: &mut AppendEntriesRequest<Types>, commands: Vec<Bytes>) -> bool {
     let mut commands = commands.into_iter();
     for entry in &mut rpc.entries {
