@@ -121,7 +121,6 @@ pub fn scan(
         let within = (at - start) as usize;
         if within + HEADER > block.len() {
             (block, start) = (file.read_at(at, BLOCK)?, at);
-            continue_or(&block, || damaged(at))?;
         }
         let within = (at - start) as usize;
         let head = Head::read(&block[within..]).ok_or_else(|| damaged(at))?;
@@ -151,8 +150,4 @@ pub fn first_damaged(disk: &dyn Disk, path: &str, len: u64) -> io::Result<Option
         at = next;
     }
     Ok(None)
-}
-
-fn continue_or(block: &[u8], error: impl FnOnce() -> io::Error) -> io::Result<()> {
-    if block.len() < HEADER { Err(error()) } else { Ok(()) }
 }

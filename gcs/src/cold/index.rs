@@ -39,11 +39,11 @@ impl Index for SledIndex {
         Ok(self.0.get(run.0.to_be_bytes())?.and_then(|bytes| Place::from_bytes(&bytes)))
     }
     fn remove(&self, run: RunId, place: Place) -> io::Result<()> {
-        let swapped =
-            self.0.compare_and_swap(run.0.to_be_bytes(), Some(&place.to_bytes()[..]), None::<&[u8]>)?;
-        // Somewhere else by now: then it stays.
-        let _ = swapped;
-        Ok(())
+        // Not swapped means: somewhere else by now, and then it stays.
+        self.0
+            .compare_and_swap(run.0.to_be_bytes(), Some(&place.to_bytes()[..]), None::<&[u8]>)
+            .map(|_| ())
+            .map_err(io::Error::from)
     }
     fn clear(&self) -> io::Result<()> {
         Ok(self.0.clear()?)

@@ -167,7 +167,8 @@ impl Tasks {
     /// The cold store failed.
     pub fn cool_down(&mut self) -> io::Result<()> {
         if self.hot_bytes <= self.hot_limit {
-            return self.tidy();
+            self.tidy();
+            return Ok(());
         }
         let mut batch = Vec::new();
         while self.hot_bytes > self.hot_limit / 4 * 3 {
@@ -188,12 +189,11 @@ impl Tasks {
     }
 
     /// Forgets touches that are not their run's last, when they are most of what is remembered.
-    fn tidy(&mut self) -> io::Result<()> {
+    fn tidy(&mut self) {
         if self.order.len() > 1024 + 4 * self.hot.len() {
             let hot = &self.hot;
             self.order.retain(|(touched, id)| hot.get(id).is_some_and(|hot| hot.touched == *touched));
         }
-        Ok(())
     }
 
     /// Forgets every record of a job; how many they were.
