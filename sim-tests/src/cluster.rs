@@ -1,5 +1,6 @@
 //! Heads and nodes as simulated hosts. The disks stand outside: they outlive their hosts.
 
+use crate::clock;
 use crate::local::{SimSpawner, door};
 use crate::net::SimNet;
 use crate::trace;
@@ -145,6 +146,7 @@ async fn run_node(reach: Reach, n: u64, seed: u64) -> HostResult {
 
 /// A simulation with the settings that every scenario shares.
 pub fn simulation(seed: u64, limit: Duration) -> Sim<'static> {
+    clock::freeze();
     turmoil::Builder::new()
         .rng_seed(seed)
         .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))

@@ -1,7 +1,7 @@
 //! `mobula-sim run | store | meta | sweep | plants`.
 
 use crate::judge::Verdict;
-use crate::{scenario, store, trace};
+use crate::{clock, scenario, store, trace};
 use clap::{Parser, Subcommand};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
@@ -124,6 +124,7 @@ fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
     // The speed of the simulator is wall time by nature; nothing inside depends on it.
     let started = Instant::now();
     let outcome = scenario::run(seed, faults);
+    clock::thaw();
     let wall = started.elapsed().as_secs_f64();
     if let Err(code) = write_trace(file) {
         return code;
@@ -148,7 +149,9 @@ fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
 fn run_store(seed: u64, file: Option<std::path::PathBuf>, plant: Option<&str>) -> ExitCode {
     log_to_stderr();
     let started = Instant::now();
-    let outcome = match store::run(seed, plant) {
+    let outcome = store::run(seed, plant);
+    clock::thaw();
+    let outcome = match outcome {
         Ok(outcome) => outcome,
         Err(why) => {
             eprintln!("{why}");

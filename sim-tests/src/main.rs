@@ -11,6 +11,7 @@
 //! - [`judge`] — what must hold, a file each.
 //! - [`store`] — the control store alone: its own clients, faults and planted bugs.
 //! - [`net`], [`local`] — the simulated seams.
+//! - [`clock`] — no wall clock, not even below the seams.
 //! - [`trace`] — what happened, event by event; two runs of a seed must agree.
 
 #[cfg(not(tokio_unstable))]
@@ -19,6 +20,7 @@ compile_error!(
      use `mobula sim` or `cargo test -p mobula-sim-tests`, which set it"
 );
 
+mod clock;
 mod cluster;
 mod command;
 mod job;

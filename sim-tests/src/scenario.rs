@@ -1,5 +1,6 @@
 //! A seed's faults, and the loop that lets them land while the job runs.
 
+use crate::clock;
 use crate::cluster::{HEADS, Reach, SHARDS, head_name, node_name, simulation};
 use crate::job::Round;
 use crate::judge::{self, Verdict};
@@ -166,7 +167,7 @@ fn step_through(
     let mut waiting = plan.into_iter().peekable();
     let mut leaders = Vec::new();
     loop {
-        match sim.step() {
+        match clock::step(sim) {
             Ok(true) => {
                 let verdict = progress.borrow().verdict.clone();
                 return verdict

@@ -13,6 +13,7 @@ pub mod planted;
 mod wire;
 mod world;
 
+use crate::clock;
 use crate::cluster::simulation;
 use crate::judge::linear::{self, Found};
 use crate::judge::{self, Verdict, durable, once, watch};
@@ -172,7 +173,7 @@ fn step_through(
     let (mut digests, mut calm_since, mut served_since) = (BOOT, None, None);
     let mut answered = 0;
     loop {
-        let ended = match sim.step() {
+        let ended = match clock::step(sim) {
             Ok(ended) => ended,
             Err(error) if error.to_string().contains("Ran for duration") => {
                 return Verdict::Liveness(format!("hangs: {error}"));
@@ -239,7 +240,7 @@ fn settle(sim: &mut Sim<'_>, world: &World, faults: &Faults) -> Verdict {
         if world.heads.borrow().len() >= expected && world.settled() {
             return Verdict::Pass;
         }
-        if let Err(error) = sim.step() {
+        if let Err(error) = clock::step(sim) {
             return Verdict::Harness(error.to_string());
         }
     }
