@@ -62,8 +62,11 @@ pub async fn fence(running: Arc<Running>, shard: u32) {
                 propose(&group, Op::Fence(proto::Fence { incarnation })).await;
             }
         }
-        // Shard 0 has changed, or it is time to see whether this head leads now.
-        tokio::time::timeout(TICK, root.changed()).await.ok();
+        // Shard 0 has changed, or it is time to see whether this head leads now. Where shard 0 has
+        // stopped for good, nothing changes any more, and `changed` says so at once, every time.
+        if let Ok(Err(_)) = tokio::time::timeout(TICK, root.changed()).await {
+            tokio::time::sleep(TICK).await;
+        }
     }
 }
 
