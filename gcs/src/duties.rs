@@ -183,16 +183,23 @@ pub async fn forget(running: Arc<Running>, shard: u32, after: Duration) {
     }
 }
 
-/// Snapshots shards whose old entries keep too many segments on the disk. Never ends.
-pub async fn recycle(running: Arc<Running>) {
+/// Lets old entries go: those that a snapshot covers, but for the last `keep`, which spare a follower
+/// that lags a little a snapshot. A shard whose old entries keep too many segments on the disk gets a
+/// snapshot at once and keeps nothing below it. Never ends.
+pub async fn recycle(running: Arc<Running>, keep: u64) {
+    let mut asked = vec![0; running.groups.len()];
     loop {
         tokio::time::sleep(RECYCLE_TICK).await;
-        for shard in running.log.pinning() {
-            let Some(group) = running.groups.get(shard as usize) else { continue };
-            group.replica.want_snapshot();
-            if group.raft.trigger().snapshot().await.is_ok() {
-                let snapshot = group.snapshot_index();
-                group.raft.trigger().purge_log(snapshot).await.ok();
+        let pinning = running.log.pinning();
+        for (group, asked) in running.groups.iter().zip(&mut asked) {
+            let pins = pinning.contains(&group.shard);
+            if pins {
+                group.replica.want_snapshot();
+                group.raft.trigger().snapshot().await.ok();
+            }
+            let upto = group.snapshot_index().saturating_sub(if pins { 0 } else { keep });
+            if upto > *asked && group.raft.trigger().purge_log(upto).await.is_ok() {
+                *asked = upto;
             }
         }
     }

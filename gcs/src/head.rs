@@ -329,6 +329,6 @@ fn start_duties(
         let stable_for = Duration::from_millis(config.timing.rebalance_ms);
         tasks.push(tokio::spawn(duties::spread(running.clone(), stable_for)));
     }
-    tasks.push(tokio::spawn(duties::recycle(running.clone())));
+    tasks.push(tokio::spawn(duties::recycle(running.clone(), config.timing.keep_entries)));
     tasks.push(tokio::spawn(scrub::forever(running.clone(), disk.clone(), config.join.is_empty())));
 }

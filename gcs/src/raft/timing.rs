@@ -71,7 +71,9 @@ impl RaftTiming {
             snapshot_policy: SnapshotPolicy::LogsSinceLast(self.snapshot_entries.min(ASK_EVERY)),
             // Must be above the snapshot distance, or a follower is always "too far behind".
             replication_lag_threshold: self.snapshot_entries * 2 + self.keep_entries,
-            max_in_snapshot_log_to_keep: self.keep_entries,
+            // `duties::recycle` purges. openraft's own rule would take back a purge that went further than
+            // it and still waits for a follower.
+            max_in_snapshot_log_to_keep: u64::MAX,
             enable_pre_vote: Some(true),
             enable_leader_restore: Some(false),
             backoff: "20ms 40ms ..200ms".into(),
