@@ -39,7 +39,8 @@ const ROUND: Duration = Duration::from_millis(50);
 /// Every so many rounds the log says what is missing.
 const SAY_EVERY: u32 = 100;
 
-async fn probe(net: SharedNet, address: &str) -> Option<proto::ProbeReply> {
+/// Asks the head at an address how it stands.
+pub async fn probe(net: SharedNet, address: &str) -> Option<proto::ProbeReply> {
     // A channel per probe: one that failed to connect must not be waited for.
     let mut client = RaftClient::new(grpc::channel(net, address).ok()?);
     let asked = tokio::time::timeout(PROBE_DEADLINE, client.probe(proto::ProbeRequest {}));
@@ -61,6 +62,7 @@ pub async fn agree(site: &Site, disk: &dyn Disk) -> Result<Identity, Error> {
         head: site.head,
         shards: site.shards,
         founders: site.founders.clone(),
+        ..Identity::default()
     };
     let mut said = String::new();
     for round in 1u32.. {
@@ -125,7 +127,8 @@ async fn join(site: &Site, nonce: u64, mut heads: Vec<String>) -> Result<Joined,
         if heads[..at - 1].contains(&peer) || peer == site.advertise {
             continue;
         }
-        let request = proto::JoinRequest { address: site.advertise.clone(), nonce, shards: site.shards };
+        let (address, shards, newest) = (site.advertise.clone(), site.shards, site.formats.newest);
+        let request = proto::JoinRequest { address, nonce, shards, newest };
         let Some(mut client) = driver::ask(&site.net, &peer) else { continue };
         let asked = tokio::time::timeout(JOIN_DEADLINE, client.join(request)).await;
         let Ok(Ok(reply)) = asked else { continue };
@@ -147,9 +150,12 @@ async fn join(site: &Site, nonce: u64, mut heads: Vec<String>) -> Result<Joined,
             let (theirs, ours) = (reply.shards, site.shards);
             return Err(Error::ShardMismatch { peer, theirs, ours });
         }
+        site.formats.check(reply.level, &reply.program)?;
         let mut founders = reply.members;
         founders.sort();
-        return Ok(Joined::Member(Identity { format: FORMAT, cluster, head, shards: site.shards, founders }));
+        let (shards, level, program) = (site.shards, reply.level, reply.program);
+        let identity = Identity { format: FORMAT, cluster, head, shards, founders, level, program };
+        return Ok(Joined::Member(identity));
     }
     Ok(Joined::NotYet(why))
 }

@@ -1,6 +1,7 @@
 //! What a head is told and what it runs on.
 
 use crate::hook::{SharedHook, Unhooked};
+use crate::level::Formats;
 use crate::raft::timing::RaftTiming;
 use mobula_base::disk::Disk;
 use mobula_net::seam::SharedNet;
@@ -25,6 +26,8 @@ pub struct HeadConfig {
     pub node_silence_ms: u64,
     /// The records of a job stay this long after its end, in ms.
     pub forget_after_ms: u64,
+    /// What this program reads; tests stand in for another one.
+    pub formats: Formats,
 }
 
 impl Default for HeadConfig {
@@ -38,6 +41,7 @@ impl Default for HeadConfig {
             timing: RaftTiming::default(),
             node_silence_ms: 1500,
             forget_after_ms: 60_000,
+            formats: Formats::default(),
         }
     }
 }

@@ -62,6 +62,30 @@ pub enum Error {
         /// Newest format this build knows.
         known: u32,
     },
+    /// The cluster has gone on to formats that this program does not know.
+    #[error(
+        "this cluster writes format {writes}, this program reads up to {reads}: install version {}",
+        if .program.is_empty() { "of the other heads" } else { .program }
+    )]
+    TooOld {
+        /// Level of the cluster.
+        writes: u32,
+        /// Newest level this program reads.
+        reads: u32,
+        /// The version that began to write it.
+        program: String,
+    },
+    /// The cluster still writes what this program does not read any more.
+    #[error(
+        "this cluster writes format {writes}, this program reads from {reads} on: upgrade all heads to a version \
+         in between first"
+    )]
+    TooNew {
+        /// Level of the cluster.
+        writes: u32,
+        /// Oldest level this program reads.
+        reads: u32,
+    },
     /// A setting that cannot work.
     #[error("bad configuration: {0}")]
     Config(String),

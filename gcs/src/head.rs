@@ -6,6 +6,7 @@ use crate::duties;
 use crate::error::Error;
 use crate::hook::Plant;
 use crate::identity::{Identity, Lock};
+use crate::level::{self, Level};
 use crate::log::store::ShardLog;
 use crate::log::{LogIdentity, LogWriter};
 use crate::membership::driver;
@@ -85,6 +86,9 @@ impl Head {
             given => given.to_owned(),
         };
         let known = Identity::load(&*parts.disk)?;
+        if let Some(known) = &known {
+            config.formats.check(known.level, &known.program)?;
+        }
         let site = Arc::new(site(&config, &parts, advertise, known.as_ref())?);
         let mut tasks = Tasks(vec![tokio::spawn(serve(site.clone(), listener))]);
         let identity = match known {
@@ -135,6 +139,11 @@ impl Head {
         let replica = &self.running.groups[shard as usize].replica;
         let index = *replica.applied().borrow();
         (index, replica.with(|state| state.digest()))
+    }
+
+    /// The level of formats that this head writes.
+    pub fn writes(&self) -> u32 {
+        self.running.level.writes()
     }
 
     /// Whether this head was removed from its cluster, as far as it knows.
@@ -266,6 +275,7 @@ fn site(
         running: OnceLock::new(),
         hook: parts.hook.clone(),
         meters: Meters::default(),
+        formats: config.formats.clone(),
     })
 }
 
@@ -280,10 +290,12 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
     let stores = cold::open(&disk, identity.shards).map_err(|error| Error::storage(cold::DIR, error))?;
     let whose = LogIdentity { cluster: identity.cluster, head: identity.head };
     let (log, mut found) = LogWriter::open(disk.clone(), whose)?;
-    let peers = Peers::new(parts.net.clone(), identity.cluster);
+    let level = Arc::new(Level::new(config.formats.clone(), disk.clone(), identity.clone()));
+    let peers = Peers::new(parts.net.clone(), identity.cluster, level.clone());
     let mut groups = Vec::new();
     for (shard, store) in (0..identity.shards).zip(&stores) {
-        let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), config.timing.clone());
+        let (timing, level) = (config.timing.clone(), level.clone());
+        let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), timing, level);
         let machine = machine.watched(parts.hook.clone());
         let entries =
             ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
@@ -296,7 +308,7 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
         groups.push(Arc::new(group));
     }
     let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
-    Ok(Running::new(identity, groups, log, incoming, peers))
+    Ok(Running::new(identity, groups, log, incoming, peers, level))
 }
 
 fn start_duties(
@@ -311,6 +323,7 @@ fn start_duties(
         tasks.push(tokio::spawn(bootstrap::initialize(site.clone(), cluster, running.groups.clone())));
     }
     tasks.push(tokio::spawn(driver::follow(site.clone(), running.clone())));
+    tasks.push(tokio::spawn(level::keep(site.clone(), running.clone())));
     tasks.push(tokio::spawn(driver::notice_removal(site.clone(), running.clone())));
     tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
     for shard in 0..running.identity.shards {

@@ -33,6 +33,12 @@ pub struct Identity {
     /// Addresses of the heads the cluster was made of, sorted.
     #[prost(string, repeated, tag = "5")]
     pub founders: Vec<String>,
+    /// Level of formats that this directory may hold; 0 stands for 1. See [`crate::level`].
+    #[prost(uint32, tag = "6")]
+    pub level: u32,
+    /// The version of the program that brought it there.
+    #[prost(string, tag = "7")]
+    pub program: String,
 }
 
 impl Identity {

@@ -10,6 +10,7 @@
 //! - [`cold`] — where runs go that are not in memory.
 //! - [`log`] — the one log of all shards of a head, with group commit.
 //! - [`snapshot`], [`identity`] — the other files of a data directory.
+//! - [`level`] — which formats a cluster writes, and how that rises.
 //! - [`damage`], [`scrub`] — what happens to a replica whose disk has changed, and who looks.
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
@@ -29,9 +30,12 @@ pub mod core;
 pub mod damage;
 pub mod duties;
 pub mod error;
+#[cfg(test)]
+mod golden;
 pub mod head;
 pub mod hook;
 pub mod identity;
+pub mod level;
 pub mod log;
 pub mod membership;
 pub mod metrics;
@@ -44,5 +48,6 @@ pub use client::Client;
 pub use config::{HeadConfig, Parts};
 pub use error::Error;
 pub use head::Head;
+pub use level::Formats;
 pub use raft::timing::RaftTiming;
 pub use raft::types::in_scope;

@@ -76,7 +76,12 @@ async fn a_caller_without_the_token_learns_only_that_it_needs_one() {
         }
         assert!(get(&address, "/healthz", "").await.ends_with("ok\n"));
         let shown = format!("Authorization: Bearer {TOKEN}\r\n");
-        assert!(get(&address, "/readyz", &shown).await.starts_with("HTTP/1.1 200"));
+        let elected = async {
+            while !get(&address, "/readyz", &shown).await.starts_with("HTTP/1.1 200") {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, elected).await.expect("it leads its shards in time");
         assert!(get(&address, "/metrics", &shown).await.contains("mobula_raft_term"));
         let health = HealthClient::new(grpc::channel(net(Some(TOKEN)), &address).expect("an address"))
             .check(HealthCheckRequest::default())

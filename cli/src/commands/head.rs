@@ -40,6 +40,8 @@ pub fn run(settings: &Settings, command: &HeadCommand) -> Outcome {
 #[derive(Serialize)]
 struct JsonHeads {
     cluster: String,
+    /// Level of formats that it writes.
+    format: u32,
     heads: Vec<JsonHead>,
     change: Option<JsonChange>,
 }
@@ -82,8 +84,9 @@ async fn list(output: Output, client: &Client) -> Outcome {
         remove: plan.remove.as_ref().map(|old| old.head),
         waiting: reply.waiting.clone(),
     });
-    let json = JsonHeads { cluster: format!("{:016x}", reply.cluster), heads, change };
-    say!(output, "cluster {}", json.cluster);
+    let (cluster, format) = (format!("{:016x}", reply.cluster), reply.level.max(1));
+    let json = JsonHeads { cluster, format, heads, change };
+    say!(output, "cluster {}, writes format {format}", json.cluster);
     for head in &json.heads {
         let state = match (head.answers, head.joined) {
             (true, _) if head.drained => "drained",

@@ -62,12 +62,17 @@ pub fn seed(disk: Arc<dyn Disk>, cluster: u64, address: &str, starts: Vec<Start>
     snapshot::prepare(&*disk)?;
     let shards = starts.len() as u32;
     let stores = cold::open(&disk, shards).map_err(|error| Error::storage(cold::DIR, error))?;
+    let (mut level, mut program) = (0, String::new());
     for ((shard, start), store) in (0..shards).zip(starts).zip(&stores) {
-        let place = Place { disk: &*disk, shard, store, cluster, address };
-        place.fill(start).map_err(|error| Error::storage(format!("shard {shard}"), error))?;
+        let place = Place { disk: &*disk, shard, store, cluster, address, level };
+        let filled = place.fill(start).map_err(|error| Error::storage(format!("shard {shard}"), error))?;
+        // Shard 0, which comes first, says what the cluster wrote, and so what the new one writes.
+        if shard == 0 {
+            (level, program) = filled;
+        }
     }
-    let founders = vec![address.to_owned()];
-    Identity { format: FORMAT, cluster, head: FIRST_HEAD, shards, founders }.save(&*disk)
+    let (head, founders) = (FIRST_HEAD, vec![address.to_owned()]);
+    Identity { format: FORMAT, cluster, head, shards, founders, level, program }.save(&*disk)
 }
 
 struct Place<'a> {
@@ -76,10 +81,12 @@ struct Place<'a> {
     store: &'a Arc<FileStore>,
     cluster: u64,
     address: &'a str,
+    level: u32,
 }
 
 impl Place<'_> {
-    fn fill(&self, start: Start) -> io::Result<()> {
+    /// The level of formats that the state says its cluster wrote, and since when.
+    fn fill(&self, start: Start) -> io::Result<(u32, String)> {
         let mut state = ShardState::new(self.shard, self.store.clone());
         let mut index = start.index;
         if let Some(parcel) = start.parcel {
@@ -101,7 +108,9 @@ impl Place<'_> {
         if self.shard == 0 {
             state.cluster.reborn(self.cluster);
         }
-        let parcel = Parcel { dump: Bytes::from(state.snapshot()), cold: state.manifest() };
+        let level = state.cluster.level();
+        let parcel =
+            Parcel { dump: Bytes::from(state.snapshot(self.level.max(level.0))), cold: state.manifest() };
         self.store.sync(&parcel.cold)?;
         // Index 0 is that of an empty log: openraft needs an entry below a snapshot.
         let id = LogId { leader_id: *Vote::new(0, FIRST_HEAD).leader_id(), index: index.max(1) };
@@ -112,7 +121,8 @@ impl Place<'_> {
             last_log_id: Some(id),
             last_membership: StoredMembership::new(Some(id), membership),
         };
-        snapshot::save(self.disk, self.shard, &meta, &parcel)
+        snapshot::save(self.disk, self.shard, &meta, &parcel)?;
+        Ok(level)
     }
 }
 

@@ -82,6 +82,8 @@ pub struct Cluster {
     pub version: u64,
     /// Who the heads are to be.
     pub heads: Heads,
+    /// Level of formats that the cluster writes (0 stands for 1), and since which version.
+    pub(super) raised: (u32, String),
 }
 
 impl Cluster {
@@ -90,6 +92,19 @@ impl Cluster {
         if self.id == 0 {
             (self.id, self.shards, self.slots) = (init.cluster, init.shards, init.slots);
             self.version = index;
+        }
+    }
+
+    /// The level of formats that the cluster writes, and since which version of the program.
+    pub fn level(&self) -> (u32, String) {
+        (self.raised.0.max(1), self.raised.1.clone())
+    }
+
+    /// Raises the level, unless the heads are others than those who announced that they read it.
+    pub fn raise(&mut self, raise: &proto::RaiseLevel) {
+        let table = self.heads.table();
+        if raise.level > self.raised.0 && table.version == raise.heads && table.plan.is_none() {
+            self.raised = (raise.level, raise.program.clone());
         }
     }
 

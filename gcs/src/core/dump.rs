@@ -1,6 +1,6 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
-use super::format::{ClusterDump, Dump, HotRun, JobDump, SessionDump, StreamDump, VERSION};
+use super::format::{ClusterDump, Dump, FIRST_VERSION, HotRun, JobDump, SessionDump, StreamDump};
 use super::heads::Heads;
 use super::kv::{Kv, KvValue};
 use super::run::Run;
@@ -10,6 +10,8 @@ use super::tasks::JobSum;
 use super::watch::History;
 use super::{Put, ShardState};
 use crate::cold::Manifest;
+use crate::error::Error;
+use crate::level;
 use bytes::Bytes;
 use mobula_base::ids::hash64;
 use mobula_base::{ObjectId, RunId};
@@ -19,12 +21,18 @@ use std::io;
 use std::sync::Arc;
 
 impl ShardState {
-    /// Everything but the cold runs, which lie in the files of the manifest of the same moment.
-    pub fn snapshot(&self) -> Vec<u8> {
+    /// Everything but the cold runs, which lie in the files of the manifest of the same moment; at a
+    /// level of formats.
+    pub fn snapshot(&self, level: u32) -> Vec<u8> {
         let mut out = Vec::new();
         let encoded = |dump: &Dump, out: &mut Vec<u8>| dump.encode(out).expect("a Vec grows");
         // One small message after the other: concatenated protobuf messages merge into one.
-        encoded(&Dump { version: VERSION, ..Default::default() }, &mut out);
+        let level = level.max(1);
+        let writer = match level >= level::NAMES_WRITER {
+            true => self.formats.program.clone(),
+            false => String::new(),
+        };
+        encoded(&Dump { version: FIRST_VERSION + level - 1, writer, ..Default::default() }, &mut out);
         for (id, run) in self.tasks.hot() {
             let run = HotRun { run: Bytes::copy_from_slice(&id.0.to_be_bytes()), bytes: run.encode() };
             encoded(&Dump { hot: vec![run], ..Default::default() }, &mut out);
@@ -83,6 +91,8 @@ impl ShardState {
                 jobs: cluster.jobs.clone(),
                 version: cluster.version,
                 heads: Some(cluster.heads.table().clone()),
+                level: cluster.raised.0,
+                program: cluster.raised.1.clone(),
             }),
             jobs: self.tasks.jobs().map(job).collect(),
             forgotten: self.forgotten.iter().copied().collect(),
@@ -96,17 +106,20 @@ impl ShardState {
     /// Replaces everything by what [`ShardState::snapshot`] wrote. The files of `cold` must be there.
     ///
     /// # Errors
-    /// The bytes are not a dump of this version, or a file is missing or damaged.
+    /// The bytes are no dump that this program reads, or a file is missing or damaged.
     pub fn restore(&mut self, bytes: Bytes, cold: &Manifest) -> io::Result<()> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {what}"));
         let dump = Dump::decode(bytes).map_err(|error| invalid(&error.to_string()))?;
-        if dump.version != VERSION {
-            return Err(invalid(&format!("version {} (this build reads {VERSION})", dump.version)));
-        }
+        let Some(level) = (dump.version + 1).checked_sub(FIRST_VERSION).filter(|level| *level > 0) else {
+            return Err(invalid(&format!("version {} is older than all that are read", dump.version)));
+        };
+        self.formats.check(level, &dump.writer).map_err(Error::into_io)?;
         let hot_limit = self.tasks.hot_limit();
         let careless = (self.sessions.repeats, self.differs);
+        let formats = self.formats.clone();
         *self = ShardState::new(self.shard, self.tasks.cold().clone());
         self.tasks.set_hot_limit(hot_limit);
+        self.formats = formats;
         self.tasks.cold().adopt(cold)?;
         for hot in dump.hot {
             let id = hot.run[..].try_into().map_err(|_| invalid("run id"))?;
@@ -148,8 +161,10 @@ impl ShardState {
             jobs: cluster.jobs,
             version: cluster.version,
             heads: Heads::restored(cluster.heads.unwrap_or_default()),
+            raised: (cluster.level, cluster.program),
         };
-        Ok(())
+        let (level, program) = self.cluster.level();
+        self.formats.check(level, &program).map_err(Error::into_io)
     }
 
     /// A hash of everything: equal on replicas that applied the same commands.

@@ -7,8 +7,8 @@ use mobula_proto as proto;
 use prost::Message;
 use std::collections::BTreeMap;
 
-/// Version of the dump that this build writes; it reads only this one.
-pub(super) const VERSION: u32 = 3;
+/// Version of the dump at the first level of formats; each level has its own.
+pub(super) const FIRST_VERSION: u32 = 3;
 
 /// See `run::Chunk`.
 #[derive(Clone, PartialEq, Message)]
@@ -140,6 +140,10 @@ pub(super) struct ClusterDump {
     pub version: u64,
     #[prost(message, optional, tag = "10")]
     pub heads: Option<proto::HeadTable>,
+    #[prost(uint32, tag = "11")]
+    pub level: u32,
+    #[prost(string, tag = "12")]
+    pub program: String,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -170,4 +174,7 @@ pub(super) struct Dump {
     pub last_session: u64,
     #[prost(uint64, tag = "13")]
     pub session_uses: u64,
+    /// From level 2 on: the version of the program that wrote it.
+    #[prost(string, tag = "14")]
+    pub writer: String,
 }

@@ -25,6 +25,7 @@ mod tests;
 pub mod watch;
 
 use crate::cold::{ColdStore, Manifest};
+use crate::level::Formats;
 use bytes::Bytes;
 use cluster::Cluster;
 use kv::Kv;
@@ -80,6 +81,8 @@ pub struct ShardState {
     /// Asked for by the entry that was applied last.
     checkpoints: Vec<u64>,
     broken: Option<String>,
+    /// What this program reads. Not part of the state.
+    formats: Formats,
     /// A planted bug.
     differs: bool,
 }
@@ -99,6 +102,7 @@ impl ShardState {
             forgotten: VecDeque::new(),
             checkpoints: Vec::new(),
             broken: None,
+            formats: Formats::default(),
             differs: false,
         }
     }
@@ -153,6 +157,14 @@ impl ShardState {
             }
             Some(CommandOp::Forget(forget)) => {
                 self.forget(forget.job);
+                Some(Answer::Revision(index))
+            }
+            Some(CommandOp::Raise(raise)) => {
+                self.cluster.raise(raise);
+                let (level, program) = self.cluster.level();
+                if let Err(error) = self.formats.check(level, &program) {
+                    self.broken.get_or_insert(error.to_string());
+                }
                 Some(Answer::Revision(index))
             }
             Some(CommandOp::Heads(_)) if self.shard != 0 => None,
@@ -302,6 +314,11 @@ impl ShardState {
     pub fn set_careless(&mut self, repeats: bool, differs: bool) {
         self.sessions.repeats = repeats;
         self.differs = differs;
+    }
+
+    /// What this program reads: at a level beyond it the replica stops.
+    pub fn set_formats(&mut self, formats: Formats) {
+        self.formats = formats;
     }
 
     /// Bytes of runs that may stay in memory.

@@ -28,7 +28,7 @@ fn restored(state: &ShardState, disk: &SimDisk) -> ShardState {
         copy.write_at(0, &bytes[..file.len as usize]).expect("memory");
     }
     let mut restored = shard_on(state.shard, other);
-    restored.restore(state.snapshot().into(), &manifest).expect("just written");
+    restored.restore(state.snapshot(1).into(), &manifest).expect("just written");
     restored
 }
 
@@ -236,6 +236,30 @@ fn a_new_life_at_an_address_ends_the_old_one() {
 }
 
 #[test]
+fn a_level_of_formats_counts_only_for_the_heads_that_were_asked() {
+    let raise = |level, heads| {
+        let raise = proto::RaiseLevel { level, program: "0.2".into(), heads };
+        proto::Command { op: Some(CommandOp::Raise(raise)) }
+    };
+    let mut state = shard(0);
+    state.set_formats(Formats { newest: 2, ..Formats::default() });
+    assert_eq!(state.cluster.level().0, 1);
+    state.apply(1, &raise(2, 9));
+    assert_eq!(state.cluster.level().0, 1, "the heads are others by now");
+    state.apply(2, &raise(2, 0));
+    state.apply(3, &raise(1, 0));
+    assert_eq!(state.cluster.level(), (2, "0.2".into()), "it never falls");
+    assert!(state.broken().is_none());
+    // A program that reads less stops there, also when it is sent the state.
+    let mut older = shard(0);
+    older.apply(2, &raise(2, 0));
+    let said = "writes format 2, this program reads up to 1: install version 0.2";
+    assert!(older.broken().is_some_and(|why| why.contains(said)), "{:?}", older.broken());
+    let error = shard(0).restore(state.snapshot(1).into(), &state.manifest()).expect_err("too old");
+    assert!(error.to_string().contains(said), "{error}");
+}
+
+#[test]
 fn cold_runs_come_back_when_they_are_needed() {
     let disk = Arc::new(SimDisk::new(1));
     let mut state = shard_on(1, disk.clone());
@@ -375,7 +399,7 @@ proptest! {
             }
             if index as usize == cut {
                 b = restored(&a, &disk);
-                prop_assert_eq!(b.snapshot(), a.snapshot());
+                prop_assert_eq!(b.snapshot(1), a.snapshot(1));
             }
         }
         prop_assert_eq!(a.digest(), b.digest());

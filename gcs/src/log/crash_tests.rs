@@ -229,8 +229,14 @@ fn random_scripts_survive_power_cuts() {
 #[test]
 fn an_identity_is_there_whole_or_not_at_all() {
     let disk = RecordedDisk::default();
-    let identity =
-        Identity { format: 1, cluster: 7, head: 1, shards: 4, founders: vec!["one".into(), "two".into()] };
+    let identity = Identity {
+        format: 1,
+        cluster: 7,
+        head: 1,
+        shards: 4,
+        founders: vec!["one".into(), "two".into()],
+        ..Default::default()
+    };
     identity.save(&disk).expect("memory");
     let saved = disk.now();
     let mut random = Random::new(1);

@@ -6,6 +6,7 @@ use crate::cold::{FileStore, Manifest};
 use crate::core::ShardState;
 use crate::error::Error;
 use crate::hook::{EntryId, Plant, SharedHook, Unhooked};
+use crate::level::Level;
 use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -98,13 +99,21 @@ pub struct Machine {
     inner: Arc<Mutex<Inner>>,
     applied: Arc<watch::Sender<u64>>,
     timing: RaftTiming,
+    level: Arc<Level>,
     hook: SharedHook,
 }
 
 impl Machine {
     /// An empty machine; openraft fills it from the newest snapshot and the log.
-    pub fn new(shard: u32, disk: Arc<dyn Disk>, cold: Arc<FileStore>, timing: RaftTiming) -> (Self, Replica) {
-        let state = ShardState::new(shard, cold.clone());
+    pub fn new(
+        shard: u32,
+        disk: Arc<dyn Disk>,
+        cold: Arc<FileStore>,
+        timing: RaftTiming,
+        level: Arc<Level>,
+    ) -> (Self, Replica) {
+        let mut state = ShardState::new(shard, cold.clone());
+        state.set_formats(level.formats.clone());
         let (applied, watched) = watch::channel(0);
         let inner = Arc::new(Mutex::new(Inner {
             state,
@@ -117,7 +126,7 @@ impl Machine {
             checkpoints: VecDeque::new(),
         }));
         let (shared, applied, hook) = (inner.clone(), Arc::new(applied), Arc::new(Unhooked));
-        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, hook };
+        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, level, hook };
         (machine, Replica { inner, applied: watched })
     }
 
@@ -303,9 +312,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
 impl Builder {
     async fn write(&self) -> io::Result<Parcel> {
         let (shard, meta, cold) = (self.machine.shard, self.meta.clone(), self.cold.clone());
-        let (store, view) = (self.machine.cold.clone(), self.view.clone());
+        let (store, view, level) =
+            (self.machine.cold.clone(), self.view.clone(), self.machine.level.writes());
         let write = move |disk: &dyn Disk| {
-            let parcel = Parcel { dump: Bytes::from(view.snapshot()), cold };
+            let parcel = Parcel { dump: Bytes::from(view.snapshot(level)), cold };
             store.sync(&parcel.cold)?;
             snapshot::save(disk, shard, &meta, &parcel)?;
             store.tidy(&snapshot::kept_manifests(disk, shard)?)?;

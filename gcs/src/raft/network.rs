@@ -3,6 +3,7 @@
 use super::failover::Standing;
 use super::types::{Entry, Snapshot, SnapshotMeta, Types, Vote};
 use crate::cold::{self, Manifest};
+use crate::level::Level;
 use crate::log::record::{pack, unpack};
 use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
@@ -86,13 +87,19 @@ struct Connection {
 pub struct Peers {
     net: SharedNet,
     cluster: u64,
+    level: Arc<Level>,
     open: Arc<Mutex<BTreeMap<String, Connection>>>,
 }
 
 impl Peers {
     /// No connections yet.
-    pub fn new(net: SharedNet, cluster: u64) -> Self {
-        Peers { net, cluster, open: Arc::default() }
+    pub fn new(net: SharedNet, cluster: u64, level: Arc<Level>) -> Self {
+        Peers { net, cluster, level, open: Arc::default() }
+    }
+
+    /// A message for a replica of `shard`, at the level that is written now.
+    fn message(&self, shard: u32) -> proto::RaftMessage {
+        proto::RaftMessage { cluster: self.cluster, shard, level: self.level.writes(), ..Default::default() }
     }
 
     fn connection(&self, address: &str) -> Result<Connection, tonic::transport::Error> {
@@ -166,7 +173,7 @@ impl Peers {
     /// How a shard's replica at `address` stands; `None` if it does not say so in time.
     pub async fn standing(&self, address: &str, shard: u32, within: Duration) -> Option<Standing> {
         let mut client = self.connection(address).ok()?.client;
-        let message = proto::RaftMessage { cluster: self.cluster, shard, ..Default::default() };
+        let message = self.message(shard);
         let reply = tokio::time::timeout(within, client.standing(message)).await.ok()?.ok()?;
         unpack(&reply.into_inner().payload).ok()
     }
@@ -180,8 +187,7 @@ impl Peers {
         within: Duration,
     ) {
         let Ok(connection) = self.connection(address) else { return };
-        let message =
-            proto::RaftMessage { cluster: self.cluster, shard, payload: pack(request), ..Default::default() };
+        let message = proto::RaftMessage { payload: pack(request), ..self.message(shard) };
         // Whoever asks looks at who leads, not at the answer.
         let mut client = connection.client;
         tokio::time::timeout(within, client.transfer(message)).await.ok();
@@ -254,13 +260,8 @@ impl Link {
     }
 
     fn message(&self, message: &impl Serialize, commands: Vec<Bytes>) -> proto::RaftMessage {
-        proto::RaftMessage {
-            cluster: self.peers.cluster,
-            shard: self.shard,
-            payload: pack(message),
-            to: self.to,
-            commands,
-        }
+        let (payload, to) = (pack(message), self.to);
+        proto::RaftMessage { payload, to, commands, ..self.peers.message(self.shard) }
     }
 
     /// As [`Link::call`], over the stream that all shards share.

@@ -62,6 +62,7 @@ impl Service {
             members: members(running, &table),
             table: Some(table),
             waiting: running.notes.all(),
+            level: running.root().replica.with(|state| state.cluster.level().0),
             ..Default::default()
         }
     }
@@ -138,6 +139,11 @@ impl Service {
             let (emptied, cluster, head) = (true, identity.cluster, entry.head);
             return proto::JoinReply { emptied, cluster, head, ..Default::default() };
         }
+        let (level, program) = running.root().replica.with(|state| state.cluster.level());
+        if level > request.newest.max(1) {
+            let (cluster, shards) = (identity.cluster, identity.shards);
+            return proto::JoinReply { cluster, shards, level, program, ..Default::default() };
+        }
         let (head, address, nonce) = (entry.head, request.address, request.nonce);
         match driver::propose(running, Op::Claim(proto::ClaimHead { head, address, nonce })).await {
             Ok(outcome) if outcome.refused.is_empty() => proto::JoinReply {
@@ -145,6 +151,8 @@ impl Service {
                 cluster: identity.cluster,
                 shards: identity.shards,
                 members: members.into_iter().map(|entry| entry.address).collect(),
+                level,
+                program,
                 ..Default::default()
             },
             Ok(outcome) => wait(outcome.refused),

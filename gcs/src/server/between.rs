@@ -110,6 +110,10 @@ impl Service {
         if message.to != 0 && message.to != me {
             return Err(Status::unavailable(format!("this is head {me}, not head {}", message.to)));
         }
+        // What it brings may be written to the disk, so what may be there is noted first.
+        if message.level > running.level.writes() {
+            running.level.reach(message.level, "").map_err(stopped)?;
+        }
         Ok(group)
     }
 }
@@ -217,8 +221,10 @@ impl Raft for Service {
         let site = &self.0;
         let running = site.running.get();
         let (mut initialized, mut join) = (false, site.founders.clone());
+        let (mut level, mut program) = (0, String::new());
         if let Some(running) = running {
             let heads: Vec<String> = running.root().heads().into_iter().map(|head| head.address).collect();
+            (level, program) = running.root().replica.with(|state| state.cluster.level());
             initialized = running.groups.iter().any(|group| !group.heads().is_empty());
             if !heads.is_empty() {
                 join = heads;
@@ -231,6 +237,10 @@ impl Raft for Service {
             join,
             identity: site.offer,
             shards: site.shards,
+            oldest: site.formats.oldest,
+            newest: site.formats.newest,
+            level,
+            program,
         }))
     }
 }

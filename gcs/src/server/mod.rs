@@ -24,6 +24,7 @@ pub(crate) use views::resident_bytes;
 
 use crate::hook::SharedHook;
 use crate::identity::Identity;
+use crate::level::{Formats, Level};
 use crate::log::LogWriter;
 use crate::membership::driver::Notes;
 use crate::metrics::Meters;
@@ -65,6 +66,8 @@ pub struct Site {
     pub hook: SharedHook,
     /// What is counted for operators.
     pub meters: Meters,
+    /// What this program reads.
+    pub formats: Formats,
 }
 
 /// Who lives and who does not, as the local replica of shard 0 has it.
@@ -90,6 +93,8 @@ pub struct Running {
     pub liveness: Liveness,
     /// The log of all shards.
     pub log: LogWriter,
+    /// What may be written.
+    pub level: Arc<Level>,
     /// Connections to the other heads.
     pub peers: Peers,
     /// Heads that were proven dead.
@@ -108,6 +113,7 @@ impl Running {
         log: LogWriter,
         incoming: Vec<Incoming>,
         peers: Peers,
+        level: Arc<Level>,
     ) -> Self {
         Running {
             identity,
@@ -117,6 +123,7 @@ impl Running {
             incoming,
             groups: Arc::new(groups),
             log,
+            level,
             peers,
             alarms: Alarms::default(),
             members: Mutex::default(),

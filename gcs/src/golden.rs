@@ -1,0 +1,332 @@
+//! The files of `tests/golden`: what this program writes, and what it must be able to read for ever.
+//!
+//! A level of formats that changes one of them adds a file; none is ever changed or removed. Segments
+//! of the log are in `log::tests`.
+
+use crate::backup::archive::{self, ArchiveHead, Piece};
+use crate::cold;
+use crate::core::ShardState;
+use crate::identity::Identity;
+use crate::log::record::{pack, unpack};
+use crate::raft::network::SnapshotPart;
+use crate::raft::types::{Entry, LogId, Proposal, SnapshotMeta, StoredMembership, Types, Vote};
+use crate::snapshot::{self, Parcel};
+use bytes::Bytes;
+use mobula_base::disk::Disk;
+use mobula_base::sim_disk::SimDisk;
+use mobula_base::{JobId, TaskId};
+use mobula_proto as proto;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::{BasicNode, EntryPayload, Membership};
+use prost::Message;
+use proto::stream_item::Item;
+use proto::{call, command, head_command};
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// Memory for hot runs that makes most of them go cold, in bytes.
+const HOT: usize = 4000;
+
+fn path(name: &str) -> PathBuf {
+    PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden")).join(name)
+}
+
+fn committed(name: &str) -> Bytes {
+    std::fs::read(path(name)).unwrap_or_else(|error| panic!("{name}: {error}")).into()
+}
+
+fn task(n: u64) -> TaskId {
+    TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, n)
+}
+
+fn call_of(session: u64, seq: u64, op: call::Op) -> command::Op {
+    command::Op::Call(proto::Call { session, seq, op: Some(op) })
+}
+
+fn put(seq: u64, key: &'static str, value: &'static str) -> command::Op {
+    let (key, value) = (key.into(), value.into());
+    call_of(1, seq, call::Op::KvPut(proto::KvPut { key, value, ..Default::default() }))
+}
+
+/// A command of every kind that leaves something behind.
+fn commands() -> Vec<command::Op> {
+    let join =
+        |address: &str| proto::NodeJoin { address: address.into(), cpu_milli: 4000, ..Default::default() };
+    let spec = |n| proto::TaskSpec {
+        id: proto::task_bytes(task(n)),
+        job: 1,
+        function: 5,
+        digest: 50 + n,
+        max_retries: 3,
+        args: vec![proto::Arg { arg: Some(proto::arg::Arg::Value(Bytes::from_static(b"argument"))) }],
+        ..Default::default()
+    };
+    let done = |n, executor, crc| proto::Done {
+        task: proto::task_bytes(task(n)),
+        attempt: 1,
+        executor,
+        outputs: vec![proto::Output { crc, size: 8 }],
+        ..Default::default()
+    };
+    let small = proto::SmallPut {
+        object: proto::object_bytes(task(0).output(mobula_base::ids::FIRST_PUT_SLOT)),
+        job: 1,
+        value: "small".into(),
+    };
+    let entry =
+        |head, address: &str| proto::HeadEntry { head, address: address.into(), ..Default::default() };
+    let plan = proto::StartHeadPlan {
+        request: 11,
+        founders: vec![entry(1, "h1:1"), entry(2, "h2:1"), entry(3, "h3:1")],
+        add: "h4:1".into(),
+        remove: 2,
+    };
+    let start = proto::JobStart { name: "job".into(), incarnation: 1, job: 1, ..Default::default() };
+    let mut ops = vec![
+        command::Op::Init(proto::InitCluster { cluster: 77, shards: 1, slots: 4096 }),
+        call_of(0, 0, call::Op::Open(proto::OpenSession {})),
+        call_of(1, 1, call::Op::NodeJoin(join("n1:1"))),
+        call_of(1, 2, call::Op::NodeJoin(join("n2:1"))),
+        call_of(1, 3, call::Op::JobStart(start)),
+        put(4, "key", "first"),
+        put(5, "gone", "x"),
+        put(6, "key", "second"),
+        call_of(1, 7, call::Op::KvDelete(proto::KvDelete { key: "gone".into(), ..Default::default() })),
+        command::Op::Heads(proto::HeadCommand { op: Some(head_command::Op::Start(plan)) }),
+    ];
+    let mut items = Vec::new();
+    for n in 0..520 {
+        items.push(Item::Submit(spec(n)));
+        items.push(Item::Done(done(n, 1, 9)));
+    }
+    items.push(Item::Put(small));
+    let mut first_seq = 1;
+    for some in items.chunks(1024) {
+        let items = some.iter().map(|item| proto::StreamItem { item: Some(item.clone()) }).collect();
+        ops.push(command::Op::Stream(proto::StreamBatch { incarnation: 1, first_seq, items }));
+        first_seq += some.len() as u64;
+    }
+    let evidence = "silent".to_owned();
+    ops.push(command::Op::DeclareDead(proto::DeclareDead { incarnation: 2, evidence, silent_ms: 1500 }));
+    ops.push(command::Op::Fence(proto::Fence { incarnation: 3 }));
+    ops.push(command::Op::Forget(proto::ForgetJob { job: 6 }));
+    ops
+}
+
+/// What the cluster of the golden files had come to, and the disk with its cold files.
+fn state() -> (ShardState, Arc<SimDisk>) {
+    let disk = Arc::new(SimDisk::new(1));
+    let mut state = ShardState::new(0, cold::open_one(disk.clone(), 0).expect("memory"));
+    state.set_hot_limit(HOT);
+    for (index, op) in (1u64..).zip(commands()) {
+        state.apply(index, &proto::Command { op: Some(op) });
+    }
+    assert!(state.broken().is_none());
+    (state, disk)
+}
+
+fn log_id(index: u64) -> LogId {
+    LogId { leader_id: *Vote::new(3, 1).leader_id(), index }
+}
+
+fn members() -> Membership<u64, BasicNode> {
+    let nodes: BTreeMap<u64, BasicNode> =
+        (1..4).map(|head| (head, BasicNode::new(format!("h{head}:1")))).collect();
+    Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([1, 3])], nodes)
+        .expect("names all its voters")
+}
+
+fn meta() -> SnapshotMeta {
+    let last_membership = StoredMembership::new(Some(log_id(2)), members());
+    SnapshotMeta { last_log_id: Some(log_id(40)), last_membership }
+}
+
+fn identity() -> Identity {
+    let founders = vec!["h1:1".into(), "h2:1".into(), "h3:1".into()];
+    Identity { format: 1, cluster: 77, head: 2, shards: 1, founders, level: 1, program: "0.1.0".into() }
+}
+
+fn entries() -> Vec<Entry> {
+    let payload = [
+        EntryPayload::Blank,
+        EntryPayload::Normal(Proposal(Bytes::from_static(b"command"))),
+        EntryPayload::Membership(members()),
+    ];
+    let entry = |(index, payload)| Entry { log_id: log_id(index), payload };
+    (5..).zip(payload).map(entry).collect()
+}
+
+fn append() -> AppendEntriesRequest<Types> {
+    AppendEntriesRequest {
+        vote: Vote::new_committed(3, 1),
+        prev_log_id: Some(log_id(4)),
+        entries: entries(),
+        leader_commit: Some(log_id(3)),
+    }
+}
+
+/// One message of each kind that heads send each other, each with its length before it.
+fn wire(cold: &cold::Manifest) -> Vec<u8> {
+    let part = SnapshotPart {
+        vote: Vote::new_committed(3, 1),
+        meta: meta(),
+        cold: cold.clone(),
+        file: 1,
+        offset: 4096,
+        ends_file: true,
+        data: Bytes::from_static(b"bytes of a file"),
+    };
+    let vote = VoteRequest::<Types>::new(Vote::new(4, 2), Some(log_id(7)));
+    let mut out = Vec::new();
+    for payload in [pack(&append()), pack(&vote), pack(&part)] {
+        let message = proto::RaftMessage { cluster: 77, payload, to: 2, level: 1, ..Default::default() };
+        message.encode_length_delimited(&mut out).expect("a Vec grows");
+    }
+    out
+}
+
+fn backup(parcel: &Parcel, file: &[u8]) -> Vec<u8> {
+    let head = ArchiveHead { format: archive::FORMAT, cluster: 77, shards: 1, unix_ms: 1 };
+    let mut writer = archive::Writer::new(Vec::new(), &head).expect("a Vec grows");
+    let head = proto::DumpHead {
+        index: 40,
+        term: 3,
+        dump_bytes: parcel.dump.len() as u64,
+        cold: parcel.cold.encode_to_vec().into(),
+        cluster: 77,
+        tasks: 520,
+        keys: 1,
+        ..Default::default()
+    };
+    writer.shard(&head).expect("a Vec grows");
+    writer.data(&parcel.dump).expect("a Vec grows");
+    writer.data(file).expect("a Vec grows");
+    writer.finish().expect("a Vec grows")
+}
+
+/// Everything that this program writes at level 1, by the name of its golden file.
+fn written() -> BTreeMap<&'static str, Vec<u8>> {
+    let (state, disk) = state();
+    let cold = state.manifest();
+    assert_eq!(cold.files.len(), 1, "small enough for one");
+    let file = disk.read(&cold::path(0, cold.files[0].number)).expect("written");
+    let file = file[..cold.files[0].len as usize].to_vec();
+    let parcel = Parcel { dump: state.snapshot(1).into(), cold };
+    snapshot::prepare(&*disk).expect("memory");
+    snapshot::save(&*disk, 0, &meta(), &parcel).expect("memory");
+    identity().save(&*disk).expect("memory");
+    BTreeMap::from([
+        ("identity-v1", disk.read("identity").expect("written")),
+        ("snapshot-v2.snap", disk.read(&format!("{}/0-{:020}.snap", snapshot::DIR, 40)).expect("written")),
+        ("dump-v3", parcel.dump.to_vec()),
+        ("backup-v1", backup(&parcel, &file)),
+        ("wire-v1", wire(&parcel.cold)),
+        ("cold-v1.runs", file),
+    ])
+}
+
+#[test]
+fn this_program_writes_the_golden_files() {
+    for (name, bytes) in written() {
+        assert!(committed(name) == bytes, "{name}: a change of it takes a new level (see `level`)");
+    }
+}
+
+/// Writes them, when a level is added.
+#[test]
+#[ignore = "writes files of the source tree"]
+fn write_golden_files() {
+    for (name, bytes) in written() {
+        std::fs::write(path(name), bytes).expect("writable");
+    }
+}
+
+/// The disk of a head that has nothing but these files.
+fn disk_of(files: &[(String, &str)]) -> Arc<SimDisk> {
+    let disk = Arc::new(SimDisk::new(2));
+    for dir in [snapshot::DIR, cold::DIR] {
+        disk.create_dir(dir).expect("memory");
+    }
+    for (at, name) in files {
+        disk.open(at, true).expect("memory").write_at(0, &committed(name)).expect("memory");
+    }
+    disk
+}
+
+fn check(state: &ShardState) {
+    let (expected, _) = self::state();
+    assert_eq!(state.digest(), expected.digest());
+    assert_eq!(state.cluster.id, 77);
+    let key = state.kv.iter().map(|(key, entry)| (key.clone(), entry.value.clone(), entry.revision));
+    assert_eq!(key.collect::<Vec<_>>(), [("key".into(), "second".into(), 3)]);
+    for n in [0, 300, 519] {
+        let view = state.view_of(task(n), true).expect("readable");
+        assert_eq!((view.state(), view.executor), (proto::TaskState::TaskDone, 1));
+        assert_eq!(view.spec.expect("asked for").digest, 50 + n);
+    }
+}
+
+#[test]
+fn golden_identities_open() {
+    let disk = disk_of(&[("identity".into(), "identity-v1")]);
+    assert_eq!(Identity::load(&*disk).expect("readable"), Some(identity()));
+}
+
+#[test]
+fn golden_snapshots_with_their_cold_files_open() {
+    let (number, snap) = (self::state().0.manifest().files[0].number, format!("snapshots/0-{:020}.snap", 40));
+    let disk = disk_of(&[(cold::path(0, number), "cold-v1.runs"), (snap, "snapshot-v2.snap")]);
+    let (found, parcel) = snapshot::load_newest(&*disk, 0).expect("readable").expect("there");
+    assert_eq!(found, meta());
+    assert_eq!(parcel.dump, committed("dump-v3"));
+    snapshot::verify(&*disk, 0).expect("whole");
+    let mut state = ShardState::new(0, cold::open_one(disk, 0).expect("memory"));
+    state.restore(parcel.dump, &parcel.cold).expect("readable");
+    check(&state);
+}
+
+#[test]
+fn golden_backups_are_read() {
+    let backup = committed("backup-v1");
+    let mut data = Vec::new();
+    let read = archive::read(&backup[..], "golden", |piece| {
+        if let Piece::Data(bytes) = piece {
+            data.extend_from_slice(bytes);
+        }
+        Ok(())
+    });
+    assert_eq!(read.expect("whole").head.cluster, 77);
+    assert_eq!(data, [committed("dump-v3"), committed("cold-v1.runs")].concat());
+    let disk = Arc::new(SimDisk::new(3));
+    crate::backup::seed::restore(disk.clone(), 78, "new:1", &backup[..], "golden").expect("restored");
+    let identity = Identity::load(&*disk).expect("readable").expect("written");
+    assert_eq!((identity.cluster, identity.level), (78, 1));
+}
+
+#[test]
+fn golden_messages_between_heads_are_understood() {
+    let mut bytes = committed("wire-v1");
+    let mut next = || proto::RaftMessage::decode_length_delimited(&mut bytes).expect("whole");
+    let (first, vote, part) = (next(), next(), next());
+    assert_eq!((first.cluster, first.to, first.level), (77, 2, 1));
+    let first: AppendEntriesRequest<Types> = unpack(&first.payload).expect("readable");
+    assert_eq!(
+        (first.vote, first.prev_log_id, first.leader_commit),
+        (append().vote, Some(log_id(4)), Some(log_id(3)))
+    );
+    assert_eq!(first.entries, entries());
+    let vote: VoteRequest<Types> = unpack(&vote.payload).expect("readable");
+    assert_eq!((vote.vote, vote.last_log_id), (Vote::new(4, 2), Some(log_id(7))));
+    let part: SnapshotPart = unpack(&part.payload).expect("readable");
+    assert_eq!((part.meta, part.offset, part.data), (meta(), 4096, Bytes::from_static(b"bytes of a file")));
+}
+
+#[test]
+fn a_dump_of_a_level_that_is_not_read_is_refused_by_name() {
+    let (mut state, _) = state();
+    let newer = state.snapshot(2);
+    let cold = state.manifest();
+    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 1").to_string();
+    assert!(error.contains("writes format 2, this program reads up to 1: install version"), "{error}");
+}
