@@ -56,6 +56,8 @@ pub enum Command {
     /// Back up the control store, look at a backup, make a new cluster of it
     #[command(subcommand)]
     Snapshot(SnapshotCommand),
+    /// What happened to the cluster: elections, deaths, changes of heads and nodes, jobs
+    Events(EventsArgs),
     /// Check whether this machine, and its way to the heads, are fit for a head
     Doctor,
     /// Run a development cluster that ends with its terminal
@@ -349,6 +351,20 @@ pub enum ShardCommand {
         /// Id of the head
         head: u64,
     },
+}
+
+/// `mobula events`.
+#[derive(Debug, Clone, Args)]
+pub struct EventsArgs {
+    /// Go on with what happens from now on, until interrupted
+    #[arg(long)]
+    pub follow: bool,
+    /// Only of these kinds, separated by commas: election, transfer, node, job, head, node-died, ...
+    #[arg(long, value_delimiter = ',', value_name = "KIND")]
+    pub kind: Vec<String>,
+    /// Only what is younger (90s, 10m, 2h, 1d), or came after the event of this number
+    #[arg(long, value_name = "AGE|NUMBER")]
+    pub since: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]

@@ -72,6 +72,7 @@ fn run(cli: &Cli, found: &clap::ArgMatches) -> Outcome {
         Command::Head(command) => commands::head::run(&settings, command),
         Command::Shard(command) => commands::shard::run(&settings, command),
         Command::Snapshot(command) => commands::snapshot::run(&settings, command),
+        Command::Events(args) => commands::events::run(&settings, args),
         Command::Doctor => commands::doctor::run(&settings),
         Command::Up(args) => commands::up::run(&settings, args),
         Command::Run(args) => commands::run::run(&settings, args),

@@ -27,6 +27,14 @@ impl Output {
         }
     }
 
+    /// One of many, as they come: a line of JSON, where JSON was asked for.
+    pub fn record(self, data: &impl Serialize) {
+        if self.is_json {
+            let text = serde_json::to_string(data).expect("reports have only text keys");
+            put(format_args!("{text}"));
+        }
+    }
+
     /// Whether a person watches the lines as they appear.
     pub fn is_watched(self) -> bool {
         if self.is_json { io::stderr().is_terminal() } else { io::stdout().is_terminal() }

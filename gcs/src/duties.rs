@@ -10,6 +10,7 @@ use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use prost::Message;
+use proto::EventCause;
 use proto::command::Op;
 use proto::control_store_client::ControlStoreClient;
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +32,7 @@ const FORGET_TICK: Duration = Duration::from_secs(1);
 const TRANSFER_PAUSE: Duration = Duration::from_secs(1);
 
 async fn propose(group: &Group, op: Op) {
-    let command = proto::Command { op: Some(op) }.encode_to_vec();
+    let command = proto::Command::from(op).encode_to_vec();
     // Whatever the outcome: the next look decides anew.
     group.propose(command.into()).await.ok();
 }
@@ -116,7 +117,9 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
                 continue;
             }
             tracing::info!(shard = group.shard, to = wanted, "moving leadership to where it belongs");
-            group.raft.trigger().transfer_leader(wanted).await.ok();
+            let is_drained = !heads.contains(&running.identity.head);
+            let cause = if is_drained { EventCause::CauseDrain } else { EventCause::CauseBalance };
+            group.hand_over(wanted, cause).await.ok();
             if !forming {
                 tokio::time::sleep(TRANSFER_PAUSE.min(stable_for)).await;
             }

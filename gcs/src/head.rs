@@ -17,7 +17,7 @@ use crate::raft::network::{Dialer, Peers};
 use crate::raft::types::Raft;
 use crate::server::http::serve;
 use crate::server::{Incoming, Running, Site};
-use crate::{cold, damage, scrub, snapshot};
+use crate::{cold, damage, scrub, snapshot, witness};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::seam::Listener;
@@ -328,6 +328,7 @@ fn start_duties(
     tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(driver::reconcile(running.clone(), site.net.clone(), shard)));
+        tasks.push(tokio::spawn(witness::watch(running.clone(), site.net.clone(), shard)));
         tasks.push(tokio::spawn(duties::wake(running.clone(), site.net.clone(), shard)));
     }
     tasks.push(tokio::spawn(metrics::observe(site.clone(), running.clone())));

@@ -159,7 +159,7 @@ async fn raise(site: &Site, running: &Running) {
     // It counts only if nobody has come or gone since they were asked.
     let (heads, program) = (table.version, formats.program.clone());
     let op = proto::command::Op::Raise(proto::RaiseLevel { level, program, heads });
-    let command = proto::Command { op: Some(op) }.encode_to_vec();
+    let command = proto::Command::from(op).encode_to_vec();
     // Whatever the outcome: the next look decides anew.
     running.root().propose(command.into()).await.ok();
 }

@@ -14,7 +14,8 @@
 //! - [`damage`], [`scrub`] — what happens to a replica whose disk has changed, and who looks.
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
-//! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked.
+//! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked;
+//!   [`witness`] — elections, told to shard 0; [`clock`].
 //! - [`membership`] — how heads come and go later.
 //! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`metrics`] — what a head tells Prometheus.
@@ -24,6 +25,7 @@
 pub mod backup;
 pub mod bootstrap;
 pub mod client;
+pub mod clock;
 pub mod cold;
 pub mod config;
 pub mod core;
@@ -43,6 +45,7 @@ pub mod raft;
 pub mod scrub;
 pub mod server;
 pub mod snapshot;
+pub mod witness;
 
 pub use client::Client;
 pub use config::{HeadConfig, Parts};

@@ -159,7 +159,7 @@ async fn a_dead_leader_stalls_clients_only_briefly() {
                 victim.shutdown().await;
                 let before = tokio::time::Instant::now();
                 let nothing =
-                    proto::Command { op: Some(proto::command::Op::Fence(proto::Fence { incarnation: 77 })) };
+                    proto::Command::from(proto::command::Op::Fence(proto::Fence { incarnation: 77 }));
                 client.propose(shard, &nothing, LONG).await.expect("a new leader");
                 println!("stall on shard {shard}: {:?}", before.elapsed());
                 heads[leader - 1] = Some(start(&place, &all, leader - 1).await);
@@ -295,6 +295,93 @@ async fn an_emptied_member_and_a_second_user_are_refused() {
         std::fs::remove_dir_all(place.0.join("1")).expect("emptied");
         let error = Head::start(config(&all[1], &all, 2), place.parts("1")).await.err();
         assert!(matches!(error, Some(Error::Emptied { .. })), "{error:?}");
+    })
+    .await;
+}
+
+/// Every event that the head at `address` knows, in order.
+async fn events_of(address: &str) -> Vec<proto::Event> {
+    let client = Client::new(Arc::new(TcpNet), vec![address.to_owned()], 98);
+    client.events(0, Duration::ZERO, LONG).await.expect("answers").events
+}
+
+/// Terms and heads of the elections of `shard`, with their causes.
+fn elections(events: &[proto::Event], shard: u32) -> Vec<(u64, u64, proto::EventCause)> {
+    let is_one =
+        |event: &&proto::Event| event.kind() == proto::EventKind::EventElection && event.shard == shard;
+    events.iter().filter(is_one).map(|event| (event.term, event.head, event.cause())).collect()
+}
+
+/// Waits until the head at `address` knows of an election of `shard` by `term`, whoever told.
+async fn election_of(address: &str, shard: u32, term: u64) -> Vec<proto::Event> {
+    let known = async {
+        loop {
+            let events = events_of(address).await;
+            if elections(&events, shard).iter().any(|(known, ..)| *known == term) {
+                return events;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LONG, known).await.expect("the election is told")
+}
+
+#[tokio::test]
+async fn elections_are_told_once_by_every_survivor_also_of_shards_whose_leader_is_gone() {
+    let place = Place::new();
+    in_scope(1, async {
+        let all = addresses(3);
+        let mut heads = start_all(&place, &all).await;
+        let client = client(&all).await;
+        for n in 0..10 {
+            put(&client, n).await;
+        }
+        // Each shard goes to the head it is meant for, and that is a transfer.
+        let spread = async {
+            while !(0..3).all(|shard| {
+                heads[shard].as_ref().is_some_and(|h| h.offices().iter().any(|(s, _)| *s == shard as u32))
+            }) {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, spread).await.expect("leaders are spread");
+        for (shard, head) in (0..3).zip(&heads) {
+            let (_, term) = head.as_ref().expect("running").offices()[0];
+            election_of(&all[2], shard, term).await;
+        }
+        // The leader of shard 0, which keeps the story, goes itself.
+        heads[0].take().expect("running").shutdown().await;
+        put(&client, 11).await;
+        let term = async {
+            loop {
+                let offices = heads.iter().flatten().flat_map(Head::offices).collect::<Vec<_>>();
+                if let Some((_, term)) = offices.into_iter().find(|(shard, _)| *shard == 0) {
+                    return term;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        let term = tokio::time::timeout(LONG, term).await.expect("a successor");
+        let told = [election_of(&all[1], 0, term).await, election_of(&all[2], 0, term).await];
+        for events in &told {
+            let last = *elections(events, 0).last().expect("at least one");
+            assert!(last.0 == term && last.1 != 1, "{last:?}");
+            assert_eq!(last.2, proto::EventCause::CauseClosedConnection, "{events:#?}");
+            for shard in 0..3 {
+                let mut terms: Vec<_> = elections(events, shard).into_iter().map(|(term, ..)| term).collect();
+                let count = terms.len();
+                terms.sort_unstable();
+                terms.dedup();
+                assert_eq!(terms.len(), count, "shard {shard}: {events:#?}");
+            }
+            assert!(events.iter().all(|event| event.unix_ms > 0));
+            let moved = |event: &proto::Event| event.kind() == proto::EventKind::EventTransfer;
+            assert!(events.iter().any(moved), "{events:#?}");
+        }
+        heads[0] = Some(start(&place, &all, 0).await);
+        put(&client, 12).await;
+        agree(&heads).await;
+        assert!(elections(&election_of(&all[0], 0, term).await, 0).iter().any(|e| e.0 == term && e.1 != 1));
     })
     .await;
 }

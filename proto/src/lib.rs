@@ -55,6 +55,12 @@ pub fn object_bytes(id: ObjectId) -> Bytes {
     Bytes::copy_from_slice(&id.to_bytes())
 }
 
+impl From<v1::command::Op> for v1::Command {
+    fn from(op: v1::command::Op) -> Self {
+        v1::Command { op: Some(op), unix_ms: 0 }
+    }
+}
+
 impl v1::Failure {
     /// A failure without a chain of causes.
     pub fn new(kind: FailureKind, message: impl Into<String>) -> Self {

@@ -5,6 +5,7 @@ pub mod ask;
 pub mod config;
 pub mod daemon;
 pub mod doctor;
+pub mod events;
 pub mod fault_switch;
 pub mod head;
 pub mod machine;

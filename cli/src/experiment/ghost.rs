@@ -89,7 +89,7 @@ impl Ghost {
             ..Default::default()
         };
         let call = proto::Call { session: self.session, seq: 1, op: Some(proto::call::Op::KvPut(put)) };
-        let command = proto::Command { op: Some(proto::command::Op::Call(call)) }.encode_to_vec().into();
+        let command = proto::Command::from(proto::command::Op::Call(call)).encode_to_vec().into();
         let propose = proto::ProposeRequest { cluster: self.cluster, shard: self.shard, command };
         let what = Some(proto::read_request::What::Key(self.key.clone()));
         let look = proto::ReadRequest { cluster: self.cluster, shard: self.shard, what };
@@ -105,7 +105,7 @@ impl Ghost {
 async fn open_session(client: &Client, shard: u32) -> Result<u64, String> {
     let op = Some(proto::call::Op::Open(proto::OpenSession {}));
     let call = proto::Call { op, ..Default::default() };
-    let command = proto::Command { op: Some(proto::command::Op::Call(call)) };
+    let command = proto::Command::from(proto::command::Op::Call(call));
     let reply = client.propose(shard, &command, PATIENCE).await;
     match reply.map_err(|e| format!("no session can be opened: {e}"))?.reply {
         Some(proto::reply::Reply::Call(proto::CallReply {

@@ -164,6 +164,27 @@ impl Client {
         }
     }
 
+    /// Events after number `above`, from whichever head answers; none if there are none for `wait`.
+    ///
+    /// # Errors
+    /// No head answers.
+    pub async fn events(
+        &self,
+        above: u64,
+        wait: Duration,
+        deadline: Duration,
+    ) -> Result<proto::EventsReply, Error> {
+        let wait_ms = wait.min(ATTEMPT / 2).as_millis() as u32;
+        let request = proto::EventsRequest { cluster: self.cluster(), above, wait_ms };
+        let ask = |mut client: AdminClient<Channel>| async move { client.events(request).await };
+        let mean = |reply: proto::EventsReply| match (reply.refused.as_str(), reply.busy.as_str()) {
+            ("", "") => Meant::Answer(reply),
+            ("", busy) => Meant::Later(busy.to_owned()),
+            (why, _) => Meant::Refused(why.to_owned()),
+        };
+        self.ask_admin(deadline, ask, mean).await
+    }
+
     /// Has `head` lead `shard`; returns once it does.
     ///
     /// # Errors
@@ -186,7 +207,7 @@ impl Client {
     /// See [`Error`].
     pub async fn checkpoint(&self, shard: u32, id: u64, deadline: Duration) -> Result<u64, Error> {
         let op = proto::command::Op::Checkpoint(proto::Checkpoint { id });
-        let reply = self.propose(shard, &proto::Command { op: Some(op) }, deadline).await?;
+        let reply = self.propose(shard, &proto::Command::from(op), deadline).await?;
         match reply.reply {
             Some(proto::reply::Reply::Revision(index)) => Ok(index),
             _ => Err(Error::Protocol("a checkpoint was answered with something else")),

@@ -56,8 +56,8 @@ impl Client {
     /// Encodes one batch of a node's stream, neighbours packed into runs: the bytes for
     /// [`Client::propose_encoded`], to be sent until they are acknowledged (R12).
     pub fn stream_command(batch: proto::StreamBatch) -> Bytes {
-        let op = Some(CommandOp::Stream(crate::core::pack::pack(batch)));
-        proto::Command { op }.encode_to_vec().into()
+        let op = CommandOp::Stream(crate::core::pack::pack(batch));
+        proto::Command::from(op).encode_to_vec().into()
     }
 
     /// Sends one batch of a node's stream.
@@ -123,7 +123,7 @@ impl Client {
         call: proto::Call,
         deadline: Duration,
     ) -> Result<proto::CallReply, Error> {
-        let command = proto::Command { op: Some(CommandOp::Call(call)) };
+        let command = proto::Command::from(CommandOp::Call(call));
         match self.propose(shard, &command, deadline).await?.reply {
             Some(Answer::Call(reply)) => Ok(reply),
             _ => Err(Error::Protocol("a call was answered with something else")),

@@ -1,7 +1,9 @@
 //! What only shard 0 knows: the cluster, its members, its jobs, who was declared dead and why.
 
+use super::events::Events;
 use super::heads::Heads;
 use mobula_proto as proto;
+use proto::{Event, EventCause, EventKind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Ended jobs that are remembered.
@@ -84,6 +86,8 @@ pub struct Cluster {
     pub heads: Heads,
     /// Level of formats that the cluster writes (0 stands for 1), and since which version.
     pub(super) raised: (u32, String),
+    /// What happened.
+    pub events: Events,
 }
 
 impl Cluster {
@@ -92,6 +96,9 @@ impl Cluster {
         if self.id == 0 {
             (self.id, self.shards, self.slots) = (init.cluster, init.shards, init.slots);
             self.version = index;
+            let kind = EventKind::EventClusterFormed as i32;
+            let evidence = format!("cluster {:016x} of {} shards", init.cluster, init.shards);
+            self.events.add(Event { kind, evidence, ..Default::default() });
         }
     }
 
@@ -112,6 +119,15 @@ impl Cluster {
     pub fn reborn(&mut self, id: u64) {
         self.id = id;
         self.heads = Heads::default();
+        self.events.inherit();
+    }
+
+    /// Changes the heads.
+    pub fn change_heads(&mut self, index: u64, command: &proto::HeadCommand) -> proto::HeadOutcome {
+        let before = self.heads.table().clone();
+        let outcome = self.heads.apply(index, command);
+        self.events.heads_changed(&before, self.heads.table());
+        outcome
     }
 
     /// A node daemon starts a life; an older life at the same address ends with it.
@@ -126,21 +142,35 @@ impl Cluster {
         let incarnation = self.last_incarnation;
         for old in older {
             let evidence = format!("a new daemon (incarnation {incarnation}) joined at its address");
-            self.declare_dead(index, old, &evidence, 0);
+            self.die(index, old, EventCause::CauseReplaced, &evidence, 0);
         }
         self.members.insert(incarnation, Member { incarnation, join: Some(join.clone()), alive: true });
+        self.events.add(Event { kind: EventKind::EventNodeJoined as i32, ..self.about(incarnation) });
         self.version = index;
         incarnation
     }
 
     /// A node daemon leaves in order; nothing it says later counts.
     pub fn leave(&mut self, index: u64, incarnation: u64) {
-        self.end(index, incarnation);
+        let event = Event { kind: EventKind::EventNodeLeft as i32, ..self.about(incarnation) };
+        self.end(index, incarnation, event);
     }
 
     /// Someone is dead; repeating it changes nothing.
     pub fn declare_dead(&mut self, index: u64, incarnation: u64, evidence: &str, silent_ms: u64) {
-        if self.end(index, incarnation) {
+        // A death is declared after a silence, or on the word of the suspect's kernel.
+        let cause = match silent_ms {
+            0 => EventCause::CauseClosedConnection,
+            _ => EventCause::CauseSilence,
+        };
+        self.die(index, incarnation, cause, evidence, silent_ms);
+    }
+
+    fn die(&mut self, index: u64, incarnation: u64, cause: EventCause, evidence: &str, silent_ms: u64) {
+        let (kind, cause) = (EventKind::EventNodeDied as i32, cause as i32);
+        let text = evidence.to_owned();
+        let event = Event { kind, cause, evidence: text, silent_ms, ..self.about(incarnation) };
+        if self.end(index, incarnation, event) {
             self.deaths.push_back(Death { incarnation, evidence: evidence.to_owned(), silent_ms, index });
             while self.deaths.len() > MAX_DEATHS {
                 self.deaths.pop_front();
@@ -148,17 +178,25 @@ impl Cluster {
         }
     }
 
-    fn end(&mut self, index: u64, incarnation: u64) -> bool {
+    /// What an event says of a node.
+    fn about(&self, incarnation: u64) -> Event {
+        let join = self.members.get(&incarnation).and_then(|member| member.join.clone()).unwrap_or_default();
+        Event { incarnation, name: join.name, address: join.address, ..Default::default() }
+    }
+
+    fn end(&mut self, index: u64, incarnation: u64, event: Event) -> bool {
         if incarnation == 0 || incarnation > self.last_incarnation || !self.dead.insert(incarnation) {
             return false;
         }
         if let Some(member) = self.members.get_mut(&incarnation) {
             member.alive = false;
         }
+        self.events.add(event);
         // A job ends with the node its driver is attached to.
-        for job in self.jobs.values_mut() {
+        for (id, job) in &mut self.jobs {
             if !job.ended && job.start.as_ref().is_some_and(|s| s.incarnation == incarnation) {
                 (job.ended, job.ended_at) = (true, index);
+                self.events.add(job_ended(*id, job, EventCause::CauseNodeGone));
             }
         }
         if self.members.values().filter(|m| !m.alive).count() > MAX_DEAD_MEMBERS {
@@ -171,10 +209,13 @@ impl Cluster {
 
     /// A job starts; repeating it changes nothing.
     pub fn job_start(&mut self, index: u64, start: &proto::JobStart) {
-        self.jobs.entry(start.job).or_insert_with(|| {
+        if !self.jobs.contains_key(&start.job) {
             self.version = index;
-            Job { start: Some(start.clone()), ..Job::default() }
-        });
+            self.jobs.insert(start.job, Job { start: Some(start.clone()), ..Job::default() });
+            let kind = EventKind::EventJobStarted as i32;
+            let (job, name, incarnation) = (start.job, start.name.clone(), start.incarnation);
+            self.events.add(Event { kind, job, name, incarnation, ..Default::default() });
+        }
     }
 
     /// A job ends; the first end stands. Whether the job is known.
@@ -183,6 +224,7 @@ impl Cluster {
         if !job.ended {
             (job.ended, job.succeeded, job.ended_at) = (true, end.succeeded, index);
             self.version = index;
+            self.events.add(job_ended(end.job, job, EventCause::CauseDriver));
         }
         if self.jobs.values().filter(|j| j.ended).count() > MAX_ENDED_JOBS {
             let oldest = self.jobs.iter().filter(|(_, j)| j.ended).min_by_key(|(_, j)| j.ended_at);
@@ -232,5 +274,18 @@ impl Cluster {
             cluster: self.id,
             shards: self.shards,
         }
+    }
+}
+
+fn job_ended(id: u64, job: &Job, cause: EventCause) -> Event {
+    let start = job.start.clone().unwrap_or_default();
+    Event {
+        kind: EventKind::EventJobEnded as i32,
+        cause: cause as i32,
+        job: id,
+        name: start.name,
+        incarnation: start.incarnation,
+        succeeded: job.succeeded,
+        ..Default::default()
     }
 }

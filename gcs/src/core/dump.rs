@@ -1,5 +1,6 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
+use super::events::{Events, EventsDump};
 use super::format::{ClusterDump, Dump, FIRST_VERSION, HotRun, JobDump, SessionDump, StreamDump};
 use super::heads::Heads;
 use super::kv::{Kv, KvValue};
@@ -93,6 +94,7 @@ impl ShardState {
                 heads: Some(cluster.heads.table().clone()),
                 level: cluster.raised.0,
                 program: cluster.raised.1.clone(),
+                events: Some(cluster.events.dump()).filter(|events| *events != EventsDump::default()),
             }),
             jobs: self.tasks.jobs().map(job).collect(),
             forgotten: self.forgotten.iter().copied().collect(),
@@ -162,6 +164,7 @@ impl ShardState {
             version: cluster.version,
             heads: Heads::restored(cluster.heads.unwrap_or_default()),
             raised: (cluster.level, cluster.program),
+            events: Events::restored(cluster.events.unwrap_or_default()),
         };
         let (level, program) = self.cluster.level();
         self.formats.check(level, &program).map_err(Error::into_io)

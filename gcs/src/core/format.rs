@@ -1,6 +1,7 @@
 //! The messages a snapshot is made of.
 
 use super::cluster::{Death, Job, Member};
+use super::events::EventsDump;
 use super::watch::HistoryDump;
 use bytes::Bytes;
 use mobula_proto as proto;
@@ -144,6 +145,9 @@ pub(super) struct ClusterDump {
     pub level: u32,
     #[prost(string, tag = "12")]
     pub program: String,
+    /// Absent in dumps from before there were events.
+    #[prost(message, optional, tag = "20")]
+    pub events: Option<EventsDump>,
 }
 
 #[derive(Clone, PartialEq, Message)]

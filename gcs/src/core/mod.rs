@@ -7,10 +7,11 @@
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
 //! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
-//! (shard 0 only), `format` and `dump` (snapshots).
+//! (shard 0 only), [`events`], `format` and `dump` (snapshots).
 
 pub mod cluster;
 mod dump;
+pub mod events;
 mod format;
 pub mod heads;
 pub mod kv;
@@ -132,6 +133,7 @@ impl ShardState {
     }
 
     fn apply_one(&mut self, index: u64, command: &proto::Command) -> proto::Reply {
+        self.cluster.events.set_time(command.unix_ms);
         let answer = match &command.op {
             Some(CommandOp::Stream(batch)) => match self.apply_stream(index, batch) {
                 Ok(answer) => Some(answer),
@@ -168,7 +170,11 @@ impl ShardState {
                 Some(Answer::Revision(index))
             }
             Some(CommandOp::Heads(_)) if self.shard != 0 => None,
-            Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.heads.apply(index, command))),
+            Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.change_heads(index, command))),
+            Some(CommandOp::Event(event)) => {
+                self.cluster.events.record(event);
+                Some(Answer::Revision(index))
+            }
             // What is remembered of it is not part of the state: see `Machine`.
             Some(CommandOp::Checkpoint(checkpoint)) => {
                 self.checkpoints.push(checkpoint.id);

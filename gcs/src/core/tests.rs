@@ -64,15 +64,15 @@ fn next(n: u64, from: u32, failed: bool) -> Item {
 
 fn batch(incarnation: u64, first_seq: u64, items: Vec<Item>) -> proto::Command {
     let items = items.into_iter().map(|item| StreamItem { item: Some(item) }).collect();
-    proto::Command { op: Some(CommandOp::Stream(StreamBatch { incarnation, first_seq, items })) }
+    proto::Command::from(CommandOp::Stream(StreamBatch { incarnation, first_seq, items }))
 }
 
 fn fence(incarnation: u64) -> proto::Command {
-    proto::Command { op: Some(CommandOp::Fence(proto::Fence { incarnation })) }
+    proto::Command::from(CommandOp::Fence(proto::Fence { incarnation }))
 }
 
 fn call(session: u64, seq: u64, op: Op) -> proto::Command {
-    proto::Command { op: Some(CommandOp::Call(proto::Call { session, seq, op: Some(op) })) }
+    proto::Command::from(CommandOp::Call(proto::Call { session, seq, op: Some(op) }))
 }
 
 /// Opens the sessions 1 to 4, the first of a shard.
@@ -199,8 +199,7 @@ fn changes_that_share_an_entry_have_revisions_of_their_own() {
     let mut state = with_sessions(shard(1));
     let commands = [put(1, 1, "a", Some(0)), put(2, 1, "b", None), put(1, 2, "c", Some(1))];
     let commands = commands.iter().map(|command| command.encode_to_vec().into()).collect();
-    let reply =
-        state.apply(9, &proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands })) });
+    let reply = state.apply(9, &proto::Command::from(CommandOp::Batch(proto::CommandBatch { commands })));
     let Some(Answer::Batch(batch)) = reply.reply else { panic!("{reply:?}") };
     let replies: Vec<Called> = batch
         .replies
@@ -231,7 +230,7 @@ fn a_new_life_at_an_address_ends_the_old_one() {
     assert_eq!(state.cluster.deaths.len(), 1);
     assert_eq!(state.cluster.version, 2);
     let again = proto::DeclareDead { incarnation: 1, evidence: "again".into(), silent_ms: 1 };
-    state.apply(3, &proto::Command { op: Some(CommandOp::DeclareDead(again)) });
+    state.apply(3, &proto::Command::from(CommandOp::DeclareDead(again)));
     assert_eq!((state.cluster.deaths.len(), state.cluster.version), (1, 2), "idempotent");
 }
 
@@ -295,7 +294,7 @@ fn a_forgotten_job_leaves_nothing_and_does_not_come_back() {
     };
     state.apply(1300, &batch(1, 1201, vec![Item::Put(put)]));
     assert_eq!(state.jobs(), BTreeSet::from([1]));
-    state.apply(1301, &proto::Command { op: Some(CommandOp::Forget(proto::ForgetJob { job: 1 })) });
+    state.apply(1301, &proto::Command::from(CommandOp::Forget(proto::ForgetJob { job: 1 })));
     assert!(state.jobs().is_empty() && state.puts.is_empty() && state.tasks.is_empty());
     assert!(state.manifest().files.is_empty(), "nothing of it counts on the disk");
     assert_eq!(state_of(&state, 0), TaskState::TaskUnknown);
@@ -309,11 +308,9 @@ fn commands_that_share_an_entry_have_replies_of_their_own() {
     let mut state = with_sessions(shard(0));
     let commands = [call(2, 1, join("a:1")), call(2, 1, join("a:1")), call(1, 1, join("b:1"))];
     let commands: Vec<Bytes> = commands.iter().map(|command| command.encode_to_vec().into()).collect();
-    let nested =
-        proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands: commands.clone() })) };
+    let nested = proto::Command::from(CommandOp::Batch(proto::CommandBatch { commands: commands.clone() }));
     let commands = commands.into_iter().chain([nested.encode_to_vec().into()]).collect();
-    let reply =
-        state.apply(1, &proto::Command { op: Some(CommandOp::Batch(proto::CommandBatch { commands })) });
+    let reply = state.apply(1, &proto::Command::from(CommandOp::Batch(proto::CommandBatch { commands })));
     let Some(Answer::Batch(batch)) = reply.reply else { panic!("{reply:?}") };
     let replies: Vec<proto::Reply> =
         batch.replies.into_iter().map(|reply| proto::Reply::decode(reply).expect("a reply")).collect();
@@ -420,7 +417,7 @@ proptest! {
             let stream = |items: &[Item]| StreamBatch { incarnation: 7, first_seq, items: items.iter().map(|i| StreamItem { item: Some(i.clone()) }).collect() };
             let unpacked = stream(&items);
             let packed = pack::pack(unpacked.clone());
-            let apply = |state: &mut ShardState, batch: StreamBatch| acked(state.apply(index, &proto::Command { op: Some(CommandOp::Stream(batch)) }));
+            let apply = |state: &mut ShardState, batch: StreamBatch| acked(state.apply(index, &proto::Command::from(CommandOp::Stream(batch))));
             prop_assert_eq!(apply(&mut plain, unpacked), apply(&mut tight, packed));
             for n in 0..30 {
                 prop_assert_eq!(plain.view_of(task(n), true).expect("memory"), tight.view_of(task(n), true).expect("memory"));

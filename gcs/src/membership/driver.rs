@@ -160,7 +160,7 @@ pub async fn propose(
 ) -> Result<proto::HeadOutcome, crate::raft::group::NotDone> {
     use crate::raft::group::NotDone;
     let op = proto::command::Op::Heads(proto::HeadCommand { op: Some(op) });
-    let command = proto::Command { op: Some(op) }.encode_to_vec();
+    let command = proto::Command::from(op).encode_to_vec();
     let reply = running.root().propose(command.into()).await?;
     match proto::Reply::decode(reply).ok().and_then(|reply| reply.reply) {
         Some(proto::reply::Reply::Heads(outcome)) => Ok(outcome),

@@ -66,6 +66,11 @@ impl Alarms {
         known.insert(head, (count + 1, Instant::now()));
     }
 
+    /// When `head` was last proven dead.
+    pub fn last(&self, head: u64) -> Option<Instant> {
+        self.0.lock().expect("nothing panics under this lock").get(&head).map(|(_, at)| *at)
+    }
+
     /// For a status report.
     pub fn list(&self) -> Vec<proto::HeadAlarm> {
         let known = self.0.lock().expect("nothing panics under this lock");

@@ -4,9 +4,12 @@ use super::machine::Replica;
 use super::proposer::Proposer;
 use super::reserve;
 use super::types::Raft;
+use crate::clock::{stamped, unix_ms};
 use crate::hook::{Plant, SharedHook};
 use crate::log::LogWriter;
+use crate::witness::Grounds;
 use bytes::Bytes;
+use mobula_proto::EventCause;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::{Instant, ReadPolicy};
@@ -74,6 +77,8 @@ pub struct Group {
     pub raft: Raft,
     /// The tables.
     pub replica: Replica,
+    /// Why its leader changes, as far as this replica knows.
+    pub grounds: Grounds,
     proposer: Proposer,
     patience: Duration,
     hook: SharedHook,
@@ -92,7 +97,8 @@ impl Group {
         hook: &SharedHook,
     ) -> Self {
         let proposer = Proposer::start(raft.clone(), hook.clone());
-        Group { shard, proposer, raft, replica, patience, log, hook: hook.clone() }
+        let grounds = Grounds::default();
+        Group { shard, proposer, raft, replica, grounds, patience, log, hook: hook.clone() }
     }
 
     /// Who leads, as this replica sees it.
@@ -116,6 +122,24 @@ impl Group {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.state.is_leader().then_some(metrics.current_term)
+    }
+
+    /// The latest leader that a majority has elected, as this replica knows, and its term.
+    pub fn elected(&self) -> Option<(u64, u64)> {
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.current_leader.map(|head| (metrics.vote.leader_id.term, head))
+    }
+
+    /// Hands the office over to `to`, which may or may not take it.
+    ///
+    /// # Errors
+    /// This replica has stopped.
+    pub async fn hand_over(&self, to: u64, cause: EventCause) -> Result<(), String> {
+        if let Some(term) = self.office() {
+            self.grounds.hand_over(term, to, cause);
+        }
+        self.raft.trigger().transfer_leader(to).await.map_err(|error| error.to_string())
     }
 
     /// Ids and addresses of all heads of this shard.
@@ -190,6 +214,7 @@ impl Group {
                 "disk full on head {head}: free space there; until then it takes only what frees space"
             )));
         }
+        let command = if self.shard == 0 { stamped(command, unix_ms()) } else { command };
         match tokio::time::timeout(PROPOSE_DEADLINE, self.proposer.propose(command)).await {
             Ok(done) => done,
             Err(_) => Err(NotDone::Unknown(format!("not committed within {PROPOSE_DEADLINE:?}"))),

@@ -86,8 +86,7 @@ impl Group {
         let changes = match step {
             Step::Settled | Step::Wait(_) => return Ok(()),
             Step::HandOver(head) => {
-                let asked = self.raft.trigger().transfer_leader(head).await;
-                return asked.map_err(|error| error.to_string());
+                return self.hand_over(head, proto::EventCause::CauseMembership).await;
             }
             Step::Learn(heads) => ChangeMembers::AddNodes(
                 heads.into_iter().map(|(head, address)| (head, BasicNode::new(address))).collect(),

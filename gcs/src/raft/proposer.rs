@@ -99,8 +99,8 @@ async fn write(raft: &Raft, batch: Vec<Waiting>) -> bool {
     let answer = match &commands[..] {
         [single] => commit(raft, single.clone()).await,
         _ => {
-            let op = Some(Op::Batch(proto::CommandBatch { commands }));
-            commit(raft, proto::Command { op }.encode_to_vec().into()).await
+            let op = Op::Batch(proto::CommandBatch { commands });
+            commit(raft, proto::Command::from(op).encode_to_vec().into()).await
         }
     };
     let done = answer.is_ok();

@@ -37,7 +37,7 @@ mod tests {
     use super::*;
 
     fn encoded(op: Op) -> Bytes {
-        proto::Command { op: Some(op) }.encode_to_vec().into()
+        proto::Command::from(op).encode_to_vec().into()
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What operators ask of a head: who the heads are and shall be, how the shards stand.
 
 use super::{Running, Service, dump};
+use crate::clock::unix_ms;
 use crate::membership::driver::{self, local_table, wanted};
 use crate::raft::group::{Group, NotDone};
 use mobula_proto as proto;
@@ -187,8 +188,8 @@ impl Service {
             return proto::MoveLeaderReply { busy, ..Default::default() };
         }
         let until = Instant::now() + HAND_OVER;
-        if let Err(error) = group.raft.trigger().transfer_leader(head).await {
-            return refuse(error.to_string());
+        if let Err(why) = group.hand_over(head, proto::EventCause::CauseOperator).await {
+            return refuse(why);
         }
         while Instant::now() < until {
             tokio::time::sleep(LOOK).await;
@@ -351,15 +352,16 @@ impl Admin for Service {
         }))
     }
 
+    async fn events(
+        &self,
+        request: Request<proto::EventsRequest>,
+    ) -> Result<Response<proto::EventsReply>, Status> {
+        Ok(Response::new(self.events_reply(request.into_inner()).await))
+    }
+
     type DumpStream = dump::Parts;
 
     async fn dump(&self, request: Request<proto::DumpRequest>) -> Result<Response<dump::Parts>, Status> {
         Ok(Response::new(dump::send(self.clone(), request.into_inner())))
     }
-}
-
-/// This machine's clock, for comparing clocks; it decides nothing.
-fn unix_ms() -> u64 {
-    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| since.as_millis() as u64)
 }

@@ -13,7 +13,7 @@ use futures::StreamExt;
 use mobula_base::disk::Disk;
 use mobula_net::pipe;
 use mobula_proto as proto;
-use openraft::raft::{SnapshotResponse, VoteRequest};
+use openraft::raft::{SnapshotResponse, TransferLeaderRequest, VoteRequest};
 use proto::raft_server::Raft;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -125,6 +125,7 @@ impl Service {
         if !give_commands(&mut rpc, std::mem::take(&mut message.commands)) {
             return Err(Status::invalid_argument("entries and commands do not match"));
         }
+        group.grounds.hear();
         let answer = group.raft.append_entries(rpc).await.map_err(stopped)?;
         Ok(proto::RaftMessage { payload: pack(&answer), ..Default::default() })
     }
@@ -206,7 +207,9 @@ impl Raft for Service {
     async fn transfer(&self, request: Request<proto::RaftMessage>) -> Answer {
         let message = request.into_inner();
         let group = self.group_of(&message)?;
-        answer(&group.raft.handle_transfer_leader(read(&message)?).await.map_err(stopped)?)
+        let request: TransferLeaderRequest<Types> = read(&message)?;
+        group.grounds.ask(request.from_leader().leader_id.term, message.nominated);
+        answer(&group.raft.handle_transfer_leader(request).await.map_err(stopped)?)
     }
 
     async fn standing(&self, request: Request<proto::RaftMessage>) -> Answer {

@@ -106,8 +106,8 @@ impl Running {
 
     async fn declare_dead(&self, incarnation: u64, evidence: String, silent_ms: u64) {
         tracing::info!(incarnation, evidence, "declaring a node dead");
-        let op = Some(Op::DeclareDead(proto::DeclareDead { incarnation, evidence, silent_ms }));
-        let command = proto::Command { op }.encode_to_vec();
+        let op = Op::DeclareDead(proto::DeclareDead { incarnation, evidence, silent_ms });
+        let command = proto::Command::from(op).encode_to_vec();
         // Whatever the outcome: the next tick looks again.
         self.root().propose(command.into()).await.ok();
     }

@@ -11,6 +11,8 @@ use proto::watch_reply::Result as Watched;
 use std::time::Duration;
 use tokio::time::Instant;
 
+/// Events in one answer.
+const EVENTS_AT_ONCE: usize = 512;
 /// No watch is parked longer than this.
 const MAX_WAIT: Duration = Duration::from_secs(10);
 
@@ -46,6 +48,32 @@ impl Service {
             // Either the deadline or the end of this head.
             if !matches!(tokio::time::timeout_at(deadline, applied.changed()).await, Ok(Ok(()))) {
                 return Watched::View(running.view());
+            }
+        }
+    }
+
+    /// From the local replica, so that any head answers, whoever else is gone.
+    pub(super) async fn events_reply(&self, request: proto::EventsRequest) -> proto::EventsReply {
+        let running = match self.running(request.cluster) {
+            Ok(running) => running,
+            Err(busy) if self.starting() => return proto::EventsReply { busy, ..Default::default() },
+            Err(refused) => return proto::EventsReply { refused, ..Default::default() },
+        };
+        let deadline = Instant::now() + Duration::from_millis(request.wait_ms.into()).min(MAX_WAIT);
+        let mut applied = running.root().replica.applied();
+        loop {
+            applied.borrow_and_update();
+            let reply = running.root().replica.with(|state| {
+                let events = &state.cluster.events;
+                let (first, last) = (events.first(), events.last());
+                let events = events.after(request.above, EVENTS_AT_ONCE);
+                proto::EventsReply { events, first, last, ..Default::default() }
+            });
+            // The end of the wait may be the end of this head.
+            if !reply.events.is_empty()
+                || !matches!(tokio::time::timeout_at(deadline, applied.changed()).await, Ok(Ok(())))
+            {
+                return reply;
             }
         }
     }
