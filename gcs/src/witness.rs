@@ -100,6 +100,9 @@ pub async fn watch(running: Arc<Running>, net: SharedNet, shard: u32) {
 fn election(running: &Running, group: &Group, before: Option<Reign>, now: Reign) -> Event {
     let me = running.identity.head;
     let known = group.grounds.known();
+    let handed = known
+        .handed
+        .filter(|(term, to, _)| *to == now.head && before.is_some_and(|b| b.head == me && b.term == *term));
     let asked = known.asked.filter(|(term, _)| now.head == me && before.is_some_and(|b| b.term == *term));
     let (cause, evidence, silent_ms) = match (before, asked) {
         (None, _) => (EventCause::CauseStart, "no leader was known".to_owned(), 0),
@@ -113,6 +116,9 @@ fn election(running: &Running, group: &Group, before: Option<Reign>, now: Reign)
         (Some(old), Some((_, true))) => {
             let evidence = format!("another head says that the connection to head {} ended", old.head);
             (EventCause::CauseClosedConnection, evidence, 0)
+        }
+        (Some(_), None) if handed.is_some() => {
+            (EventCause::CauseHandedOver, format!("head {me} asked head {} to take over", now.head), 0)
         }
         // It was this head itself that was not heard.
         (Some(old), None) if old.head == me => {
