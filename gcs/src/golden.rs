@@ -120,7 +120,7 @@ fn state() -> (ShardState, Arc<SimDisk>) {
     let mut state = ShardState::new(0, cold::open_one(disk.clone(), 0).expect("memory"));
     state.set_hot_limit(HOT);
     for (index, op) in (1u64..).zip(commands()) {
-        state.apply(index, &proto::Command { op: Some(op) });
+        state.apply(index, &proto::Command::from(op));
     }
     assert!(state.broken().is_none());
     (state, disk)
@@ -284,6 +284,23 @@ fn golden_snapshots_with_their_cold_files_open() {
     let mut state = ShardState::new(0, cold::open_one(disk, 0).expect("memory"));
     state.restore(parcel.dump, &parcel.cold).expect("readable");
     check(&state);
+}
+
+/// Written before 0.1.0, when there was no table of events.
+#[test]
+fn a_dump_from_before_there_were_events_is_read() {
+    let cold = self::state().0.manifest();
+    let disk = disk_of(&[(cold::path(0, cold.files[0].number), "cold-v1.runs")]);
+    let mut state = ShardState::new(0, cold::open_one(disk, 0).expect("memory"));
+    state.restore(committed("dump-v3-no-events"), &cold).expect("readable");
+    assert_eq!(state.cluster.events.last(), 0);
+    let (mut expected, _) = self::state();
+    expected.cluster.events = crate::core::events::Events::default();
+    assert_eq!(state.digest(), expected.digest());
+    let kind = proto::EventKind::EventElection as i32;
+    let event = proto::Event { kind, shard: 1, term: 1, ..Default::default() };
+    state.apply(41, &proto::Command::from(command::Op::Event(event)));
+    assert_eq!(state.cluster.events.last(), 1);
 }
 
 #[test]

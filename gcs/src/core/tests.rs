@@ -238,7 +238,7 @@ fn a_new_life_at_an_address_ends_the_old_one() {
 fn a_level_of_formats_counts_only_for_the_heads_that_were_asked() {
     let raise = |level, heads| {
         let raise = proto::RaiseLevel { level, program: "0.2".into(), heads };
-        proto::Command { op: Some(CommandOp::Raise(raise)) }
+        proto::Command::from(CommandOp::Raise(raise))
     };
     let mut state = shard(0);
     state.set_formats(Formats { newest: 2, ..Formats::default() });
