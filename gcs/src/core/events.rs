@@ -178,7 +178,8 @@ fn change(kind: EventKind, plan: &HeadPlan, table: &HeadTable) -> Event {
 /// Whoever proposes chooses these texts; the table must stay small.
 fn shorten(text: &mut String) {
     if text.len() > MAX_TEXT {
-        text.truncate(text.floor_char_boundary(MAX_TEXT - '…'.len_utf8()));
+        let fits = (0..=MAX_TEXT - '…'.len_utf8()).rev().find(|end| text.is_char_boundary(*end));
+        text.truncate(fits.unwrap_or(0));
         text.push('…');
     }
 }
