@@ -187,7 +187,7 @@ impl Peers {
         within: Duration,
     ) {
         let Ok(connection) = self.connection(address) else { return };
-        let message = proto::RaftMessage { payload: pack(request), nominated: true, ..self.message(shard) };
+        let message = proto::RaftMessage { payload: pack(request), ..self.message(shard) };
         // Whoever asks looks at who leads, not at the answer.
         let mut client = connection.client;
         tokio::time::timeout(within, client.transfer(message)).await.ok();

@@ -208,7 +208,9 @@ impl Raft for Service {
         let message = request.into_inner();
         let group = self.group_of(&message)?;
         let request: TransferLeaderRequest<Types> = read(&message)?;
-        group.grounds.ask(request.from_leader().leader_id.term, message.nominated);
+        // A leader that hands over says to whom; a survivor that nominates addresses nobody.
+        let by_survivor = message.to == 0;
+        group.grounds.ask(request.from_leader().leader_id.term, by_survivor);
         answer(&group.raft.handle_transfer_leader(request).await.map_err(stopped)?)
     }
 
