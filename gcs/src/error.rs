@@ -167,6 +167,14 @@ pub enum Error {
         /// The last error.
         last: String,
     },
+    /// The cluster does not know the caller.
+    #[error("{address}: {}{}", mobula_net::auth::NEEDED, if *.shown { " (the one that was given is not its token)" } else { "" })]
+    NeedsToken {
+        /// The head that said so.
+        address: String,
+        /// Whether a token was shown.
+        shown: bool,
+    },
     /// The request may or may not have taken effect.
     #[error("the outcome of the request is unknown ({0}): repeating it is safe, its id makes it happen once")]
     OutcomeUnknown(String),

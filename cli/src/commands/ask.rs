@@ -32,7 +32,7 @@ pub fn with_client<F: Future<Output = Outcome>>(
     let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
     runtime.block_on(async {
         let client = Client::new(settings.net()?, addresses(settings), seed);
-        client.connect(DEADLINE).await?;
+        client.connect(DEADLINE).await.map_err(failed)?;
         command(client).await
     })
 }
@@ -46,6 +46,8 @@ pub fn failed(error: Error) -> Failure {
              recover plan`"
         )
         .into(),
+        // Nothing of the cluster's is wrong, but what this command was given.
+        stranger @ Error::NeedsToken { .. } => Failure::usage(stranger.to_string()),
         other => other.into(),
     }
 }

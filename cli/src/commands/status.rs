@@ -40,7 +40,12 @@ pub async fn observe(net: SharedNet, mut addresses: Vec<String>) -> Vec<Observed
     let mut observed: Vec<Observed> = Vec::new();
     while observed.len() < addresses.len() {
         let address = addresses[observed.len()].clone();
+        let mut wants_token = None;
         let reply = client.status_of(&address).await.map_err(|error| match error {
+            mobula_gcs::Error::NeedsToken { shown, .. } => {
+                wants_token = Some(shown);
+                mobula_net::auth::NEEDED.to_owned()
+            }
             // The address stands beside it anyway.
             mobula_gcs::Error::Unreachable { last, .. } => last,
             other => other.to_string(),
@@ -50,7 +55,7 @@ pub async fn observe(net: SharedNet, mut addresses: Vec<String>) -> Vec<Observed
                 addresses.push(head.clone());
             }
         }
-        observed.push(Observed { address, reply });
+        observed.push(Observed { address, reply, wants_token });
     }
     observed
 }

@@ -10,6 +10,8 @@ pub struct Observed {
     pub address: String,
     /// What came back.
     pub reply: Result<StatusReply, String>,
+    /// It wants the cluster's token; whether one was shown.
+    pub wants_token: Option<bool>,
 }
 
 /// In a word. The order is that of the exit codes.
@@ -76,6 +78,17 @@ pub fn judge(observed: &[Observed]) -> Verdict {
         Verdict { health: Health::Healthy, problems: Vec::new(), advice: Vec::new(), heads_may_fail: 0 };
     let up: Vec<&StatusReply> = observed.iter().filter_map(|o| o.reply.as_ref().ok()).collect();
     let down: Vec<&str> = observed.iter().filter(|o| o.reply.is_err()).map(|o| o.address.as_str()).collect();
+    let stranger = observed.iter().find_map(|o| Some((o.address.as_str(), o.wants_token?)));
+    if let Some((address, shown)) = stranger.filter(|_| up.is_empty()) {
+        let problem = match shown {
+            false => format!("the cluster at {address} needs its token"),
+            true => {
+                format!("the cluster at {address} needs its token, and the one that was given is another")
+            }
+        };
+        verdict.add(Health::Unavailable, problem, "give it with --token-file or MOBULA_TOKEN");
+        return verdict;
+    }
     if up.is_empty() {
         verdict.add(
             Health::Unavailable,
@@ -199,11 +212,11 @@ mod tests {
             view: Some(view),
             ..Default::default()
         };
-        Observed { address: format!("h{number}:1"), reply: Ok(reply) }
+        Observed { address: format!("h{number}:1"), reply: Ok(reply), wants_token: None }
     }
 
     fn silent(number: u64) -> Observed {
-        Observed { address: format!("h{number}:1"), reply: Err("refused".into()) }
+        Observed { address: format!("h{number}:1"), reply: Err("refused".into()), wants_token: None }
     }
 
     fn check(observed: &[Observed], health: Health, says: &str, heads_may_fail: usize) {
@@ -227,6 +240,18 @@ mod tests {
     }
 
     #[test]
+    fn a_stranger_is_told_to_show_the_token() {
+        let shut = |shown| Observed { wants_token: Some(shown), ..silent(2) };
+        check(
+            &[silent(1), shut(false)],
+            Health::Unavailable,
+            "h2:1 needs its token; give it with --token-file",
+            0,
+        );
+        check(&[shut(true)], Health::Unavailable, "the one that was given is another", 0);
+    }
+
+    #[test]
     fn a_shard_without_a_living_leader_is_unavailable() {
         check(
             &[head(1, &[1, 3]), head(2, &[1, 3]), silent(3)],
@@ -245,7 +270,8 @@ mod tests {
 
     #[test]
     fn an_unformed_or_mixed_cluster_is_said_to_be_one() {
-        let unformed = Observed { address: "h1:1".into(), reply: Ok(StatusReply::default()) };
+        let unformed =
+            Observed { address: "h1:1".into(), reply: Ok(StatusReply::default()), wants_token: None };
         check(&[unformed], Health::Unavailable, "not formed", 0);
         let mut other = head(2, &[1]);
         other.reply.as_mut().expect("it answers").cluster = 6;

@@ -27,6 +27,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
+use tonic::Code;
 
 /// One attempt at one head may take this long, unless the request itself waits.
 const ATTEMPT: Duration = Duration::from_secs(1);
@@ -124,11 +125,13 @@ impl Client {
     /// Learns which cluster this is, how many shards it has, and all its heads.
     ///
     /// # Errors
-    /// No head answered within `deadline`, or none is part of a cluster yet.
+    /// No head answered within `deadline`, or none is part of a cluster yet, or all that answer want a
+    /// token.
     pub async fn connect(&self, deadline: Duration) -> Result<(), Error> {
         let until = Instant::now() + deadline;
         let mut last = "nothing was asked".to_owned();
         loop {
+            let (mut stranger, mut others) = (None, false);
             for head in self.heads() {
                 match self.status_of(&head).await {
                     Ok(status) if status.cluster != 0 => {
@@ -139,9 +142,17 @@ impl Client {
                         self.learn(status.heads);
                         return Ok(());
                     }
-                    Ok(_) => last = format!("{head} is still waiting for the other heads"),
+                    Ok(_) => {
+                        others = true;
+                        last = format!("{head} is still waiting for the other heads");
+                    }
+                    Err(error @ Error::NeedsToken { .. }) => stranger = Some(error),
                     Err(error) => last = error.to_string(),
                 }
+            }
+            // It does not become known by waiting.
+            if let Some(stranger) = stranger.filter(|_| !others) {
+                return Err(stranger);
             }
             if Instant::now() >= until {
                 return Err(Error::Unreachable { heads: self.heads(), last });
@@ -176,6 +187,10 @@ impl Client {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => {
                 self.hang_up(address, number);
+                if status.code() == Code::Unauthenticated {
+                    let (address, shown) = (address.to_owned(), self.net.token().is_some());
+                    return Err(Error::NeedsToken { address, shown });
+                }
                 Err(unreachable(status.message().to_owned()))
             }
             Err(_) => {
