@@ -106,7 +106,7 @@ impl Head {
                 identity
             }
         };
-        let running = Arc::new(run(&config, &parts, identity).await?);
+        let running = Arc::new(run(&config, &parts, identity, &site.meters).await?);
         // Set once, here.
         site.running.set(running.clone()).ok();
         start_duties(&config, &site, &running, &parts.disk, &mut tasks.0);
@@ -280,7 +280,12 @@ fn site(
 }
 
 /// Opens the files and starts every shard.
-async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<Running, Error> {
+async fn run(
+    config: &HeadConfig,
+    parts: &Parts,
+    identity: Identity,
+    meters: &Meters,
+) -> Result<Running, Error> {
     let disk = parts.disk.clone();
     snapshot::prepare(&*disk)?;
     for shard in 0..identity.shards {
@@ -296,7 +301,7 @@ async fn run(config: &HeadConfig, parts: &Parts, identity: Identity) -> Result<R
     for (shard, store) in (0..identity.shards).zip(&stores) {
         let (timing, level) = (config.timing.clone(), level.clone());
         let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), timing, level);
-        let machine = machine.watched(parts.hook.clone());
+        let machine = machine.watched(parts.hook.clone()).measured(meters.snapshot_seconds());
         let entries =
             ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
         let entries = entries.watched(parts.hook.clone());

@@ -43,7 +43,7 @@ const METHODS: [&str; 14] = [
 ];
 
 /// A histogram of durations, in seconds.
-fn seconds() -> Histogram {
+pub(crate) fn seconds() -> Histogram {
     Histogram::new([0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 0.3, 1.0, 5.0])
 }
 
@@ -84,6 +84,8 @@ pub struct Meters {
     proposals: Family<Outcome, Counter>,
     elections: Family<Shard, Counter>,
     unavailable: Family<Shard, Counter<f64, std::sync::atomic::AtomicU64>>,
+    snapshot_seconds: Histogram,
+    stale_epoch_rejected: Counter,
 }
 
 impl Default for Meters {
@@ -94,6 +96,8 @@ impl Default for Meters {
             proposals: Family::default(),
             elections: Family::default(),
             unavailable: Family::default(),
+            snapshot_seconds: seconds(),
+            stale_epoch_rejected: Counter::default(),
         }
     }
 }
@@ -106,8 +110,21 @@ impl Meters {
         self.rpc_seconds.get_or_create(&Call { method, code: name_of(code) }).observe(time.as_secs_f64());
     }
 
+    /// A life that was declared over spoke, and was refused.
+    pub fn rejected(&self) {
+        self.stale_epoch_rejected.inc();
+    }
+
+    /// How long snapshots took; all shards share it.
+    pub fn snapshot_seconds(&self) -> Histogram {
+        self.snapshot_seconds.clone()
+    }
+
     /// A client's proposal was answered.
     pub fn proposed(&self, shard: u32, result: &Proposed, time: Duration) {
+        if matches!(result, Proposed::Reply(proto::Reply { reply: Some(proto::reply::Reply::Fenced(_)) })) {
+            self.rejected();
+        }
         let outcome = match result {
             Proposed::Reply(_) => "applied",
             Proposed::NotLeader(_) => "not_leader",
@@ -188,6 +205,16 @@ pub fn exposition(site: &Site) -> Result<String, std::fmt::Error> {
         "Time in which this head knew of no leader",
         meters.unavailable.clone(),
     );
+    registry.register(
+        "raft_snapshot_seconds",
+        "Time to write a snapshot of a shard",
+        meters.snapshot_seconds.clone(),
+    );
+    registry.register(
+        "stale_epoch_rejected",
+        "Requests of nodes that were declared dead",
+        meters.stale_epoch_rejected.clone(),
+    );
     let resident: Gauge = Gauge::default();
     resident.set(crate::server::resident_bytes() as i64);
     registry.register("resident_bytes", "Resident memory of this process", resident);
@@ -204,13 +231,21 @@ fn shards(registry: &mut Registry, running: &Running) {
     let syncs: Counter = Counter::default();
     syncs.inc_by(running.log.syncs());
     registry.register("raft_fsyncs", "Syncs of the log of all shards", syncs);
+    let log_bytes: Gauge = Gauge::default();
+    log_bytes.set(running.log.bytes() as i64);
+    registry.register("raft_log_bytes", "Bytes of the segments of the log of all shards", log_bytes);
+    registry.register(
+        "raft_fsync_seconds",
+        "Time of a sync of the log of all shards",
+        running.log.sync_seconds(),
+    );
     let stopped: Gauge = Gauge::default();
     let is_stopped = |group: &Arc<Group>| group.progress().stopped.is_some();
     stopped.set(i64::from(running.log.stopped().is_some() || running.groups.iter().any(is_stopped)));
     registry.register("head_stopped", "1 if a replica or the log of this head has stopped", stopped);
     let gauge = || Family::<Shard, Gauge>::default();
     let (leads, term, applied, last) = (gauge(), gauge(), gauge(), gauge());
-    let (commit, snapshot) = (gauge(), gauge());
+    let (commit, snapshot, snapshot_bytes) = (gauge(), gauge(), gauge());
     let lag = Family::<Member, Gauge>::default();
     let keys = Family::<Table, Gauge>::default();
     for group in running.groups.iter() {
@@ -225,6 +260,7 @@ fn shards(registry: &mut Registry, running: &Running) {
         set(&last, progress.last_log);
         set(&commit, group.commit_index());
         set(&snapshot, group.snapshot_index());
+        set(&snapshot_bytes, group.replica.snapshot_bytes());
         for (member, behind) in group.lags() {
             lag.get_or_create(&Member { shard, member }).set(behind as i64);
         }
@@ -247,6 +283,7 @@ fn shards(registry: &mut Registry, running: &Running) {
     registry.register("raft_applied_index", "Last entry applied to the tables", applied);
     registry.register("raft_last_log_index", "Last entry in the log", last);
     registry.register("raft_snapshot_index", "Last entry that the newest snapshot covers", snapshot);
+    registry.register("raft_snapshot_bytes", "Bytes of the newest snapshot without lineage", snapshot_bytes);
     registry.register("raft_replication_lag_entries", "On the leader: entries that a member lacks", lag);
     registry.register("store_keys", "Rows of the tables", keys);
 }

@@ -148,6 +148,11 @@ async fn prometheus_reads_well_formed_metrics_from_the_same_port() {
             ("mobula_raft_proposals", "counter"),
             ("mobula_raft_propose_seconds", "histogram"),
             ("mobula_raft_fsyncs", "counter"),
+            ("mobula_raft_fsync_seconds", "histogram"),
+            ("mobula_raft_log_bytes", "gauge"),
+            ("mobula_raft_snapshot_bytes", "gauge"),
+            ("mobula_raft_snapshot_seconds", "histogram"),
+            ("mobula_stale_epoch_rejected", "counter"),
             ("mobula_shard_unavailable_seconds", "counter"),
             ("mobula_store_keys", "gauge"),
             ("mobula_rpc_seconds", "histogram"),
@@ -163,6 +168,8 @@ async fn prometheus_reads_well_formed_metrics_from_the_same_port() {
         assert!(value("mobula_raft_applied_index", "mobula_raft_applied_index{shard=\"0\"}") >= 1.0);
         let applied: f64 = blocks["mobula_raft_proposals"].samples.iter().map(|(_, value)| value).sum();
         assert!(applied >= 1.0, "{answer}");
+        assert!(value("mobula_raft_fsync_seconds", "mobula_raft_fsync_seconds_count") >= 1.0);
+        assert!(value("mobula_raft_log_bytes", "mobula_raft_log_bytes") >= 1e6);
         // A made-up method is no label.
         get(&address, "/mobula.v1.ControlStore/Invented", "Content-Type: application/grpc\r\n").await;
         let known = ["shard", "member", "outcome", "table", "method", "code", "le"];

@@ -13,12 +13,15 @@ use super::segments;
 use super::sizes::Sizes;
 use super::spares::{Spare, Spares, is_full};
 use crate::error::Error;
+use crate::metrics::seconds;
 use bytes::{Bytes, BytesMut};
 use mobula_base::disk::{Disk, DiskFile};
+use prometheus_client::metrics::histogram::Histogram;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Format version of the log. 1 had no seals and files as long as what they hold.
 pub const FORMAT: u32 = 2;
@@ -68,6 +71,7 @@ pub struct Files {
     committed: BTreeMap<u32, Bytes>,
     buffer: BytesMut,
     syncs: u64,
+    sync_seconds: Histogram,
 }
 
 impl Files {
@@ -109,6 +113,7 @@ impl Files {
             committed: BTreeMap::new(),
             buffer: BytesMut::new(),
             syncs: 0,
+            sync_seconds: seconds(),
         };
         let begun = files.begin().and_then(|()| files.recycle());
         begun.map_err(|error| Error::storage(segments::name(number), error))?;
@@ -151,7 +156,9 @@ impl Files {
             self.unsynced = true;
         }
         if sync && self.unsynced {
+            let since = Instant::now();
             self.file.sync()?;
+            self.sync_seconds.observe(since.elapsed().as_secs_f64());
             self.syncs += 1;
             self.synced = self.offset;
             self.unsynced = false;
@@ -315,7 +322,7 @@ impl Files {
 
     /// Shards to snapshot because their entries keep too much alive.
     pub fn pinning(&self) -> Vec<u32> {
-        let bytes: u64 = self.held.values().map(|held| held.len).sum();
+        let bytes = self.bytes();
         // On a full disk every segment counts.
         let crowded = self.spares.full() && self.held.len() > 1;
         if bytes <= self.sizes.log && self.held.len() <= self.sizes.segments && !crowded {
@@ -349,6 +356,16 @@ impl Files {
     /// The newest of [`Files::sealed`].
     pub fn last_sealed(&self) -> Option<u64> {
         self.held.range(..self.number).next_back().map(|(number, _)| *number)
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.held.values().map(|held| held.len).sum()
+    }
+
+    /// How long syncs of segments took.
+    pub fn sync_seconds(&self) -> Histogram {
+        self.sync_seconds.clone()
     }
 
     /// Syncs so far.

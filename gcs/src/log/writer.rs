@@ -9,6 +9,7 @@ use super::spares::RETRY_FULL;
 use crate::error::Error;
 use bytes::Bytes;
 use mobula_base::disk::Disk;
+use prometheus_client::metrics::histogram::Histogram;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,6 +46,7 @@ enum Queue {
 #[derive(Default)]
 struct Shared {
     syncs: AtomicU64,
+    bytes: AtomicU64,
     full: AtomicBool,
     news: Mutex<News>,
 }
@@ -69,6 +71,7 @@ pub struct LogWriter {
     queue: Arc<Queue>,
     shared: Arc<Shared>,
     room: Arc<Semaphore>,
+    sync_seconds: Histogram,
 }
 
 impl LogWriter {
@@ -92,6 +95,8 @@ impl LogWriter {
         let blocks = disk.blocks();
         let (files, found) = Files::open(disk, identity, sizes)?;
         let shared = Arc::new(Shared::default());
+        shared.bytes.store(files.bytes(), Ordering::Relaxed);
+        let sync_seconds = files.sync_seconds();
         let waiting = VecDeque::new();
         let mut writer = Writer { files, shared: shared.clone(), dirty: true, waiting, places: Vec::new() };
         let queue = if blocks {
@@ -106,7 +111,7 @@ impl LogWriter {
             Queue::Task(queue)
         };
         let room = Arc::new(Semaphore::new(LOG_QUEUE_KIB as usize));
-        Ok((LogWriter { queue: Arc::new(queue), shared, room }, found))
+        Ok((LogWriter { queue: Arc::new(queue), shared, room, sync_seconds }, found))
     }
 
     /// Queues a record, waiting for room; `done` hears when it is durable. Records are written in
@@ -156,6 +161,16 @@ impl LogWriter {
     pub fn stop(&self, why: String) {
         tracing::error!(why, "log stopped");
         self.shared.news().stopped.get_or_insert(why);
+    }
+
+    /// Bytes of all segments.
+    pub fn bytes(&self) -> u64 {
+        self.shared.bytes.load(Ordering::Relaxed)
+    }
+
+    /// How long syncs of segments took.
+    pub fn sync_seconds(&self) -> Histogram {
+        self.sync_seconds.clone()
     }
 
     /// Whether the disk is full: only what frees space is to be proposed.
@@ -286,6 +301,7 @@ impl Writer {
         self.places.clear();
         let written = self.files.commit(self.waiting.iter().map(|job| &job.record), &mut self.places);
         self.shared.syncs.store(self.files.syncs(), Ordering::Relaxed);
+        self.shared.bytes.store(self.files.bytes(), Ordering::Relaxed);
         if let Err(Failure::Broken(error)) = written {
             let why = self.stop(&error);
             return self.refuse(&why);

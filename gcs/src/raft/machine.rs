@@ -7,6 +7,7 @@ use crate::core::ShardState;
 use crate::error::Error;
 use crate::hook::{EntryId, Plant, SharedHook, Unhooked};
 use crate::level::Level;
+use crate::metrics;
 use crate::snapshot::{self, Parcel};
 use bytes::Bytes;
 use futures::{Stream, TryStreamExt};
@@ -14,11 +15,13 @@ use mobula_base::disk::Disk;
 use mobula_proto as proto;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
+use prometheus_client::metrics::histogram::Histogram;
 use prost::Message;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use std::time::Instant;
 use tokio::sync::watch;
 
 /// While the disk is full, a snapshot is tried again this often.
@@ -80,6 +83,11 @@ impl Replica {
         lock(&self.inner).wanted = true;
     }
 
+    /// Bytes of the newest snapshot's dump, 0 for none.
+    pub fn snapshot_bytes(&self) -> u64 {
+        lock(&self.inner).dump_bytes
+    }
+
     /// The last applied index, 0 for none, and word of every change of it.
     pub fn applied(&self) -> watch::Receiver<u64> {
         self.applied.clone()
@@ -101,9 +109,15 @@ pub struct Machine {
     timing: RaftTiming,
     level: Arc<Level>,
     hook: SharedHook,
+    seconds: Histogram,
 }
 
 impl Machine {
+    /// How long each snapshot takes goes to `seconds`.
+    pub fn measured(self, seconds: Histogram) -> Self {
+        Machine { seconds, ..self }
+    }
+
     /// An empty machine; openraft fills it from the newest snapshot and the log.
     pub fn new(
         shard: u32,
@@ -126,7 +140,8 @@ impl Machine {
             checkpoints: VecDeque::new(),
         }));
         let (shared, applied, hook) = (inner.clone(), Arc::new(applied), Arc::new(Unhooked));
-        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, level, hook };
+        let seconds = metrics::seconds();
+        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, level, hook, seconds };
         (machine, Replica { inner, applied: watched })
     }
 
@@ -288,6 +303,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let parcel = loop {
+            let since = Instant::now();
             match self.write().await {
                 // The replica goes on meanwhile; only its log cannot be shortened.
                 Err(error) if error.kind() == io::ErrorKind::StorageFull => {
@@ -297,7 +313,10 @@ impl RaftSnapshotBuilder<Types> for Builder {
                     );
                     tokio::time::sleep(RETRY_FULL).await;
                 }
-                written => break written?,
+                written => {
+                    self.machine.seconds.observe(since.elapsed().as_secs_f64());
+                    break written?;
+                }
             }
         };
         let mut inner = lock(&self.machine.inner);

@@ -125,6 +125,7 @@ impl Service {
             return Beaten::NotLeader(not_leader(leadership.leader));
         }
         if running.members().dead.contains(&beat.incarnation) {
+            self.0.meters.rejected();
             return Beaten::Fenced(true);
         }
         let mut view = running.view();

@@ -141,6 +141,7 @@ impl Service {
         }
         let fenced = group.replica.with(|state| state.is_fenced(report.incarnation));
         if fenced || running.members().dead.contains(&report.incarnation) {
+            self.0.meters.rejected();
             return Held::Fenced(true);
         }
         let soft = &running.soft[report.shard as usize];
