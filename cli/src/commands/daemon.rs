@@ -28,6 +28,7 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     }
     let member = settings.member(&args.member);
     log_to_stderr(log_format(member.log_format.as_deref().unwrap_or("text")).map_err(Failure::usage)?);
+    end_on_panic();
     limits::raise_open_files()?;
     let dir = DataDir(settings.data_dir.clone());
     let _lock = claim(&dir)?;
@@ -39,6 +40,16 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     let _ = fs::remove_file(dir.ready());
     let _ = fs::remove_file(dir.process());
     served.map(|()| exit::OK)
+}
+
+/// A task that panicked may leave others waiting for ever, and nobody would see why. A daemon that has
+/// ended is seen, started again, and recovers.
+fn end_on_panic() {
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        usual(info);
+        std::process::abort();
+    }));
 }
 
 /// Whether logs are JSON.

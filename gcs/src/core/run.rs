@@ -69,11 +69,17 @@ pub struct Chunk {
     count: u16,
     keeper: u64,
     revision: u64,
-    /// u64 little-endian each.
-    digests: Bytes,
-    /// u32 little-endian each: where each spec ends.
-    ends: Bytes,
-    specs: Bytes,
+    body: Body,
+}
+
+/// Three lists, for every record: its digest (u64 little-endian), where its spec ends (u32
+/// little-endian), its spec.
+#[derive(Clone, Debug)]
+enum Body {
+    /// One after the other, in one allocation of their own: for few records.
+    Packed(Bytes),
+    /// As they came, parts of a log entry.
+    Apart(Box<[Bytes; 3]>),
 }
 
 impl Chunk {
@@ -85,39 +91,21 @@ impl Chunk {
         if !fits {
             return None;
         }
-        let chunk = Chunk {
-            first: batch.first as u16,
-            count: count as u16,
-            keeper,
-            revision,
-            digests: batch.digests.clone(),
-            ends: batch.ends.clone(),
-            specs: batch.specs.clone(),
+        let (first, count) = (batch.first as u16, count as u16);
+        let body = if count < COPY_BELOW {
+            Body::packed(&batch.digests, &batch.ends, &batch.specs)
+        } else {
+            Body::Apart(Box::new([batch.digests.clone(), batch.ends.clone(), batch.specs.clone()]))
         };
-        let whole = chunk.end(count - 1)? == chunk.specs.len();
-        whole.then(|| if chunk.count < COPY_BELOW { (chunk.copied(), places) } else { (chunk, places) })
+        let chunk = Chunk { first, count, keeper, revision, body };
+        let whole = chunk.end(usize::from(count) - 1)? == chunk.specs().len();
+        whole.then_some((chunk, places))
     }
 
     /// One record.
     pub fn single(place: u16, digest: u64, spec: &[u8], keeper: u64, revision: u64) -> Self {
-        let mut all = BytesMut::with_capacity(12 + spec.len());
-        all.put_u64_le(digest);
-        all.put_u32_le(spec.len() as u32);
-        all.put_slice(spec);
-        let mut all = all.freeze();
-        let (digests, ends) = (all.split_to(8), all.split_to(4));
-        Chunk { first: place, count: 1, keeper, revision, digests, ends, specs: all }
-    }
-
-    /// The same in one allocation of its own.
-    fn copied(&self) -> Self {
-        let mut all = BytesMut::with_capacity(self.weight());
-        for part in [&self.digests, &self.ends, &self.specs] {
-            all.put_slice(part);
-        }
-        let mut all = all.freeze();
-        let (digests, ends) = (all.split_to(self.digests.len()), all.split_to(self.ends.len()));
-        Chunk { digests, ends, specs: all, ..*self }
+        let body = Body::packed(&digest.to_le_bytes(), &(spec.len() as u32).to_le_bytes(), spec);
+        Chunk { first: place, count: 1, keeper, revision, body }
     }
 
     fn places(&self) -> Places {
@@ -125,23 +113,63 @@ impl Chunk {
     }
 
     fn weight(&self) -> usize {
-        self.digests.len() + self.ends.len() + self.specs.len()
+        match &self.body {
+            Body::Packed(all) => all.len(),
+            Body::Apart(parts) => parts.iter().map(Bytes::len).sum(),
+        }
+    }
+
+    fn digests(&self) -> Bytes {
+        match &self.body {
+            Body::Packed(all) => all.slice(..usize::from(self.count) * 8),
+            Body::Apart(parts) => parts[0].clone(),
+        }
+    }
+
+    fn ends(&self) -> Bytes {
+        let count = usize::from(self.count);
+        match &self.body {
+            Body::Packed(all) => all.slice(count * 8..count * 12),
+            Body::Apart(parts) => parts[1].clone(),
+        }
+    }
+
+    fn specs(&self) -> Bytes {
+        match &self.body {
+            Body::Packed(all) => all.slice(usize::from(self.count) * 12..),
+            Body::Apart(parts) => parts[2].clone(),
+        }
     }
 
     fn end(&self, at: usize) -> Option<usize> {
-        let bytes = self.ends.get(at * 4..at * 4 + 4)?;
+        let ends = match &self.body {
+            Body::Packed(all) => all.get(usize::from(self.count) * 8..usize::from(self.count) * 12)?,
+            Body::Apart(parts) => &parts[1],
+        };
+        let bytes = ends.get(at * 4..at * 4 + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().expect("four bytes")) as usize)
     }
 
     /// Digest and spec of the record at `place`.
     pub fn record(&self, place: u16) -> Option<(u64, Bytes)> {
         let at = usize::from(place.checked_sub(self.first)?);
-        let digest = self.digests.get(at * 8..at * 8 + 8)?;
+        let digests = self.digests();
+        let digest = digests.get(at * 8..at * 8 + 8)?;
         let start = if at == 0 { 0 } else { self.end(at - 1)? };
-        let range = start..self.end(at)?;
+        let (range, specs) = (start..self.end(at)?, self.specs());
         // Ends that do not ascend are a sender's mistake; such a record has an empty spec.
-        let spec = self.specs.get(range.clone()).map_or_else(Bytes::new, |_| self.specs.slice(range));
+        let spec = specs.get(range.clone()).map_or_else(Bytes::new, |_| specs.slice(range));
         Some((u64::from_le_bytes(digest.try_into().expect("eight bytes")), spec))
+    }
+}
+
+impl Body {
+    fn packed(digests: &[u8], ends: &[u8], specs: &[u8]) -> Self {
+        let mut all = BytesMut::with_capacity(digests.len() + ends.len() + specs.len());
+        for part in [digests, ends, specs] {
+            all.put_slice(part);
+        }
+        Body::Packed(all.freeze())
     }
 }
 
@@ -228,6 +256,10 @@ impl Run {
         debug_assert!(!self.present.meets(places), "the caller looks first");
         self.present = self.present.union(places);
         self.weight += chunk.weight() + size_of::<Chunk>();
+        // Nearly always it is the next one; a search would touch memory all over the run.
+        if self.chunks.last().is_none_or(|last| last.first < chunk.first) {
+            return self.chunks.push(chunk);
+        }
         let at = self.chunks.partition_point(|other| other.first < chunk.first);
         self.chunks.insert(at, chunk);
     }
@@ -271,6 +303,10 @@ impl Run {
 
     /// The whole record of one task.
     pub fn record(&self, place: u16) -> Option<TaskRecord> {
+        // The bits are at hand, the chunks are not.
+        if !self.present.contains(place) {
+            return None;
+        }
         let standing = self.standing(place)?;
         let chunk = self.chunk(place)?;
         let (digest, spec) = chunk.record(place)?;
@@ -289,9 +325,9 @@ impl Run {
             first: chunk.first.into(),
             keeper: chunk.keeper,
             revision: chunk.revision,
-            digests: chunk.digests.clone(),
-            ends: chunk.ends.clone(),
-            specs: chunk.specs.clone(),
+            digests: chunk.digests(),
+            ends: chunk.ends(),
+            specs: chunk.specs(),
         };
         let done = |done: &DoneSet| DoneDump {
             places: Bytes::copy_from_slice(&done.places.to_bytes()),
