@@ -223,6 +223,9 @@ pub struct MemberArgs {
     /// Listen beyond this machine without a cluster token
     #[arg(long, env = "MOBULA_INSECURE")]
     pub insecure: bool,
+    /// A head whose disk was damaged or emptied stays out until an operator replaces it
+    #[arg(long, env = "MOBULA_NO_REPAIR")]
+    pub no_repair: bool,
     /// How the daemon logs: text or json
     #[arg(long, env = "MOBULA_LOG_FORMAT", value_name = "FORMAT")]
     pub log_format: Option<String>,

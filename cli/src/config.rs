@@ -23,7 +23,7 @@ const CONFIG_FILE: &str = "mobula.toml";
 /// The variable that may hold the token itself.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
 /// Every key of the file; the options have the same names, with dashes.
-pub const KEYS: [&str; 15] = [
+pub const KEYS: [&str; 16] = [
     "address",
     "data_dir",
     "token_file",
@@ -38,6 +38,7 @@ pub const KEYS: [&str; 15] = [
     "resource",
     "store_mb",
     "insecure",
+    "no_repair",
     "log_format",
 ];
 /// A key closer than this to a known one is taken for a typing error.
@@ -61,6 +62,7 @@ struct ConfigFile {
     resource: Words,
     store_mb: Option<u64>,
     insecure: bool,
+    no_repair: bool,
     log_format: Option<String>,
 }
 
@@ -173,6 +175,7 @@ impl Settings {
             resource: file.resource.or(&given.resource),
             store_mb: given.store_mb.or(file.store_mb),
             insecure: given.insecure || file.insecure,
+            no_repair: given.no_repair || file.no_repair,
             log_format: given.log_format.or_else(|| file.log_format.clone()),
         }
     }

@@ -10,8 +10,9 @@
 //! the operator adds it, and gets its identity from the leader of shard 0 (see `membership`).
 //!
 //! So once Raft runs anywhere, every member has an identity file. A head without one that meets a
-//! running cluster at its own address has been emptied, forgot its votes, and is refused. Any head
-//! may crash and restart at any point of this.
+//! running cluster at its own address has been emptied and forgot its votes: it is taken back under a
+//! new id, as one whose disk was damaged, or refused where repair is off. Any head may crash and restart
+//! at any point of this.
 
 use crate::error::Error;
 use crate::identity::{self, FORMAT, Identity};
@@ -65,6 +66,9 @@ pub async fn agree(site: &Site, disk: &dyn Disk) -> Result<Identity, Error> {
         ..Identity::default()
     };
     let mut said = String::new();
+    // It has met a running cluster before, or was a member of one: it founds none.
+    let has_met = disk.list("").map_err(|error| Error::storage(identity::JOINER, error))?;
+    let has_met = has_met.iter().any(|name| name == identity::JOINER);
     for round in 1u32.. {
         let answers = ask_all(site).await;
         let running: Vec<&proto::ProbeReply> = answers
@@ -79,6 +83,11 @@ pub async fn agree(site: &Site, disk: &dyn Disk) -> Result<Identity, Error> {
                 Joined::Member(identity) => return Ok(identity),
                 Joined::NotYet(why) => why,
             }
+        } else if has_met {
+            format!(
+                "this head is to join its cluster again, and no member of it answers at {:?} yet",
+                site.founders
+            )
         } else if site.head == 0 {
             format!("this head is to join a cluster, and no member of it answers at {:?} yet", site.founders)
         } else {
@@ -128,7 +137,7 @@ async fn join(site: &Site, nonce: u64, mut heads: Vec<String>) -> Result<Joined,
             continue;
         }
         let (address, shards, newest) = (site.advertise.clone(), site.shards, site.formats.newest);
-        let request = proto::JoinRequest { address, nonce, shards, newest };
+        let request = proto::JoinRequest { address, nonce, shards, newest, repair: site.repair };
         let Some(mut client) = driver::ask(&site.net, &peer) else { continue };
         let asked = tokio::time::timeout(JOIN_DEADLINE, client.join(request)).await;
         let Ok(Ok(reply)) = asked else { continue };
@@ -154,7 +163,8 @@ async fn join(site: &Site, nonce: u64, mut heads: Vec<String>) -> Result<Joined,
         let mut founders = reply.members;
         founders.sort();
         let (shards, level, program) = (site.shards, reply.level, reply.program);
-        let identity = Identity { format: FORMAT, cluster, head, shards, founders, level, program };
+        let begun = false;
+        let identity = Identity { format: FORMAT, cluster, head, shards, founders, level, program, begun };
         return Ok(Joined::Member(identity));
     }
     Ok(Joined::NotYet(why))

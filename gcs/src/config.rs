@@ -1,5 +1,6 @@
 //! What a head is told and what it runs on.
 
+use crate::core::silence::SILENT_AFTER;
 use crate::hook::{SharedHook, Unhooked};
 use crate::level::Formats;
 use crate::raft::timing::RaftTiming;
@@ -24,10 +25,14 @@ pub struct HeadConfig {
     pub timing: RaftTiming,
     /// A node daemon that has been silent for this long is declared dead, in ms.
     pub node_silence_ms: u64,
+    /// A node that has not reported to the new leader of a shard for this long holds it up (R9), in ms.
+    pub report_silence_ms: u64,
     /// The records of a job stay this long after its end, in ms.
     pub forget_after_ms: u64,
     /// What this program reads; tests stand in for another one.
     pub formats: Formats,
+    /// A head whose disk was damaged or emptied asks to be taken back, under a new id.
+    pub repair: bool,
 }
 
 impl Default for HeadConfig {
@@ -40,8 +45,10 @@ impl Default for HeadConfig {
             seed: 0,
             timing: RaftTiming::default(),
             node_silence_ms: 1500,
+            report_silence_ms: SILENT_AFTER.as_millis() as u64,
             forget_after_ms: 60_000,
             formats: Formats::default(),
+            repair: true,
         }
     }
 }

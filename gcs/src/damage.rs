@@ -2,9 +2,11 @@
 //! serve with it: it is condemned, its files are moved aside, and it has to rejoin as a new member.
 //!
 //! The mark of it is a file of its own, written first, so that no crash in between can make the
-//! directory look fresh: a fresh head might found a second cluster.
+//! directory look fresh: a fresh head might found a second cluster. Where repair is on, the mark gives
+//! way to a number to join with, which has the same effect.
 
 use crate::error::Error;
+use crate::identity::{self, JOINER};
 use crate::{cold, log, snapshot};
 use mobula_base::disk::{Disk, write_atomically};
 use std::io;
@@ -15,7 +17,9 @@ pub const MARK: &str = "rejoin";
 const ASIDE: &str = "damaged-";
 /// Damaged copies that are kept.
 const KEPT: usize = 2;
-/// What a replica consists of; who it was goes first.
+/// Who a replica was, and what it once joined with: never again. These go first.
+const NAMES: [&str; 2] = ["identity", JOINER];
+/// What a replica consists of.
 const DIRS: [&str; 3] = [log::segments::DIR, snapshot::DIR, cold::DIR];
 
 /// Marks the replica: from now on no start will use it.
@@ -41,6 +45,20 @@ pub fn refuse_condemned(disk: &dyn Disk) -> Result<(), Error> {
     Err(Error::MustRejoin { why, aside })
 }
 
+/// Makes of a condemned directory one that can do nothing but join, by moving everything aside.
+///
+/// # Errors
+/// The disk failed.
+pub fn begin_again(disk: &dyn Disk, offer: u64) -> Result<(), Error> {
+    let Err(refused) = refuse_condemned(disk) else { return Ok(()) };
+    if !matches!(refused, Error::MustRejoin { .. }) {
+        return Err(refused);
+    }
+    identity::joiner_nonce(disk, offer)?;
+    let unmarked = disk.remove(MARK).and_then(|()| disk.sync_dir(""));
+    unmarked.map_err(|error| Error::storage(MARK, error))
+}
+
 /// The numbers of the damaged copies, ascending.
 fn copies(disk: &dyn Disk) -> io::Result<Vec<u64>> {
     let mut copies: Vec<u64> =
@@ -56,9 +74,10 @@ fn move_aside(disk: &dyn Disk, why: &str) -> io::Result<String> {
     for dir in DIRS {
         left.extend(disk.list(dir)?.into_iter().map(|name| (dir, name)));
     }
-    let identity = disk.list("")?.iter().any(|name| name == "identity");
+    let mut names = disk.list("")?;
+    names.retain(|name| NAMES.contains(&name.as_str()));
     if left.is_empty()
-        && !identity
+        && names.is_empty()
         && let Some(newest) = copies.last()
     {
         return Ok(format!("{ASIDE}{newest}"));
@@ -68,8 +87,8 @@ fn move_aside(disk: &dyn Disk, why: &str) -> io::Result<String> {
         disk.create_dir(&format!("{aside}/{dir}"))?;
     }
     write_atomically(disk, &aside, "note.txt", format!("{why}\n").as_bytes())?;
-    if identity {
-        disk.rename("identity", &format!("{aside}/identity"))?;
+    for name in &names {
+        disk.rename(name, &format!("{aside}/{name}"))?;
     }
     for (dir, name) in &left {
         disk.rename(&format!("{dir}/{name}"), &format!("{aside}/{dir}/{name}"))?;

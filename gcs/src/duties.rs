@@ -1,6 +1,7 @@
 //! What a head does unasked: it fences the dead, watches the living, names the cluster, moves
 //! leaderships where they belong, forgets jobs that are over, and lets old segments go.
 
+use crate::membership::driver;
 use crate::raft::group::{Group, Leadership};
 use crate::server::Running;
 use crate::server::admin::may_lead;
@@ -91,7 +92,7 @@ pub async fn watch_nodes(running: Arc<Running>, silence: Duration) {
 
 /// Moves each leadership to the head it is meant for, once things are stable: shard s belongs with
 /// head 1 + s mod n, so that the work is spread. Never ends.
-pub async fn spread(running: Arc<Running>, stable_for: Duration) {
+pub async fn spread(running: Arc<Running>, net: SharedNet, stable_for: Duration) {
     let mut since: Vec<(Leadership, Instant)> =
         running.groups.iter().map(|group| (group.leadership(), Instant::now())).collect();
     loop {
@@ -113,7 +114,7 @@ pub async fn spread(running: Arc<Running>, stable_for: Duration) {
                 continue;
             }
             *at = Instant::now();
-            if !answers(group, wanted) {
+            if !answers(group, wanted) || avoids(&running, &net, group, wanted).await {
                 continue;
             }
             tracing::info!(shard = group.shard, to = wanted, "moving leadership to where it belongs");
@@ -135,6 +136,13 @@ fn leaders_to_be(running: &Running, group: &Group) -> Vec<u64> {
         None => voters.collect(),
         Some(allowed) => voters.filter(|head| allowed.contains(head)).collect(),
     }
+}
+
+/// Whether `head` does not want this shard: a member could not be heard from there (R9).
+async fn avoids(running: &Running, net: &SharedNet, group: &Group, head: u64) -> bool {
+    let address = group.heads().into_iter().find(|known| known.head == head).map(|known| known.address);
+    let replies = driver::all_shards(running, net, address.as_slice()).await;
+    replies.iter().flat_map(|reply| &reply.shards).any(|info| info.shard == group.shard && info.avoids)
 }
 
 /// Whether `head` has acknowledged a heartbeat of ours lately.

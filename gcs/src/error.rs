@@ -28,10 +28,27 @@ pub enum Error {
         /// Which check failed.
         detail: String,
     },
+    /// The directory is an older copy of itself: it lacks what it had acknowledged.
+    #[error(
+        "the data directory went back in time: shard {shard} is at term {}, entry {}, and {by} was told of term {}, \
+         entry {}. A copy that was restored cannot vote: this replica must rejoin",
+        .here.0, .here.1, .told.0, .told.1
+    )]
+    WentBack {
+        /// The shard.
+        shard: u32,
+        /// Who remembers.
+        by: String,
+        /// Term and index that were acknowledged.
+        told: (u64, u64),
+        /// Term and index that are there.
+        here: (u64, u64),
+    },
     /// This replica was damaged; its files are moved aside.
     #[error(
         "this replica must rejoin as a new member: {why}. Its files are in {aside}; while the other heads form a \
-         majority, replace it (`mobula head replace`), then remove the file `rejoin` from its data directory"
+         majority, start it without --no-repair, or replace it (`mobula head replace`), then remove the file \
+         `rejoin` from its data directory"
     )]
     MustRejoin {
         /// What was found.
@@ -119,7 +136,7 @@ pub enum Error {
     /// This head forgot its votes; letting it in could elect two leaders.
     #[error(
         "an emptied data directory at a member's address is refused: {address} is a member of the running \
-         cluster {cluster:016x}; restore the directory, or run `mobula head replace {head} {address}`, which \
+         cluster {cluster:016x}; start it without --no-repair, restore the directory, or run `mobula head replace {head} {address}`, which \
          gives it a new id, and start this head again"
     )]
     Emptied {
@@ -192,6 +209,11 @@ impl Error {
             Ok(own) => own,
             Err(source) => Error::Storage { what: what.into(), source },
         }
+    }
+
+    /// Whether this replica must not take part with what is on its disk.
+    pub(crate) fn condemns(&self) -> bool {
+        matches!(self, Error::Corrupt { .. } | Error::WentBack { .. })
     }
 
     pub(crate) fn into_io(self) -> io::Error {

@@ -144,7 +144,16 @@ fn meta() -> SnapshotMeta {
 
 fn identity() -> Identity {
     let founders = vec!["h1:1".into(), "h2:1".into(), "h3:1".into()];
-    Identity { format: 1, cluster: 77, head: 2, shards: 1, founders, level: 1, program: "0.1.0".into() }
+    Identity {
+        format: 1,
+        cluster: 77,
+        head: 2,
+        shards: 1,
+        founders,
+        level: 1,
+        program: "0.1.0".into(),
+        begun: false,
+    }
 }
 
 fn entries() -> Vec<Entry> {

@@ -8,33 +8,38 @@ use crate::hook::Plant;
 use crate::identity::{Identity, Lock};
 use crate::level::{self, Level};
 use crate::log::store::ShardLog;
-use crate::log::{LogIdentity, LogWriter};
+use crate::log::{LogIdentity, LogWriter, ShardIndex, segments};
 use crate::membership::driver;
 use crate::metrics::{self, Meters};
 use crate::raft::group::Group;
 use crate::raft::machine::Machine;
 use crate::raft::network::{Dialer, Peers};
-use crate::raft::types::Raft;
+use crate::raft::types::{LogId, Raft, SnapshotMeta};
+use crate::recall::{self, Durable};
 use crate::server::http::serve;
+use crate::server::silence;
 use crate::server::{Incoming, Running, Site};
 use crate::{cold, damage, scrub, snapshot, witness};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::seam::Listener;
 use mobula_proto as proto;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
 /// How often a running head looks whether it had to stop.
 const STOPPED_TICK: Duration = Duration::from_millis(200);
+/// Where it listened, a head that begins again must be able to within this.
+const LISTEN_AGAIN: Duration = Duration::from_secs(5);
 
 /// A running head. Shut it down with [`Head::shutdown`]; dropping it only ends its tasks.
 pub struct Head {
     site: Arc<Site>,
     running: Arc<Running>,
     tasks: Vec<JoinHandle<()>>,
-    _lock: Lock,
+    _lock: Option<Lock>,
 }
 
 impl Head {
@@ -60,27 +65,38 @@ impl Head {
         listener: Box<dyn Listener>,
     ) -> Result<Head, Error> {
         let lock = Lock::take(&*parts.disk)?;
-        damage::refuse_condemned(&*parts.disk)?;
         let (disk, peers) = (parts.disk.clone(), !config.join.is_empty());
-        let error = match Head::begin(config, parts, listener, lock).await {
+        let repair = config.repair && peers;
+        let offer = Random::new(config.seed).fork("rejoin").next_u64();
+        match repair {
+            true => damage::begin_again(&*disk, offer)?,
+            false => damage::refuse_condemned(&*disk)?,
+        }
+        let address = listener.address();
+        let error = match Head::begin(&config, &parts, listener).await {
+            Ok(head) => return Ok(head.holding(lock)),
             Err(error) => error,
-            started => return started,
         };
         // Alone there is nobody to rejoin: the files stay where they are, for repair by hand.
-        if matches!(error, Error::Corrupt { .. }) && peers {
-            tracing::error!(%error, "this replica is damaged");
-            damage::condemn(&*disk, &error).map_err(|error| Error::storage(damage::MARK, error))?;
-            damage::refuse_condemned(&*disk)?;
+        if !error.condemns() || !peers {
+            return Err(error);
         }
-        Err(error)
+        tracing::error!(%error, "this replica is damaged");
+        damage::condemn(&*disk, &error).map_err(|error| Error::storage(damage::MARK, error))?;
+        if !repair {
+            return Err(damage::refuse_condemned(&*disk).err().unwrap_or(error));
+        }
+        damage::begin_again(&*disk, offer)?;
+        let listener = listen_again(&parts, &config.address, &address).await?;
+        Head::begin(&config, &parts, listener).await.map(|head| head.holding(lock))
     }
 
-    async fn begin(
-        config: HeadConfig,
-        parts: Parts,
-        listener: Box<dyn Listener>,
-        lock: Lock,
-    ) -> Result<Head, Error> {
+    fn holding(mut self, lock: Lock) -> Self {
+        self._lock = Some(lock);
+        self
+    }
+
+    async fn begin(config: &HeadConfig, parts: &Parts, listener: Box<dyn Listener>) -> Result<Head, Error> {
         let advertise = match config.advertise.as_str() {
             "" => listener.address(),
             given => given.to_owned(),
@@ -89,7 +105,7 @@ impl Head {
         if let Some(known) = &known {
             config.formats.check(known.level, &known.program)?;
         }
-        let site = Arc::new(site(&config, &parts, advertise, known.as_ref())?);
+        let site = Arc::new(site(config, parts, advertise, known.as_ref())?);
         let mut tasks = Tasks(vec![tokio::spawn(serve(site.clone(), listener))]);
         let identity = match known {
             Some(identity) => {
@@ -106,11 +122,11 @@ impl Head {
                 identity
             }
         };
-        let running = Arc::new(run(&config, &parts, identity, &site.meters).await?);
+        let running = Arc::new(run(config, parts, &site, identity).await?);
         // Set once, here.
         site.running.set(running.clone()).ok();
-        start_duties(&config, &site, &running, &parts.disk, &mut tasks.0);
-        Ok(Head { site, running, tasks: std::mem::take(&mut tasks.0), _lock: lock })
+        start_duties(config, &site, &running, &parts.disk, &mut tasks.0);
+        Ok(Head { site, running, tasks: std::mem::take(&mut tasks.0), _lock: None })
     }
 
     /// The address others use for this head.
@@ -276,44 +292,114 @@ fn site(
         hook: parts.hook.clone(),
         meters: Meters::default(),
         formats: config.formats.clone(),
+        repair: config.repair,
     })
 }
 
-/// Opens the files and starts every shard.
+/// Listens where an attempt to start did that is only now letting go.
+async fn listen_again(parts: &Parts, wanted: &str, had: &str) -> Result<Box<dyn Listener>, Error> {
+    // A port that was chosen by the system must be the same again.
+    let address = if wanted.ends_with(":0") { had } else { wanted };
+    let until = tokio::time::Instant::now() + LISTEN_AGAIN;
+    loop {
+        match parts.net.listen(address).await {
+            Ok(listener) => return Ok(listener),
+            Err(_) if tokio::time::Instant::now() < until => tokio::time::sleep(STOPPED_TICK).await,
+            Err(source) => return Err(Error::Listen { address: address.to_owned(), source }),
+        }
+    }
+}
+
+/// Opens the files, asks the others whether they are all that they were, and starts every shard.
 async fn run(
     config: &HeadConfig,
     parts: &Parts,
-    identity: Identity,
-    meters: &Meters,
+    site: &Site,
+    mut identity: Identity,
 ) -> Result<Running, Error> {
     let disk = parts.disk.clone();
-    snapshot::prepare(&*disk)?;
-    for shard in 0..identity.shards {
-        // Before any replica runs on the strength of it.
-        snapshot::check_newest(&*disk, shard)?;
+    let trusts = parts.hook.has(Plant::TrustDisk);
+    if identity.begun && !trusts && segments::list(&*disk)?.is_empty() {
+        let detail = "there is none, though this head has begun one".to_owned();
+        return Err(Error::Corrupt { file: segments::DIR.into(), offset: 0, detail });
     }
+    snapshot::prepare(&*disk)?;
+    // Before any replica runs on the strength of them.
+    let newest = (0..identity.shards).map(|shard| snapshot::newest(&*disk, shard));
+    let newest: Vec<Option<SnapshotMeta>> = newest.collect::<Result<_, _>>()?;
     let stores = cold::open(&disk, identity.shards).map_err(|error| Error::storage(cold::DIR, error))?;
     let whose = LogIdentity { cluster: identity.cluster, head: identity.head };
     let (log, mut found) = LogWriter::open(disk.clone(), whose)?;
+    if !trusts && let Err(error) = is_all_there(config, parts, site, &identity, &newest, &found).await {
+        log.close().await;
+        return Err(error);
+    }
+    if !identity.begun {
+        identity.begun = true;
+        identity.save(&*disk)?;
+    }
     let level = Arc::new(Level::new(config.formats.clone(), disk.clone(), identity.clone()));
     let peers = Peers::new(parts.net.clone(), identity.cluster, level.clone());
     let mut groups = Vec::new();
     for (shard, store) in (0..identity.shards).zip(&stores) {
         let (timing, level) = (config.timing.clone(), level.clone());
         let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), timing, level);
-        let machine = machine.watched(parts.hook.clone()).measured(meters.snapshot_seconds());
+        let machine = machine.watched(parts.hook.clone()).measured(site.meters.snapshot_seconds());
         let entries =
             ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
         let entries = entries.watched(parts.hook.clone());
         let dialer = Dialer { peers: peers.clone(), shard, disk: disk.clone() };
         let raft = Raft::new(identity.head, config.timing.config()?, dialer, entries, machine).await;
-        let raft = raft.map_err(|error| Error::Stopped { shard, detail: error.to_string() })?;
+        let raft = raft.map_err(|error| why_not(&*disk, shard, error.to_string()))?;
         let patience = config.timing.election();
         let group = Group::new(shard, raft, replica, patience, log.clone(), &parts.hook);
         groups.push(Arc::new(group));
     }
     let incoming = stores.into_iter().map(|store| Incoming::new(disk.clone(), store)).collect();
     Ok(Running::new(identity, groups, log, incoming, peers, level))
+}
+
+/// Why a replica did not start: cold files that are missing or damaged are found only then.
+fn why_not(disk: &dyn Disk, shard: u32, detail: String) -> Error {
+    match snapshot::verify(disk, shard) {
+        Err(error @ Error::Corrupt { .. }) => error,
+        Err(error) if scrub::is_gone(&error) => {
+            Error::Corrupt { file: cold::DIR.into(), offset: 0, detail: error.to_string() }
+        }
+        _ => Error::Stopped { shard, detail },
+    }
+}
+
+/// Whether the disk is at least where it was: nothing is missing between snapshots and log, nor what
+/// the other heads have been told of.
+async fn is_all_there(
+    config: &HeadConfig,
+    parts: &Parts,
+    site: &Site,
+    identity: &Identity,
+    newest: &[Option<SnapshotMeta>],
+    found: &BTreeMap<u32, ShardIndex>,
+) -> Result<(), Error> {
+    let mut others: BTreeSet<String> = site.founders.iter().chain(&config.join).cloned().collect();
+    let mut here = BTreeMap::new();
+    for (shard, index) in found {
+        let newest = newest.get(*shard as usize).and_then(Option::as_ref);
+        let covered = newest.and_then(|meta| meta.last_log_id);
+        if index.purged > covered {
+            let at = |id: Option<LogId>| id.map_or(0, |id| id.index);
+            let (begins, covers) = (at(index.purged), at(covered));
+            let detail = format!(
+                "the log of shard {shard} begins after entry {begins}, its snapshot ends at {covers}"
+            );
+            return Err(Error::Corrupt { file: snapshot::DIR.into(), offset: 0, detail });
+        }
+        let term = index.vote.as_ref().map_or(0, |vote| vote.leader_id.term);
+        here.insert(*shard, Durable { term, last: index.last.max(covered) });
+        let named = newest.into_iter().flat_map(|meta| meta.last_membership.nodes());
+        others.extend(named.map(|(_, node)| node.addr.clone()).chain(index.members()));
+    }
+    others.remove(&site.advertise);
+    recall::check(&parts.net, identity.cluster, identity.head, others, &here).await
 }
 
 fn start_duties(
@@ -328,6 +414,7 @@ fn start_duties(
         tasks.push(tokio::spawn(bootstrap::initialize(site.clone(), cluster, running.groups.clone())));
     }
     tasks.push(tokio::spawn(driver::follow(site.clone(), running.clone())));
+    tasks.push(tokio::spawn(recall::listen(running.clone())));
     tasks.push(tokio::spawn(level::keep(site.clone(), running.clone())));
     tasks.push(tokio::spawn(driver::notice_removal(site.clone(), running.clone())));
     tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
@@ -341,12 +428,14 @@ fn start_duties(
     tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(duties::fence(running.clone(), shard)));
+        let after = Duration::from_millis(config.report_silence_ms);
+        tasks.push(tokio::spawn(silence::watch(site.clone(), running.clone(), shard, after)));
         let after = Duration::from_millis(config.forget_after_ms);
         tasks.push(tokio::spawn(duties::forget(running.clone(), shard, after)));
     }
     if config.timing.rebalance_ms > 0 {
         let stable_for = Duration::from_millis(config.timing.rebalance_ms);
-        tasks.push(tokio::spawn(duties::spread(running.clone(), stable_for)));
+        tasks.push(tokio::spawn(duties::spread(running.clone(), site.net.clone(), stable_for)));
     }
     tasks.push(tokio::spawn(duties::recycle(running.clone(), config.timing.keep_entries)));
     tasks.push(tokio::spawn(scrub::forever(running.clone(), disk.clone(), config.join.is_empty())));

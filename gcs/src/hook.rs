@@ -20,6 +20,8 @@ pub enum Plant {
     ApplyDifferently,
     /// A data directory is used without asking whose it is.
     TakeAnyDisk,
+    /// A data directory is believed to be all that it was.
+    TrustDisk,
 }
 
 /// The identity of a log entry: the term and head of the leader that made it, and its index.

@@ -39,6 +39,9 @@ pub struct Identity {
     /// The version of the program that brought it there.
     #[prost(string, tag = "7")]
     pub program: String,
+    /// The log has been begun: from now on it must be there.
+    #[prost(bool, tag = "8")]
+    pub begun: bool,
 }
 
 impl Identity {
@@ -84,7 +87,7 @@ impl Identity {
 }
 
 /// Name of the file that holds the number a head that is to join asks with.
-const JOINER: &str = "joiner";
+pub const JOINER: &str = "joiner";
 
 /// The number this directory asks to join with: the same after a restart, another one once the
 /// directory was emptied.

@@ -11,7 +11,7 @@
 //! - [`log`] — the one log of all shards of a head, with group commit.
 //! - [`snapshot`], [`identity`] — the other files of a data directory.
 //! - [`level`] — which formats a cluster writes, and how that rises.
-//! - [`damage`], [`scrub`] — what happens to a replica whose disk has changed, and who looks.
+//! - [`damage`], [`scrub`], [`recall`] — what happens to a replica whose disk has changed, and who looks.
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked;
@@ -42,6 +42,7 @@ pub mod log;
 pub mod membership;
 pub mod metrics;
 pub mod raft;
+pub mod recall;
 pub mod scrub;
 pub mod server;
 pub mod snapshot;

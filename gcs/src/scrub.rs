@@ -25,7 +25,7 @@ pub async fn forever(running: Arc<Running>, disk: Arc<dyn Disk>, alone: bool) {
     loop {
         if let Err(error) = round(&running.log, &disk, running.identity.shards).await {
             let why = error.to_string();
-            if !alone && matches!(error, Error::Corrupt { .. }) {
+            if !alone && error.condemns() {
                 let marked = on_disk(disk.clone(), move |disk| damage::condemn(disk, &error)).await;
                 if let Err(error) = marked {
                     tracing::error!(%error, "the damage could not be noted; it will be found again");

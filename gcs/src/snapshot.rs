@@ -160,12 +160,12 @@ pub fn verify(disk: &dyn Disk, shard: u32) -> Result<u64, Error> {
     Ok(bytes)
 }
 
-/// Checks the newest snapshot of a shard, before anything is started on its strength.
+/// Checks the newest snapshot of a shard; what it covers.
 ///
 /// # Errors
 /// Damage, or a disk that fails.
-pub fn check_newest(disk: &dyn Disk, shard: u32) -> Result<(), Error> {
-    load_newest(disk, shard).map(|_| ())
+pub fn newest(disk: &dyn Disk, shard: u32) -> Result<Option<SnapshotMeta>, Error> {
+    Ok(load_newest(disk, shard)?.map(|(meta, _)| meta))
 }
 
 fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Parcel), Error> {

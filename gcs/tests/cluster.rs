@@ -225,6 +225,14 @@ async fn tasks_are_located_fenced_and_retried() {
         for _ in 0..100 {
             let beat = proto::HeartbeatRequest { incarnation: 2, cpu_milli_free: 7, ..Default::default() };
             client.heartbeat(beat, LONG).await.expect("heard");
+            for shard in 0..3 {
+                let report = proto::HoldingRequest { shard, incarnation: 2, ..Default::default() };
+                let said = client.holding(report.clone(), LONG).await.expect("heard");
+                if let proto::holding_reply::Result::ReportInFull(term) = said {
+                    let full = proto::HoldingRequest { term, full: true, ..report };
+                    client.holding(full, LONG).await.expect("heard");
+                }
+            }
             let located = client.locate(shard, 2, vec![object.clone()], Duration::ZERO, LONG).await;
             if let Some(Answer::Lost(attempt)) = located.expect("located").answers[0].answer {
                 assert_eq!(attempt, 1);
@@ -293,7 +301,8 @@ async fn an_emptied_member_and_a_second_user_are_refused() {
         assert!(matches!(error, Some(Error::InUse)), "{error:?}");
         heads[1].take().expect("running").shutdown().await;
         std::fs::remove_dir_all(place.0.join("1")).expect("emptied");
-        let error = Head::start(config(&all[1], &all, 2), place.parts("1")).await.err();
+        let stays_out = HeadConfig { repair: false, ..config(&all[1], &all, 2) };
+        let error = Head::start(stays_out, place.parts("1")).await.err();
         assert!(matches!(error, Some(Error::Emptied { .. })), "{error:?}");
     })
     .await;

@@ -16,6 +16,7 @@ async fn start(root: &Path, all: &[String], n: usize) -> Result<Head, Error> {
         join: all.to_vec(),
         shards: 1,
         seed: n as u64 + 1,
+        repair: false,
         ..HeadConfig::default()
     };
     let parts = Parts::new(Arc::new(TcpNet), disk);

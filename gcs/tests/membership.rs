@@ -40,7 +40,9 @@ impl Place {
         let seed = COUNTER.fetch_add(1, Ordering::Relaxed);
         let (address, join) = (address.to_owned(), join.to_vec());
         let parts = self.parts(&address);
-        let config = HeadConfig { address, join, shards: SHARDS, seed, timing, ..HeadConfig::default() };
+        let repair = false;
+        let config =
+            HeadConfig { address, join, shards: SHARDS, seed, timing, repair, ..HeadConfig::default() };
         tokio::time::timeout(LONG, Head::start(config, parts)).await.expect("in time")
     }
     async fn form(&self, all: &[String]) -> Vec<Head> {

@@ -101,6 +101,8 @@ async fn run_head(reach: Reach, n: u64, seed: u64) -> HostResult {
         shards: SHARDS,
         seed,
         timing: RaftTiming { snapshot_entries: 300, keep_entries: 50, ..RaftTiming::default() },
+        // What is wrong with a disk must be seen.
+        repair: false,
         ..HeadConfig::default()
     };
     let parts = HeadParts::new(Arc::new(SimNet { host: head_name(n) }), Arc::new(disk));

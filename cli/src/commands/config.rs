@@ -72,6 +72,7 @@ fn value(settings: &Settings, member: &MemberArgs, key: &str) -> String {
         "resource" => member.resource.join(","),
         "store_mb" => member.store_mb.unwrap_or(DEFAULT_STORE_MB).to_string(),
         "insecure" => member.insecure.to_string(),
+        "no_repair" => member.no_repair.to_string(),
         "log_format" => text(&member.log_format, "text"),
         _ => String::new(),
     }

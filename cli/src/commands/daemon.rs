@@ -9,6 +9,7 @@ use crate::exit::{self, Failure, Outcome};
 use crate::limits;
 use crate::process::Process;
 use mobula_base::disk::RealDisk;
+use mobula_gcs::damage::MARK;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
 use mobula_node::NodeConfig;
@@ -128,8 +129,22 @@ async fn serve(
     };
     if cpus == 0 {
         announce(dir, &ready);
-        if let Some(head) = head {
-            head.run_until_shutdown(stopped(&mut asked)).await?;
+        let mut running = head;
+        while let Some(head) = running.take() {
+            let ended = head.run_until_shutdown(stopped(&mut asked)).await;
+            // Damage that was found while it ran: it begins again, without what is damaged.
+            match ended {
+                Err(error) if !member.no_repair && dir.head().join(MARK).exists() => {
+                    tracing::error!(%error, "this head begins again");
+                    let again = start_head(settings, net.clone(), dir, args, member, seed);
+                    running = tokio::select! {
+                        biased;
+                        () = stopped(&mut asked) => None,
+                        head = again => Some(head?),
+                    };
+                }
+                ended => ended?,
+            }
         }
         return Ok(());
     }
@@ -185,6 +200,7 @@ async fn start_head(
         shards: member.shards.unwrap_or(DEFAULT_SHARDS),
         seed,
         timing,
+        repair: !member.no_repair,
         ..HeadConfig::default()
     };
     Head::start(config, Parts::new(net, Arc::new(disk))).await.map_err(|error| {

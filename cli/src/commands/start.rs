@@ -140,7 +140,8 @@ fn spawn(settings: &Settings, dir: &DataDir, member: &MemberArgs) -> Result<(Chi
 
 /// Hands the options on.
 fn pass(command: &mut Command, member: &MemberArgs) {
-    for (flag, is_given) in [("--head", member.head), ("--insecure", member.insecure)] {
+    let flags = [("--head", member.head), ("--insecure", member.insecure), ("--no-repair", member.no_repair)];
+    for (flag, is_given) in flags {
         if is_given {
             command.arg(flag);
         }

@@ -72,7 +72,8 @@ pub fn seed(disk: Arc<dyn Disk>, cluster: u64, address: &str, starts: Vec<Start>
         }
     }
     let (head, founders) = (FIRST_HEAD, vec![address.to_owned()]);
-    Identity { format: FORMAT, cluster, head, shards, founders, level, program }.save(&*disk)
+    let begun = false;
+    Identity { format: FORMAT, cluster, head, shards, founders, level, program, begun }.save(&*disk)
 }
 
 struct Place<'a> {

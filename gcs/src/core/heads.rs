@@ -70,6 +70,12 @@ impl Heads {
             if start.add.is_empty() && plan.add == start.remove && start.remove != 0 {
                 return Ok(self.turn_back(index, start.request));
             }
+            let again = self.0.members.iter().any(|entry| {
+                (entry.head, &entry.address) == (start.remove, &start.add) && start.remove == plan.add
+            });
+            if start.remove != 0 && again {
+                return Ok(self.add_again(index, start));
+            }
             return Err(format!(
                 "another change of the heads is under way ({}): wait for its end",
                 say(plan)
@@ -110,6 +116,18 @@ impl Heads {
         self.remember(plan.request, plan.add, "given up");
         self.0.plan = Some(HeadPlan { request, add: 0, remove: added, since: index });
         HeadOutcome::default()
+    }
+
+    /// The head that is being added has lost its disk on the way: it comes under yet another id.
+    fn add_again(&mut self, index: u64, start: &proto::StartHeadPlan) -> HeadOutcome {
+        let plan = self.0.plan.take().unwrap_or_default();
+        self.0.members.retain(|entry| entry.head != plan.add);
+        self.0.last_id += 1;
+        let (add, address) = (self.0.last_id, start.add.clone());
+        self.0.members.push(HeadEntry { head: add, address, ..Default::default() });
+        self.remember(plan.request, plan.add, "begun again");
+        self.0.plan = Some(HeadPlan { request: start.request, add, remove: plan.remove, since: index });
+        HeadOutcome { head: add, ..Default::default() }
     }
 
     fn end(&mut self, request: u64) -> HeadOutcome {

@@ -7,7 +7,8 @@
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
 //! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
-//! (shard 0 only), [`events`], `format` and `dump` (snapshots).
+//! (shard 0 only), [`events`], `format` and `dump` (snapshots). [`silence`] is not replicated: it decides about
+//! members that hold up a new leader.
 
 pub mod cluster;
 mod dump;
@@ -19,6 +20,7 @@ pub mod pack;
 pub mod places;
 pub mod run;
 pub mod session;
+pub mod silence;
 mod stream;
 pub mod tasks;
 #[cfg(test)]

@@ -101,6 +101,15 @@ impl ShardIndex {
         self.purged.as_ref().map_or(0, |id| id.index + 1)
     }
 
+    /// Addresses that the newest entries name as members.
+    pub fn members(&self) -> impl Iterator<Item = String> {
+        let named = self.cache.iter().filter_map(|entry| match &entry.payload {
+            EntryPayload::Membership(membership) => Some(membership.nodes()),
+            EntryPayload::Blank | EntryPayload::Normal(_) => None,
+        });
+        named.flatten().map(|(_, node)| node.addr.clone())
+    }
+
     /// Bytes of entries in memory.
     pub fn cached(&self) -> usize {
         self.cached

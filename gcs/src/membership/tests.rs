@@ -276,3 +276,26 @@ fn a_place_is_claimed_once_and_turning_back_brings_back_the_old() {
     assert!(world.apply(drain(5, false)).refused.contains("the last"), "somebody must lead");
     assert_eq!(world.apply(drain(1, true)).refused, "");
 }
+
+#[test]
+fn a_head_that_is_lost_while_it_is_added_comes_under_another_id() {
+    let start = |request, add: &str, remove| {
+        let founders: Vec<proto::HeadEntry> = (1..=3)
+            .map(|head| proto::HeadEntry { head, address: address(head), ..Default::default() })
+            .collect();
+        let op = Op::Start(proto::StartHeadPlan { request, founders, add: add.to_owned(), remove });
+        proto::HeadCommand { op: Some(op) }
+    };
+    let mut heads = Heads::default();
+    assert_eq!(heads.apply(1, &start(1, "h2:1", 2)).head, 4, "emptied: back at its own address");
+    let refused = heads.apply(2, &start(2, "h3:1", 3)).refused;
+    assert!(refused.contains("replace head 2 at h2:1 by head 4"), "one at a time: {refused}");
+    assert_eq!(heads.apply(3, &start(3, "h2:1", 4)).head, 5, "emptied again before it was done");
+    assert_eq!(heads.apply(4, &start(3, "h2:1", 4)).head, 5, "the same request");
+    let left: Vec<u64> = heads.table().members.iter().map(|entry| entry.head).collect();
+    assert_eq!(left, [1, 3, 5]);
+    let plan = heads.table().plan.clone().expect("under way");
+    assert_eq!((plan.add, plan.remove.map(|old| old.head)), (5, Some(2)), "the first one is still to go");
+    heads.apply(5, &proto::HeadCommand { op: Some(Op::End(proto::EndHeadPlan { request: 3 })) });
+    assert_eq!(heads.apply(6, &start(3, "h2:1", 4)).head, 5, "as it was answered before");
+}

@@ -3,7 +3,7 @@
 use super::machine::Replica;
 use super::proposer::Proposer;
 use super::reserve;
-use super::types::Raft;
+use super::types::{LogId, Raft};
 use crate::clock::{stamped, unix_ms};
 use crate::hook::{Plant, SharedHook};
 use crate::log::LogWriter;
@@ -192,6 +192,15 @@ impl Group {
         let last = metrics.last_log_index.unwrap_or(0);
         let at = |at: &Option<super::types::LogId>| at.as_ref().map_or(0, |at| at.index);
         metrics.replication.iter().flatten().map(|(head, id)| (*head, last.saturating_sub(at(id)))).collect()
+    }
+
+    /// On a leader: what each other head has made durable, and under which term.
+    pub fn acknowledged(&self) -> Vec<(u64, u64, LogId)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let (me, term) = (metrics.id, metrics.current_term);
+        let others = metrics.replication.iter().flatten().filter(|(head, _)| **head != me);
+        others.filter_map(|(head, last)| Some((*head, term, (*last)?))).collect()
     }
 
     /// On a leader: whether `head` has acknowledged something within `age`.

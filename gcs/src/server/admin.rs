@@ -137,6 +137,9 @@ impl Service {
             ));
         };
         if entry.claimed && (entry.nonce == 0 || entry.nonce != request.nonce) {
+            if request.repair {
+                return wait(take_back(running, entry, request.nonce).await);
+            }
             let (emptied, cluster, head) = (true, identity.cluster, entry.head);
             return proto::JoinReply { emptied, cluster, head, ..Default::default() };
         }
@@ -200,6 +203,36 @@ impl Service {
         }
         let busy = format!("head {head} did not take over within {HAND_OVER:?}");
         proto::MoveLeaderReply { busy, ..Default::default() }
+    }
+}
+
+/// The process at a member's address has lost what that member knew. It is taken back under a new id,
+/// as an operator would with `head replace`: one at a time, while a majority of the others answers.
+/// What it has to wait for.
+async fn take_back(running: &Running, lost: &HeadEntry, nonce: u64) -> String {
+    let (head, add) = (lost.head, lost.address.clone());
+    if running.root().member_view().seen.answering.contains(&head) {
+        return format!("head {head} at {add} still answers: only one process may be that head");
+    }
+    // Of the number that is asked with: the same request as often as it asks, another one next time.
+    let request = mobula_base::ids::hash64(&[b"repair", &nonce.to_le_bytes()]).max(1);
+    let change = proto::ChangeHeadsRequest { request, add: add.clone(), remove: head, ..Default::default() };
+    if let Err(why) = check_change(running, &change) {
+        return why;
+    }
+    let op = Op::Start(proto::StartHeadPlan { request, founders: founders(running), add, remove: head });
+    match driver::propose(running, op).await {
+        Ok(outcome) if outcome.refused.is_empty() => {
+            tracing::warn!(
+                head,
+                new = outcome.head,
+                address = lost.address,
+                "taking a head without its disk back"
+            );
+            format!("head {head} is being replaced by head {} at the same address", outcome.head)
+        }
+        Ok(outcome) => outcome.refused,
+        Err(other) => said(other),
     }
 }
 
@@ -282,6 +315,7 @@ pub fn shard_infos(running: &Running) -> Vec<proto::ShardInfo> {
             settled: view.settled,
             replicas: if leadership.here { group.replica_progress() } else { Vec::new() },
             waiting: running.notes.waiting(group.shard),
+            avoids: running.soft[group.shard as usize].avoids(),
         }
     };
     running.groups.iter().map(info).collect()

@@ -2,6 +2,7 @@
 
 use super::Service;
 use crate::cold::{self, FileStore, Manifest};
+use crate::core::silence::{Accusation, Verdict};
 use crate::log::record::{pack, unpack};
 use crate::raft::failover;
 use crate::raft::group::Group;
@@ -217,6 +218,29 @@ impl Raft for Service {
     async fn standing(&self, request: Request<proto::RaftMessage>) -> Answer {
         let group = self.group_of(&request.into_inner())?;
         answer(&failover::standing(group).await.map_err(stopped)?)
+    }
+
+    async fn recall(
+        &self,
+        request: Request<proto::RecallRequest>,
+    ) -> Result<Response<proto::RecallReply>, Status> {
+        let request = request.into_inner();
+        // A head that is still starting has led nothing, and remembers nothing.
+        let shards = match self.running(request.cluster) {
+            Ok(running) => running.memory.of(request.head),
+            Err(_) => Vec::new(),
+        };
+        Ok(Response::new(proto::RecallReply { shards }))
+    }
+
+    async fn accuse(
+        &self,
+        request: Request<proto::AccuseRequest>,
+    ) -> Result<Response<proto::AccuseReply>, Status> {
+        let proto::AccuseRequest { cluster, shard, member, by, has_heir } = request.into_inner();
+        let running = self.running(cluster).map_err(Status::unavailable)?;
+        let verdict = running.accused(Accusation { shard, member, by, has_heir }).await;
+        Ok(Response::new(proto::AccuseReply { hand_over: verdict == Verdict::HandOver }))
     }
 
     async fn probe(

@@ -104,7 +104,7 @@ impl Running {
         *self.liveness.beats() = Beats::default();
     }
 
-    async fn declare_dead(&self, incarnation: u64, evidence: String, silent_ms: u64) {
+    pub(super) async fn declare_dead(&self, incarnation: u64, evidence: String, silent_ms: u64) {
         tracing::info!(incarnation, evidence, "declaring a node dead");
         let op = Op::DeclareDead(proto::DeclareDead { incarnation, evidence, silent_ms });
         let command = proto::Command::from(op).encode_to_vec();

@@ -124,11 +124,11 @@ impl Service {
             root.borrow_and_update();
             changed.borrow_and_update();
             let members = running.members();
-            let (answers, settled_in) = {
+            let answers = {
                 let mut holdings = soft.holdings();
                 holdings.enter(leadership.term);
                 let settled = holdings.settled(members.live.keys());
-                let answers: Vec<proto::Located> = group.replica.with(|state| {
+                group.replica.with(|state| {
                     let facts = Facts {
                         state,
                         holdings: &holdings,
@@ -142,9 +142,8 @@ impl Service {
                             ObjectId::from_bytes(id).map_or(Answer::Unknown(true), |id| facts.answer(id)),
                         ),
                     };
-                    request.objects.iter().map(locate).collect()
-                });
-                (answers, if settled { MAX_WAIT } else { holdings.silent_in() })
+                    request.objects.iter().map(locate).collect::<Vec<proto::Located>>()
+                })
             };
             let waiting = |located: &proto::Located| {
                 matches!(located.answer, Some(Answer::Making(_) | Answer::Unknown(_)))
@@ -152,14 +151,13 @@ impl Service {
             if Instant::now() >= deadline || !answers.iter().all(waiting) || answers.is_empty() {
                 return Where::Located(proto::LocatedList { answers, term: leadership.term });
             }
-            let wake = deadline.min(Instant::now() + settled_in);
             // An error means that the head is shutting down; the deadline ends the call then.
             tokio::select! {
                 biased;
                 Ok(()) = applied.changed() => {}
                 Ok(()) = changed.changed() => {}
                 Ok(()) = root.changed() => {}
-                () = tokio::time::sleep_until(wake) => {}
+                () = tokio::time::sleep_until(deadline) => {}
             }
         }
     }

@@ -2,7 +2,7 @@
 //! only ever means that the head could not be asked.
 //!
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
-//! one connection), [`soft`] (who holds what),
+//! one connection), [`soft`] (who holds what), [`silence`] (who does not say),
 //! `locate`, [`liveness`] (heartbeats), `views` (the cluster, read, status), `watch` (changes of keys),
 //! `between` (Raft's messages), [`admin`] (what operators ask), `dump` (backups), [`http`] (everything on
 //! one port, behind the token), [`health`] (whether this head is of use).
@@ -15,6 +15,7 @@ pub mod http;
 mod leader;
 pub mod liveness;
 mod locate;
+pub mod silence;
 pub mod soft;
 mod stream;
 mod views;
@@ -31,6 +32,7 @@ use crate::metrics::Meters;
 use crate::raft::failover::Alarms;
 use crate::raft::group::{Group, Leader, NotDone};
 use crate::raft::network::Peers;
+use crate::recall::Memory;
 pub use between::Incoming;
 use liveness::Liveness;
 use mobula_base::disk::Disk;
@@ -68,6 +70,8 @@ pub struct Site {
     pub meters: Meters,
     /// What this program reads.
     pub formats: Formats,
+    /// Whether it asks to be taken back.
+    pub repair: bool,
 }
 
 /// Who lives and who does not, as the local replica of shard 0 has it.
@@ -91,10 +95,14 @@ pub struct Running {
     pub soft: Vec<Soft>,
     /// Soft state of shard 0's leader.
     pub liveness: Liveness,
+    /// On shard 0's leader: what was said of members that do not report.
+    bench: silence::Bench,
     /// The log of all shards.
     pub log: LogWriter,
     /// What may be written.
     pub level: Arc<Level>,
+    /// What the other heads have acknowledged to this one.
+    pub memory: Memory,
     /// Connections to the other heads.
     pub peers: Peers,
     /// Heads that were proven dead.
@@ -119,11 +127,13 @@ impl Running {
             identity,
             soft: groups.iter().map(|_| Soft::default()).collect(),
             liveness: Liveness::default(),
+            bench: silence::Bench::default(),
             notes: Notes::default(),
             incoming,
             groups: Arc::new(groups),
             log,
             level,
+            memory: Memory::default(),
             peers,
             alarms: Alarms::default(),
             members: Mutex::default(),

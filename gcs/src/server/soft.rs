@@ -10,15 +10,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// A member that has not reported this long into a term counts as silent (R9).
-pub const SILENT_AFTER: Duration = Duration::from_secs(2);
-
 /// The holdings of one term.
 #[derive(Default)]
 pub struct Holdings {
     term: u64,
-    since: Option<Instant>,
     reported: BTreeSet<u64>,
+    /// When each last said anything.
+    heard: BTreeMap<u64, Instant>,
     copies: BTreeMap<ObjectId, BTreeSet<u64>>,
     held: BTreeMap<u64, BTreeSet<ObjectId>>,
     /// Copies that a done-record promises and that are no more.
@@ -28,8 +26,8 @@ pub struct Holdings {
 impl Holdings {
     /// Forgets everything when a new term has begun.
     pub fn enter(&mut self, term: u64) {
-        if self.term != term || self.since.is_none() {
-            *self = Holdings { term, since: Some(Instant::now()), ..Holdings::default() };
+        if self.term != term {
+            *self = Holdings { term, ..Holdings::default() };
         }
     }
 
@@ -43,15 +41,19 @@ impl Holdings {
         self.gone.contains(&(object, node))
     }
 
-    /// Whether all of `live` have reported, or have had their time.
+    /// Whether all of `live` have reported: nothing that is not here can be with one of them (R9).
     pub fn settled<'a>(&self, mut live: impl Iterator<Item = &'a u64>) -> bool {
-        self.silent_in().is_zero() || live.all(|node| self.reported.contains(node))
+        live.all(|node| self.reported.contains(node))
     }
 
-    /// How long until whoever has not reported counts as silent.
-    pub fn silent_in(&self) -> Duration {
-        self.since
-            .map_or(SILENT_AFTER, |since| (since + SILENT_AFTER).saturating_duration_since(Instant::now()))
+    /// Who has reported in full in this term.
+    pub fn reported(&self) -> &BTreeSet<u64> {
+        &self.reported
+    }
+
+    /// When each last said anything, as the time since `zero`.
+    pub fn heard(&self, zero: Instant) -> BTreeMap<u64, Duration> {
+        self.heard.iter().map(|(node, at)| (*node, at.saturating_duration_since(zero))).collect()
     }
 
     /// Forgets the copies of a node.
@@ -77,11 +79,13 @@ impl Holdings {
             self.forget(node);
         }
         self.gone.retain(|(_, node)| !dead.contains(node));
+        self.heard.retain(|node, _| !dead.contains(node));
     }
 
     /// Takes a report; false when the node must first report in full.
     fn take(&mut self, report: &proto::HoldingRequest) -> bool {
         let node = report.incarnation;
+        self.heard.insert(node, Instant::now());
         if report.full {
             self.forget(node);
             self.reported.insert(node);
@@ -107,12 +111,14 @@ impl Holdings {
 /// The holdings and word of their changes.
 pub struct Soft {
     holdings: Mutex<Holdings>,
+    /// Until when this head had better not lead: it cannot hear a member.
+    avoid_until: Mutex<Option<Instant>>,
     changed: watch::Sender<u64>,
 }
 
 impl Default for Soft {
     fn default() -> Self {
-        Soft { holdings: Mutex::default(), changed: watch::channel(0).0 }
+        Soft { holdings: Mutex::default(), avoid_until: Mutex::default(), changed: watch::channel(0).0 }
     }
 }
 
@@ -120,6 +126,17 @@ impl Soft {
     /// The holdings, of whatever term they are.
     pub fn holdings(&self) -> MutexGuard<'_, Holdings> {
         self.holdings.lock().expect("nothing panics under this lock")
+    }
+
+    /// This head had better not lead the shard before `until`.
+    pub fn avoid(&self, until: Instant) {
+        *self.avoid_until.lock().expect("nothing panics under this lock") = Some(until);
+    }
+
+    /// Whether this head had better not lead the shard.
+    pub fn avoids(&self) -> bool {
+        let until = *self.avoid_until.lock().expect("nothing panics under this lock");
+        until.is_some_and(|until| Instant::now() < until)
     }
 
     /// Word of every change.

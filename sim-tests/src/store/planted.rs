@@ -67,7 +67,8 @@ impl Bug {
             // Where all are wrong alike, nobody differs.
             Bug::Product(Plant::ApplyDifferently) if n != 2 => None,
             Bug::Product(plant) => Some(plant),
-            Bug::Disk(_) => None,
+            // Its peers would notice what the disk has lost.
+            Bug::Disk(_) => Some(Plant::TrustDisk),
         }
     }
 }

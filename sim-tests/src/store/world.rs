@@ -122,6 +122,9 @@ impl World {
             timing: self.draw.timing.clone(),
             // Nodes are not this simulation's concern.
             node_silence_ms: 3_600_000,
+            report_silence_ms: 3_600_000,
+            // What is wrong with a disk must be seen.
+            repair: false,
             ..HeadConfig::default()
         };
         let disk: Arc<dyn Disk> = match self.bug.and_then(Bug::of_the_disk) {

@@ -1,0 +1,175 @@
+//! A member that cannot be heard by a shard's leader holds nothing up for longer than its own death
+//! takes to be decided, and none is taken for silent that another head can hear (R9).
+
+mod heads;
+
+use bytes::Bytes;
+use heads::{LONG, Place, SHARDS, addresses, client, until};
+use mobula_base::{JobId, TaskId};
+use mobula_gcs::{Client, Head, HeadConfig, in_scope};
+use mobula_proto as proto;
+use proto::holding_reply::Result as Held;
+use proto::located::Answer;
+use proto::stream_item::Item;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Which shard's leader hears nothing of a member, and which head alone it is cut off from (0: all).
+#[derive(Clone, Copy)]
+struct Cut {
+    shard: u32,
+    head: u64,
+}
+
+/// A node as the control store sees one: it beats, and reports what it holds (nothing) to every shard.
+async fn be_a_node(client: Client, incarnation: u64, cut: Option<Cut>, leader: Arc<AtomicU64>) {
+    loop {
+        let beat = proto::HeartbeatRequest { incarnation, ..Default::default() };
+        client.heartbeat(beat, LONG).await.ok();
+        for shard in 0..SHARDS {
+            let is_cut = cut.is_some_and(|cut| {
+                shard == cut.shard && (cut.head == 0 || cut.head == leader.load(Ordering::Relaxed))
+            });
+            if !is_cut {
+                report(&client, shard, incarnation).await;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+async fn report(client: &Client, shard: u32, incarnation: u64) {
+    let report = proto::HoldingRequest { shard, incarnation, ..Default::default() };
+    if let Ok(Held::ReportInFull(term)) = client.holding(report.clone(), LONG).await {
+        client.holding(proto::HoldingRequest { term, full: true, ..report }, LONG).await.ok();
+    }
+}
+
+async fn join(client: &Client, name: &str) -> u64 {
+    let join = proto::NodeJoin { address: format!("{name}:1"), ..Default::default() };
+    let reply = client.call(proto::call::Op::NodeJoin(join), 0, LONG).await.expect("joined");
+    let Some(proto::call_reply::Reply::Incarnation(incarnation)) = reply.reply else { panic!("{reply:?}") };
+    incarnation
+}
+
+fn leader_of(heads: &[Head], shard: u32) -> u64 {
+    let led = heads.iter().find(|head| head.offices().iter().any(|(led, _)| *led == shard));
+    led.map_or(0, Head::head_id)
+}
+
+/// A cluster in which leaderships stay where they are, and every shard is led.
+async fn form(place: &Place, all: &[String]) -> Vec<Head> {
+    let start = |address: &String| {
+        let mut config = place.config(address, all);
+        config.timing.rebalance_ms = 0;
+        place.start_with(HeadConfig { node_silence_ms: 5000, ..config })
+    };
+    let heads = futures::future::join_all(all.iter().map(start)).await;
+    let heads: Vec<Head> = heads.into_iter().map(|head| head.expect("starts")).collect();
+    until("every shard is led", || (0..SHARDS).all(|shard| leader_of(&heads, shard) != 0)).await;
+    heads
+}
+
+/// An object of `shard` that was made by `executor` and is with it alone, in bytes.
+async fn make(client: &Client, shard: u32, executor: u64) -> Bytes {
+    let task = (0..).map(|n| TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, n * 512));
+    let task = task.into_iter().find(|task| task.run.shard(SHARDS).0 == shard).expect("some run is there");
+    let id = proto::task_bytes(task);
+    let outputs = vec![proto::Output { crc: 1, size: 2 }];
+    let spec = proto::TaskSpec { id: id.clone(), digest: 5, max_retries: 3, ..Default::default() };
+    let done = proto::Done { task: id, attempt: 1, executor, outputs, ..Default::default() };
+    let items = [Item::Submit(spec), Item::Done(done)].map(|item| proto::StreamItem { item: Some(item) });
+    let batch = proto::StreamBatch { incarnation: executor, first_seq: 1, items: items.into() };
+    client.stream(shard, batch, LONG).await.expect("stored");
+    proto::object_bytes(task.output(0))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_no_leader_hears_dies_after_another_head_has_tried() {
+    let place = Place::new("settle");
+    in_scope(1, async {
+        let all = addresses(3);
+        let heads = form(&place, &all).await;
+        let client = client(&all).await;
+        let (gone, deaf, well) =
+            (join(&client, "a").await, join(&client, "b").await, join(&client, "c").await);
+        let shard = 1;
+        let object = make(&client, shard, gone).await;
+        let first = leader_of(&heads, shard);
+        let never = Arc::new(AtomicU64::new(0));
+        let cut = Some(Cut { shard, head: 0 });
+        let nodes = [
+            tokio::spawn(be_a_node(client.clone(), deaf, cut, never.clone())),
+            tokio::spawn(be_a_node(client.clone(), well, None, never)),
+        ];
+        // The holder dies for a reason of its own: nobody knows yet whether the deaf one has a copy.
+        let death = client.call(proto::call::Op::NodeLeave(proto::NodeLeave { incarnation: gone }), 0, LONG);
+        death.await.expect("left");
+        let mut tried = std::collections::BTreeSet::from([first]);
+        let found = async {
+            loop {
+                let alive = client.watch(0, Duration::ZERO, LONG).await.expect("seen").nodes;
+                let alive = |node| alive.iter().any(|view| view.incarnation == node && view.alive);
+                assert!(alive(well), "only the one that holds it up");
+                let located = client.locate(shard, well, vec![object.clone()], Duration::ZERO, LONG).await;
+                match located.expect("located").answers[0].answer {
+                    Some(Answer::Lost(1)) => return,
+                    Some(Answer::Making(0)) => {}
+                    ref other => panic!("{other:?}"),
+                }
+                tried.insert(leader_of(&heads, shard));
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LONG, found).await.expect("it is decided");
+        let view = client.watch(0, Duration::ZERO, LONG).await.expect("seen");
+        let dead = view.nodes.iter().filter(|node| !node.alive).map(|node| node.incarnation);
+        assert_eq!(
+            dead.collect::<Vec<_>>(),
+            [gone, deaf],
+            "lost is said only when all who live have reported"
+        );
+        tried.remove(&0);
+        assert_eq!(tried.len(), 2, "another head led and tried before: {tried:?}");
+        nodes.iter().for_each(tokio::task::JoinHandle::abort);
+        for head in heads {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_another_head_hears_lives() {
+    let place = Place::new("heard");
+    in_scope(2, async {
+        let all = addresses(3);
+        let heads = form(&place, &all).await;
+        let client = client(&all).await;
+        let node = join(&client, "a").await;
+        let (shard, leader) = (2, Arc::new(AtomicU64::new(0)));
+        let first = leader_of(&heads, shard);
+        leader.store(first, Ordering::Relaxed);
+        let cut = Some(Cut { shard, head: first });
+        let reporting = tokio::spawn(be_a_node(client.clone(), node, cut, leader.clone()));
+        until("another head leads", || {
+            let now = leader_of(&heads, shard);
+            leader.store(now, Ordering::Relaxed);
+            now != 0 && now != first
+        })
+        .await;
+        // It stays there, and longer than a second accusation would take.
+        for _ in 0..60 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let view = client.watch(0, Duration::ZERO, LONG).await.expect("seen");
+            assert!(view.nodes.iter().all(|node| node.alive), "it was heard");
+            assert_ne!(leader_of(&heads, shard), first);
+        }
+        reporting.abort();
+        for head in heads {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
