@@ -5,10 +5,11 @@
 //! `...` inside a line for any text. A command must succeed unless `(exit code N)` ends its output.
 
 use std::fs;
-use std::io::Read;
+use std::io::{BufRead, BufReader};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::{Duration, Instant};
 
 /// The whole handbook must be through by then.
@@ -158,21 +159,25 @@ fn the_handbook_does_what_it_says() {
         .stdout(Stdio::piped())
         .spawn()
         .expect("there is a bash");
-    let mut out = session.stdout.take().expect("piped");
-    let (told, printed) = std::sync::mpsc::channel();
-    std::thread::spawn(move || {
-        let mut text = Vec::new();
-        let read = out.read_to_end(&mut text);
-        told.send(read.map(|_| String::from_utf8_lossy(&text).into_owned())).ok();
-    });
-    let until = Instant::now() + PATIENCE;
-    let printed = match printed.recv_timeout(until - Instant::now()) {
-        Ok(text) => text.expect("readable"),
-        Err(_) => {
-            session.kill().ok();
-            panic!("the handbook's session does not end within {PATIENCE:?}");
+    let out = BufReader::new(session.stdout.take().expect("piped"));
+    let (told, lines) = std::sync::mpsc::channel();
+    std::thread::spawn(move || out.split(b'\n').map_while(Result::ok).try_for_each(|line| told.send(line)));
+    let (until, mut printed) = (Instant::now() + PATIENCE, String::new());
+    loop {
+        match lines.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(line) => printed.extend([&*String::from_utf8_lossy(&line), "\n"]),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                session.kill().ok();
+                let begun =
+                    printed.rsplit("@@@ begin ").next().and_then(|rest| rest.lines().next()?.parse().ok());
+                let step = begun.and_then(|number: usize| steps.get(number));
+                let at =
+                    step.map_or(String::new(), |step| format!("; line {}: $ {}", step.line, step.command));
+                panic!("the handbook's session does not end within {PATIENCE:?}{at}");
+            }
         }
-    };
+    }
     session.wait().expect("it has ended");
     let mut wrong = Vec::new();
     for (number, step) in steps.iter().enumerate() {
