@@ -92,11 +92,13 @@ impl ShardState {
         let Some(((chunk, places), run)) = made else {
             return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed run of records")));
         };
-        let is_known = self.tasks.get_mut(run)?.is_some_and(|known| known.present().meets(&places));
         // A shard that is full still answers what it knows: as for single records.
-        if !is_known && self.no_room_for(places.len() as u64, batch.job).is_none() {
-            self.tasks.get_or_make(run, batch.job)?.add(chunk, &places);
-            return Ok(None);
+        if self.no_room_for(places.len() as u64, batch.job).is_none() {
+            let mut known = self.tasks.get_or_make(run, batch.job)?;
+            if !known.present().meets(&places) {
+                known.add(chunk, &places);
+                return Ok(None);
+            }
         }
         for (seq, place) in (first_seq..).zip(places.iter()) {
             let Some((digest, spec)) = chunk.record(place) else { continue };
