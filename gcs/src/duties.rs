@@ -25,12 +25,31 @@ const TICK: Duration = Duration::from_millis(100);
 const MAX_FENCES: usize = 64;
 /// Pause between looks at old segments.
 const RECYCLE_TICK: Duration = Duration::from_secs(1);
-/// The leader must answer within this.
-const WAKE_DEADLINE: Duration = Duration::from_secs(1);
+/// A leader elsewhere must answer within this.
+const LEADER_DEADLINE: Duration = Duration::from_secs(1);
 /// Pause between looks at jobs that have ended.
 const FORGET_TICK: Duration = Duration::from_secs(1);
 /// At most one leadership is moved in this time.
 const TRANSFER_PAUSE: Duration = Duration::from_secs(1);
+
+/// Waits for a change, at most for a tick. What has stopped for good says so at once, every time: that is
+/// no reason to look without a pause.
+pub async fn next_look<E>(changed: impl Future<Output = Result<(), E>>) {
+    if let Ok(Err(_)) = tokio::time::timeout(TICK, changed).await {
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Proposes at the leader of a shard, wherever it is; what it answers in time.
+pub async fn propose_at(
+    net: &SharedNet,
+    leader: &str,
+    request: proto::ProposeRequest,
+) -> Option<proto::ProposeReply> {
+    let mut leader = ControlStoreClient::new(grpc::channel(net.clone(), leader).ok()?);
+    let asked = tokio::time::timeout(LEADER_DEADLINE, leader.propose(request)).await;
+    Some(asked.ok()?.ok()?.into_inner())
+}
 
 async fn propose(group: &Group, op: Op) {
     let command = proto::Command::from(op).encode_to_vec();
@@ -64,11 +83,8 @@ pub async fn fence(running: Arc<Running>, shard: u32) {
                 propose(&group, Op::Fence(proto::Fence { incarnation })).await;
             }
         }
-        // Shard 0 has changed, or it is time to see whether this head leads now. Where shard 0 has
-        // stopped for good, nothing changes any more, and `changed` says so at once, every time.
-        if let Ok(Err(_)) = tokio::time::timeout(TICK, root.changed()).await {
-            tokio::time::sleep(TICK).await;
-        }
+        // Shard 0 has changed, or it is time to see whether this head leads now.
+        next_look(root.changed()).await;
     }
 }
 
@@ -161,11 +177,8 @@ pub async fn wake(running: Arc<Running>, net: SharedNet, shard: u32) {
         tokio::time::sleep(TICK).await;
         let leadership = group.leadership();
         let Some(leader) = leadership.leader.filter(|_| !leadership.here) else { continue };
-        let Ok(channel) = grpc::channel(net.clone(), &leader.address) else { continue };
         // It is refused as a request, but it is an entry: whatever the answer, the next look decides.
-        let mut leader = ControlStoreClient::new(channel);
-        let asked = leader.propose(request.clone());
-        tokio::time::timeout(WAKE_DEADLINE, asked).await.ok();
+        propose_at(&net, &leader.address, request.clone()).await;
     }
 }
 

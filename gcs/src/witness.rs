@@ -5,15 +5,14 @@
 //! later leader tells what its predecessors did not live to tell. Repetitions do no harm.
 
 use crate::clock::unix_ms;
+use crate::duties::{next_look, propose_at};
 use crate::raft::group::Group;
 use crate::server::Running;
-use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use openraft::async_runtime::WatchReceiver;
 use prost::Message;
 use proto::command::Op;
-use proto::control_store_client::ControlStoreClient;
 use proto::propose_reply::Result as Proposed;
 use proto::{Event, EventCause, EventKind};
 use std::collections::VecDeque;
@@ -21,10 +20,8 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// Pause between looks; what was seen is told after one, since clients come first.
+/// What was seen is told only after this, since clients come first.
 const TICK: Duration = Duration::from_millis(100);
-/// The leader of shard 0 must answer within this.
-const DEADLINE: Duration = Duration::from_secs(1);
 /// Events that a replica keeps until they are told; the oldest go first.
 const MAX_NOTES: usize = 64;
 
@@ -89,10 +86,7 @@ pub async fn watch(running: Arc<Running>, net: SharedNet, shard: u32) {
             reign = Some(now);
         }
         tell(&running, &net, &group, &mut notes).await;
-        // The end of the replica is seen at once, every time.
-        if let Ok(Err(_)) = tokio::time::timeout(TICK, changes.changed()).await {
-            tokio::time::sleep(TICK).await;
-        }
+        next_look(changes.changed()).await;
     }
 }
 
@@ -193,10 +187,8 @@ async fn propose(running: &Running, net: &SharedNet, event: Event) -> bool {
     if leadership.here {
         return root.propose(command).await.is_ok();
     }
-    let leader = leadership.leader.map(|leader| leader.address);
-    let Some(Ok(channel)) = leader.map(|address| grpc::channel(net.clone(), &address)) else { return false };
+    let Some(leader) = leadership.leader else { return false };
     let request = proto::ProposeRequest { cluster: running.identity.cluster, shard: 0, command };
-    let mut client = ControlStoreClient::new(channel);
-    let asked = tokio::time::timeout(DEADLINE, client.propose(request)).await;
-    matches!(asked, Ok(Ok(reply)) if matches!(reply.get_ref().result, Some(Proposed::Reply(_))))
+    let reply = propose_at(net, &leader.address, request).await;
+    reply.is_some_and(|reply| matches!(reply.result, Some(Proposed::Reply(_))))
 }

@@ -82,7 +82,7 @@ async fn hand_over(running: &Running, group: &Group, office: &Leadership, member
     let shard = group.shard;
     tracing::info!(shard, member, heir, "another head leads: it may reach what this one cannot");
     running.soft[shard as usize].avoid(Instant::now() + AVOIDED);
-    group.raft.trigger().transfer_leader(heir).await.ok();
+    group.hand_over(heir, proto::EventCause::CauseSilence).await.ok();
     // A hand-over takes milliseconds; whoever leads afterwards starts its own timers.
     let until = Instant::now() + TICK * 10;
     while group.leadership() == *office && Instant::now() < until {
