@@ -1,54 +1,18 @@
 //! Heads in one process over real TCP and real files.
 
+mod heads;
+
 use bytes::Bytes;
-use mobula_base::disk::RealDisk;
+use heads::{LONG, Place, addresses, client};
 use mobula_base::{JobId, TaskId};
 use mobula_gcs::raft::timing::RaftTiming;
-use mobula_gcs::{Client, Error, Head, HeadConfig, Parts, in_scope};
+use mobula_gcs::{Client, Error, Head, HeadConfig, in_scope};
 use mobula_net::tcp::TcpNet;
 use mobula_proto as proto;
 use proto::located::Answer;
 use proto::stream_item::Item;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
-
-const LONG: Duration = Duration::from_secs(20);
-static COUNTER: AtomicU64 = AtomicU64::new(0);
-
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Self {
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Place(std::env::temp_dir().join(format!("mobula-gcs-{}-{unique}", std::process::id())))
-    }
-    fn parts(&self, name: &str) -> Parts {
-        let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
-        Parts::new(Arc::new(TcpNet), Arc::new(disk))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-/// Free ports below the range that outgoing connections take theirs from.
-fn addresses(count: usize) -> Vec<String> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 61;
-        let address = format!("127.0.0.1:{}", 10_000 + unique % 20_000);
-        if std::net::TcpListener::bind(&address).is_ok() {
-            all.push(address);
-        }
-    }
-    all.sort();
-    all
-}
 
 fn config(address: &str, join: &[String], seed: u64) -> HeadConfig {
     let timing =
@@ -71,12 +35,6 @@ async fn start(place: &Place, all: &[String], n: usize) -> Head {
 async fn start_all(place: &Place, all: &[String]) -> Vec<Option<Head>> {
     let heads = futures::future::join_all((0..all.len()).map(|n| start(place, all, n))).await;
     heads.into_iter().map(Some).collect()
-}
-
-async fn client(all: &[String]) -> Client {
-    let client = Client::new(Arc::new(TcpNet), all.to_vec(), 99);
-    client.connect(LONG).await.expect("connects");
-    client
 }
 
 async fn put(client: &Client, n: u32) {
@@ -111,7 +69,7 @@ async fn agree(heads: &[Option<Head>]) {
 
 #[tokio::test]
 async fn three_heads_lose_one_at_a_time_and_nothing_else() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(1, async {
         let all = addresses(3);
         let mut heads = start_all(&place, &all).await;
@@ -144,7 +102,7 @@ async fn three_heads_lose_one_at_a_time_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_dead_leader_stalls_clients_only_briefly() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(2, async {
         let all = addresses(3);
         let mut heads = start_all(&place, &all).await;
@@ -172,7 +130,7 @@ async fn a_dead_leader_stalls_clients_only_briefly() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tasks_are_located_fenced_and_retried() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(3, async {
         let all = addresses(1);
         let head = Head::start(
@@ -261,7 +219,7 @@ async fn tasks_are_located_fenced_and_retried() {
 
 #[tokio::test]
 async fn heads_that_disagree_say_so() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(4, async {
         let all = addresses(3);
         let one = Head::start(config(&all[0], &all, 1), place.parts("0"));
@@ -289,7 +247,7 @@ async fn heads_that_disagree_say_so() {
 
 #[tokio::test]
 async fn an_emptied_member_and_a_second_user_are_refused() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(5, async {
         let all = addresses(3);
         let mut heads = start_all(&place, &all).await;
@@ -300,7 +258,7 @@ async fn an_emptied_member_and_a_second_user_are_refused() {
         let error = again.await.err();
         assert!(matches!(error, Some(Error::InUse)), "{error:?}");
         heads[1].take().expect("running").shutdown().await;
-        std::fs::remove_dir_all(place.0.join("1")).expect("emptied");
+        std::fs::remove_dir_all(place.dir.join("1")).expect("emptied");
         let stays_out = HeadConfig { repair: false, ..config(&all[1], &all, 2) };
         let error = Head::start(stays_out, place.parts("1")).await.err();
         assert!(matches!(error, Some(Error::Emptied { .. })), "{error:?}");
@@ -337,7 +295,7 @@ async fn election_of(address: &str, shard: u32, term: u64) -> Vec<proto::Event> 
 
 #[tokio::test]
 async fn elections_are_told_once_by_every_survivor_also_of_shards_whose_leader_is_gone() {
-    let place = Place::new();
+    let place = Place::new("gcs");
     in_scope(1, async {
         let all = addresses(3);
         let mut heads = start_all(&place, &all).await;

@@ -1,100 +1,28 @@
 //! Heads come and go over real TCP and real files, under load.
 
+mod heads;
+
 use bytes::Bytes;
-use mobula_base::disk::RealDisk;
+use heads::{LONG, Place, SHARDS, addresses, agree, change, client, until_done};
 use mobula_gcs::backup::archive::{self, ArchiveHead};
 use mobula_gcs::backup::{offline, seed};
-use mobula_gcs::raft::timing::RaftTiming;
-use mobula_gcs::{Client, Error, Head, HeadConfig, Parts, in_scope};
-use mobula_net::tcp::TcpNet;
+use mobula_gcs::{Client, Error, Head, in_scope};
 use mobula_proto as proto;
-use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-const LONG: Duration = Duration::from_secs(30);
-const SHARDS: u32 = 3;
-static COUNTER: AtomicU64 = AtomicU64::new(0);
-
-struct Place(PathBuf);
-
-impl Place {
-    fn new() -> Self {
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Place(std::env::temp_dir().join(format!("mobula-members-{}-{unique}", std::process::id())))
-    }
-    fn parts(&self, name: &str) -> Parts {
-        let disk = RealDisk::new(self.0.join(name)).expect("temporary directory");
-        Parts::new(Arc::new(TcpNet), Arc::new(disk))
-    }
-    /// Starts the head whose directory is called after its address.
-    async fn start(&self, address: &str, join: &[String]) -> Result<Head, Error> {
-        let timing = RaftTiming {
-            snapshot_entries: 100,
-            snapshot_bytes: 0,
-            keep_entries: 10,
-            rebalance_ms: 300,
-            ..RaftTiming::default()
-        };
-        let seed = COUNTER.fetch_add(1, Ordering::Relaxed);
-        let (address, join) = (address.to_owned(), join.to_vec());
-        let parts = self.parts(&address);
-        let repair = false;
-        let config =
-            HeadConfig { address, join, shards: SHARDS, seed, timing, repair, ..HeadConfig::default() };
-        tokio::time::timeout(LONG, Head::start(config, parts)).await.expect("in time")
-    }
-    async fn form(&self, all: &[String]) -> Vec<Head> {
-        let heads = futures::future::join_all(all.iter().map(|address| self.start(address, all))).await;
-        heads.into_iter().map(|head| head.expect("starts")).collect()
-    }
+/// Here the operator repairs.
+fn place() -> Place {
+    let mut place = Place::new("members");
+    place.repair = false;
+    place
 }
 
-impl Drop for Place {
-    fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
-    }
-}
-
-fn addresses(count: usize) -> Vec<String> {
-    let mut all = Vec::new();
-    while all.len() < count {
-        let unique = COUNTER.fetch_add(1, Ordering::Relaxed) + u64::from(std::process::id()) * 67;
-        let address = format!("127.0.0.1:{}", 10_000 + unique % 20_000);
-        if std::net::TcpListener::bind(&address).is_ok() {
-            all.push(address);
-        }
-    }
-    all.sort();
-    all
-}
-
-async fn client(heads: &[String]) -> Client {
-    let client = Client::new(Arc::new(TcpNet), heads.to_vec(), 99);
-    client.connect(LONG).await.expect("connects");
-    client
-}
-
-fn change(request: u64, add: &str, remove: u64) -> proto::ChangeHeadsRequest {
-    proto::ChangeHeadsRequest { request, add: add.to_owned(), remove, ..Default::default() }
-}
-
-/// Asks again and again, as the command line does, until the change is done; the new head's id.
-async fn until_done(client: &Client, request: proto::ChangeHeadsRequest) -> u64 {
-    let mut waiting = Vec::new();
-    let done = async {
-        loop {
-            let reply = client.change_heads(request.clone(), LONG).await.expect("accepted");
-            if reply.finished {
-                return reply.head;
-            }
-            waiting = client.heads_table(LONG).await.expect("told").waiting;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    let done = tokio::time::timeout(LONG, done).await;
-    done.unwrap_or_else(|_| panic!("not done in time; waits for {waiting:?}"))
+/// One attempt: what is refused here is refused at once.
+async fn start(place: &Place, address: &str, join: &[String]) -> Result<Head, Error> {
+    let started = Head::start(place.config(address, join), place.parts(address));
+    tokio::time::timeout(LONG, started).await.expect("in time")
 }
 
 async fn members(client: &Client) -> Vec<(u64, String)> {
@@ -115,21 +43,9 @@ async fn until_led_elsewhere(heads: &[&Head], head: u64) {
     tokio::time::timeout(LONG, elsewhere).await.expect("leaders move");
 }
 
-async fn agree(heads: &[&Head]) {
-    let same = async {
-        while !(0..SHARDS).all(|shard| {
-            let all: Vec<_> = heads.iter().map(|head| head.digest(shard)).collect();
-            all.windows(2).all(|pair| pair[0] == pair[1])
-        }) {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    tokio::time::timeout(LONG, same).await.expect("replicas converge");
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn all_heads_are_replaced_one_by_one_under_load() {
-    let place = Place::new();
+    let place = place();
     in_scope(1, async {
         let (old, new) = (addresses(3), addresses(3));
         let mut running = place.form(&old).await;
@@ -151,7 +67,7 @@ async fn all_heads_are_replaced_one_by_one_under_load() {
             let member = running[nth].address().to_owned();
             let asked = client.change_heads(change(100 + nth as u64, address, nth as u64 + 1), LONG);
             assert!(!asked.await.expect("accepted").finished, "the new head does not run yet");
-            let joined = place.start(address, &[member]).await.expect("joins");
+            let joined = start(&place, address, &[member]).await.expect("joins");
             let head = until_done(&client, change(100 + nth as u64, address, nth as u64 + 1)).await;
             assert_eq!((head, joined.head_id()), (nth as u64 + 4, head));
             let old = std::mem::replace(&mut running[nth], joined);
@@ -177,7 +93,7 @@ async fn all_heads_are_replaced_one_by_one_under_load() {
             assert_eq!(entry.expect("there").value, Bytes::from(format!("value-{n}")));
         }
         // A restart needs no list but its own directory's.
-        running.push(place.start(&new[0], &new[..1]).await.expect("restarts"));
+        running.push(start(&place, &new[0], &new[..1]).await.expect("restarts"));
         agree(&running.iter().collect::<Vec<_>>()).await;
         for head in running {
             head.shutdown().await;
@@ -188,7 +104,7 @@ async fn all_heads_are_replaced_one_by_one_under_load() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
-    let place = Place::new();
+    let place = place();
     in_scope(2, async {
         let all = addresses(3);
         let mut running = place.form(&all).await;
@@ -200,8 +116,8 @@ async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
                 .expect("put");
         }
         running.remove(1).shutdown().await;
-        std::fs::remove_dir_all(place.0.join(&all[1])).expect("wiped");
-        let refused = place.start(&all[1], &all).await.err().expect("it forgot its votes").to_string();
+        std::fs::remove_dir_all(place.dir.join(&all[1])).expect("wiped");
+        let refused = start(&place, &all[1], &all).await.err().expect("it forgot its votes").to_string();
         assert!(refused.contains(&format!("mobula head replace 2 {}", all[1])), "{refused}");
         let request = change(7, &all[1], 2);
         assert!(!client.change_heads(request.clone(), LONG).await.expect("accepted").finished);
@@ -210,8 +126,8 @@ async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
         let at = running.iter().position(|head| head.head_id() == root).expect("it is one of these");
         let address = running[at].address().to_owned();
         running.remove(at).shutdown().await;
-        running.push(place.start(&address, &all).await.expect("restarts"));
-        let joined = place.start(&all[1], &all).await.expect("joins");
+        running.push(start(&place, &address, &all).await.expect("restarts"));
+        let joined = start(&place, &all[1], &all).await.expect("joins");
         assert_eq!(until_done(&client, request.clone()).await, 4);
         assert_eq!(until_done(&client, request).await, 4, "the same request, the same answer");
         assert_eq!(joined.head_id(), 4);
@@ -219,8 +135,8 @@ async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
         agree(&everyone).await;
         // Wiped again, it is refused again: its new id is claimed.
         joined.shutdown().await;
-        std::fs::remove_dir_all(place.0.join(&all[1])).expect("wiped");
-        let refused = place.start(&all[1], &all).await.err();
+        std::fs::remove_dir_all(place.dir.join(&all[1])).expect("wiped");
+        let refused = start(&place, &all[1], &all).await.err();
         assert!(matches!(refused, Some(Error::Emptied { head: 4, .. })), "{refused:?}");
         for head in running {
             head.shutdown().await;
@@ -231,7 +147,7 @@ async fn a_wiped_machine_comes_back_under_a_new_id_at_its_address() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn heads_are_drained_added_and_removed() {
-    let place = Place::new();
+    let place = place();
     in_scope(3, async {
         let (all, more) = (addresses(3), addresses(1));
         let running = place.form(&all).await;
@@ -252,7 +168,7 @@ async fn heads_are_drained_added_and_removed() {
         until_done(&client, change(5, "", 4)).await;
         assert_eq!(members(&client).await.len(), 3);
         // Started before it is added: it waits.
-        let starting = place.start(&more[0], &all[..1]);
+        let starting = start(&place, &more[0], &all[..1]);
         let adding = until_done(&client, change(6, &more[0], 0));
         let (joined, head) = tokio::join!(starting, adding);
         let joined = joined.expect("joins");
@@ -285,7 +201,7 @@ async fn check_keys(heads: &[String], count: u32) -> Client {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_backup_and_a_survivor_each_make_a_new_cluster() {
-    let place = Place::new();
+    let place = place();
     in_scope(4, async {
         let (all, fresh) = (addresses(3), addresses(3));
         let mut running = place.form(&all).await;
@@ -318,19 +234,19 @@ async fn a_backup_and_a_survivor_each_make_a_new_cluster() {
         assert_eq!((summary.shards.len(), summary.head.cluster), (3, old_cluster));
         let again = seed::restore(parts.disk, 78, &fresh[0], &backup[..], "backup").expect_err("not empty");
         assert!(again.to_string().contains("not empty"), "{again}");
-        let restored = place.start(&fresh[0], &[]).await.expect("starts");
+        let restored = start(&place, &fresh[0], &[]).await.expect("starts");
         assert_eq!(restored.cluster_id(), 77);
         let new = check_keys(&fresh[..1], 250).await;
         assert!(new.kv_put(b"new", Bytes::from_static(b"x"), false, LONG).await.expect("written"));
         // It grows like any other; a head of the old cluster is refused.
-        let foreign = place.start(&all[0], &fresh[..1]).await.err().map(|error| error.to_string());
+        let foreign = start(&place, &all[0], &fresh[..1]).await.err().map(|error| error.to_string());
         assert!(foreign.is_some_and(|why| why.contains("in use") || why.contains("listen")), "it runs");
         running.remove(0).shutdown().await;
         let join = [all[0].clone(), fresh[0].clone()];
-        let foreign = place.start(&all[0], &join).await.err().expect("of another cluster").to_string();
+        let foreign = start(&place, &all[0], &join).await.err().expect("of another cluster").to_string();
         assert!(foreign.contains("this data directory belongs to cluster"), "{foreign}");
         assert!(!new.change_heads(change(1, &fresh[1], 0), LONG).await.expect("accepted").finished);
-        let second = place.start(&fresh[1], &fresh[..1]).await.expect("joins");
+        let second = start(&place, &fresh[1], &fresh[..1]).await.expect("joins");
         until_done(&new, change(1, &fresh[1], 0)).await;
         agree(&[&restored, &second]).await;
         // Everybody else's disk is gone: one directory of the old cluster is left.
@@ -347,7 +263,7 @@ async fn a_backup_and_a_survivor_each_make_a_new_cluster() {
         let changed = offline::recover(&*left, to.clone(), &other, 99, &fresh[2]).expect_err("changed");
         assert!(changed.to_string().contains("has changed since the plan"), "{changed}");
         offline::recover(&*left, to, &survivor.shards, 99, &fresh[2]).expect("recovered");
-        let recovered = place.start(&fresh[2], &[]).await.expect("starts");
+        let recovered = start(&place, &fresh[2], &[]).await.expect("starts");
         assert_eq!(recovered.cluster_id(), 99);
         check_keys(&fresh[2..], 250).await;
         for head in [restored, second, recovered] {

@@ -83,7 +83,7 @@ async fn heads_come_back_by_themselves_whatever_became_of_their_disks() {
 
         // Emptied.
         running.remove(1).shutdown().await;
-        std::fs::remove_dir_all(place.0.join(&all[1])).expect("ours");
+        std::fs::remove_dir_all(place.dir.join(&all[1])).expect("ours");
         assert!(matches!(refused(&place, &all[1], &all).await, Error::Emptied { head: 2, .. }));
         running.insert(1, place.start(&all[1], &all).await.expect("comes back"));
         assert_eq!(running[1].head_id(), 4);
@@ -94,7 +94,7 @@ async fn heads_come_back_by_themselves_whatever_became_of_their_disks() {
         for (dir, expected) in [("log", [1, 3, 5]), ("snapshots", [1, 3, 6])] {
             write(&client, 400, 500).await;
             running.remove(1).shutdown().await;
-            let home = place.0.join(&all[1]);
+            let home = place.dir.join(&all[1]);
             flip(&first(&home.join(dir)));
             running.insert(1, place.start(&all[1], &all).await.expect("comes back"));
             until_members(&client, &expected).await;
@@ -106,7 +106,7 @@ async fn heads_come_back_by_themselves_whatever_became_of_their_disks() {
         // What it had is gone, and nothing says so but what it was.
         for (dir, expected) in [("log", [1, 3, 7]), ("snapshots", [1, 3, 8])] {
             running.remove(1).shutdown().await;
-            std::fs::remove_dir_all(place.0.join(&all[1]).join(dir)).expect("ours");
+            std::fs::remove_dir_all(place.dir.join(&all[1]).join(dir)).expect("ours");
             running.insert(1, place.start(&all[1], &all).await.expect("comes back"));
             until_members(&client, &expected).await;
         }
@@ -126,7 +126,7 @@ async fn an_older_copy_of_a_disk_is_recognised_and_the_head_rejoins() {
         let mut running = place.form(&all).await;
         let client = client(&all).await;
         write(&client, 0, 60).await;
-        let (home, older) = (place.0.join(&all[2]), place.0.join("older"));
+        let (home, older) = (place.dir.join(&all[2]), place.dir.join("older"));
         running.remove(2).shutdown().await;
         copy(&home, &older);
         let restarted = place.start(&all[2], &all).await.expect("nothing is wrong with it");
@@ -165,7 +165,7 @@ async fn one_at_a_time_and_only_while_the_others_are_a_majority() {
         // One is away, another has lost its disk: it waits, though it asks.
         running[2].take().expect("runs").shutdown().await;
         running[1].take().expect("runs").shutdown().await;
-        std::fs::remove_dir_all(place.0.join(&all[1])).expect("ours");
+        std::fs::remove_dir_all(place.dir.join(&all[1])).expect("ours");
         let mut lost = std::pin::pin!(place.start(&all[1], &all));
         let asked = std::time::Duration::from_secs(2);
         assert!(tokio::time::timeout(asked, lost.as_mut()).await.is_err(), "nobody can let it in");
@@ -181,7 +181,7 @@ async fn one_at_a_time_and_only_while_the_others_are_a_majority() {
         let first = running[0].take().expect("runs");
         agree(&[&first, &back, &again]).await;
         again.shutdown().await;
-        std::fs::remove_dir_all(place.0.join(&all[1])).expect("ours");
+        std::fs::remove_dir_all(place.dir.join(&all[1])).expect("ours");
         let again = place.start(&all[1], &all).await.expect("comes back");
         until("it knows the leaders", || again.status().shards.iter().all(|shard| shard.leader != 0)).await;
         until_members(&client, &[1, 3, 5]).await;

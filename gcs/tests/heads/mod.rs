@@ -20,11 +20,23 @@ pub const SHARDS: u32 = 3;
 static COUNTER: AtomicU64 = AtomicU64::new(0);
 
 /// Where the data directories are: each is called after its head's address.
-pub struct Place(pub PathBuf);
+pub struct Place {
+    pub dir: PathBuf,
+    /// Whether heads that have lost their disks rejoin by themselves.
+    pub repair: bool,
+}
 
 impl Place {
     pub fn new(name: &str) -> Self {
-        Place(std::env::temp_dir().join(format!("mobula-{name}-{}", std::process::id())))
+        let unique = COUNTER.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("mobula-{name}-{}-{unique}", std::process::id()));
+        Place { dir, repair: true }
+    }
+
+    /// The real disk and network of the head in directory `name`.
+    pub fn parts(&self, name: &str) -> Parts {
+        let disk = RealDisk::new(self.dir.join(name)).expect("temporary directory");
+        Parts::new(Arc::new(TcpNet), Arc::new(disk))
     }
 
     /// How a head here is to run: it makes many snapshots and keeps few entries.
@@ -38,15 +50,14 @@ impl Place {
         };
         let seed = COUNTER.fetch_add(1, Ordering::Relaxed);
         let (address, join) = (address.to_owned(), join.to_vec());
-        HeadConfig { address, join, shards: SHARDS, seed, timing, ..HeadConfig::default() }
+        let repair = self.repair;
+        HeadConfig { address, join, shards: SHARDS, seed, timing, repair, ..HeadConfig::default() }
     }
 
     pub async fn start_with(&self, config: HeadConfig) -> Result<Head, Error> {
         let started = async {
             loop {
-                let disk = RealDisk::new(self.0.join(&config.address)).expect("temporary directory");
-                let parts = Parts::new(Arc::new(TcpNet), Arc::new(disk));
-                match Head::start(config.clone(), parts).await {
+                match Head::start(config.clone(), self.parts(&config.address)).await {
                     // The attempt before is only now letting its listener or directory go.
                     Err(Error::Listen { .. } | Error::InUse) => tokio::task::yield_now().await,
                     started => return started,
@@ -73,7 +84,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        std::fs::remove_dir_all(&self.0).ok();
+        std::fs::remove_dir_all(&self.dir).ok();
     }
 }
 
@@ -113,16 +124,19 @@ pub fn change(request: u64, add: &str, remove: u64) -> proto::ChangeHeadsRequest
 
 /// Asks again and again, as the command line does, until the change is done; the new head's id.
 pub async fn until_done(client: &Client, request: proto::ChangeHeadsRequest) -> u64 {
+    let mut waiting = Vec::new();
     let done = async {
         loop {
             let reply = client.change_heads(request.clone(), LONG).await.expect("accepted");
             if reply.finished {
                 return reply.head;
             }
+            waiting = client.heads_table(LONG).await.expect("told").waiting;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     };
-    tokio::time::timeout(LONG, done).await.expect("the change is done in time")
+    let done = tokio::time::timeout(LONG, done).await;
+    done.unwrap_or_else(|_| panic!("not done in time; waits for {waiting:?}"))
 }
 
 /// Waits until all replicas of all shards are the same.
