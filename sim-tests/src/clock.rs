@@ -46,10 +46,13 @@ pub fn thaw() {
 }
 
 /// Stands before the C library's function of the same name, for everything in this program.
+///
+/// # Safety
+/// `out` is a place for one timespec.
 // SAFETY: no other crate of this program defines this symbol, and the signature is that of POSIX.
 #[allow(unsafe_code)]
 #[unsafe(no_mangle)]
-pub extern "C" fn clock_gettime(clock: c_int, out: *mut Timespec) -> c_int {
+pub unsafe extern "C" fn clock_gettime(clock: c_int, out: *mut Timespec) -> c_int {
     let known = match clock {
         0 => ClockId::Realtime,
         1 => ClockId::Monotonic,
