@@ -3,9 +3,15 @@
 //! Calls block. In production they run on a thread that may block; in simulation they return at
 //! once, because [`crate::sim_disk::SimDisk`] is memory that forgets what was not synced.
 
+use rustix::fs::{Advice, fadvise};
 use std::fs;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+/// Bytes of a page: whoever writes whole ones never has to wait for the rest of one to be read.
+pub const PAGE: u64 = 4096;
 
 /// A flat-named tree of files under one root. Paths are relative, with `/` between parts.
 ///
@@ -48,6 +54,10 @@ pub trait DiskFile: Send {
     fn set_len(&mut self, len: u64) -> io::Result<()>;
     /// Reads up to `len` bytes at `offset`; shorter at the end of the file.
     fn read_at(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>>;
+    /// Says that these bytes, synced already, will not be read soon, so that the memory that caches
+    /// them can be used again at once. On a virtual machine a page that was never used costs several
+    /// times the copy into it: 1.5 GB of zeros took 3.3 s of processor time, and 0.4 s with this.
+    fn forget(&mut self, _offset: u64, _len: u64) {}
 }
 
 /// Writes a whole file so that it is there completely or not at all: a temporary file, synced,
@@ -133,8 +143,7 @@ struct RealFile(fs::File);
 
 impl DiskFile for RealFile {
     fn write_at(&mut self, offset: u64, bytes: &[u8]) -> io::Result<()> {
-        self.0.seek(SeekFrom::Start(offset))?;
-        self.0.write_all(bytes)
+        self.0.write_all_at(bytes, offset)
     }
     fn sync(&mut self) -> io::Result<()> {
         self.0.sync_data()
@@ -146,10 +155,25 @@ impl DiskFile for RealFile {
         self.0.set_len(len)
     }
     fn read_at(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
-        self.0.seek(SeekFrom::Start(offset))?;
-        let mut out = Vec::with_capacity(len.min(1 << 20));
-        Read::by_ref(&mut self.0).take(len as u64).read_to_end(&mut out)?;
+        // Never more room than there are bytes, whatever is asked for.
+        let len = (len as u64).min(self.len()?.saturating_sub(offset)) as usize;
+        let (mut out, mut at) = (vec![0; len], 0);
+        while at < len {
+            match self.0.read_at(&mut out[at..], offset + at as u64) {
+                Ok(0) => break,
+                Ok(read) => at += read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        out.truncate(at);
         Ok(out)
+    }
+    fn forget(&mut self, offset: u64, len: u64) {
+        // Advice: where it is not taken, memory is used as it would be without.
+        if let Some(len) = NonZeroU64::new(len) {
+            fadvise(&self.0, offset, Some(len), Advice::DontNeed).ok();
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod commands;
 mod config;
 mod datadir;
 mod demo;
+mod disk_probe;
 mod exit;
 mod experiment;
 mod limits;

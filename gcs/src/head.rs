@@ -27,6 +27,7 @@ use mobula_proto as proto;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
+use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
 /// How often a running head looks whether it had to stop.
@@ -340,11 +341,13 @@ async fn run(
     }
     let level = Arc::new(Level::new(config.formats.clone(), disk.clone(), identity.clone()));
     let peers = Peers::new(parts.net.clone(), identity.cluster, level.clone());
+    let turns = Arc::new(Semaphore::new(1));
     let mut groups = Vec::new();
     for (shard, store) in (0..identity.shards).zip(&stores) {
         let (timing, level) = (config.timing.clone(), level.clone());
         let (machine, replica) = Machine::new(shard, disk.clone(), store.clone(), timing, level);
-        let machine = machine.watched(parts.hook.clone()).measured(site.meters.snapshot_seconds());
+        let machine = machine.watched(parts.hook.clone()).taking_turns(turns.clone());
+        let machine = machine.measured(site.meters.snapshot_seconds());
         let entries =
             ShardLog::new(shard, found.remove(&shard).unwrap_or_default(), disk.clone(), log.clone());
         let entries = entries.watched(parts.hook.clone());

@@ -12,8 +12,8 @@ use crate::error::Error;
 use crate::log::record::{pack, unpack};
 use crate::raft::types::SnapshotMeta;
 use crate::scrub::is_gone;
-use bytes::Bytes;
-use mobula_base::disk::{Disk, write_atomically};
+use bytes::{Bytes, BytesMut};
+use mobula_base::disk::{Disk, DiskFile};
 use prost::Message;
 use std::io;
 use std::sync::Arc;
@@ -24,6 +24,8 @@ pub const DIR: &str = "snapshots";
 const FORMAT: u32 = 2;
 /// Bytes of the dump per record.
 const CHUNK: usize = 1 << 20;
+/// Bytes before a record: its length and checksum.
+const HEADER: usize = 8;
 /// Snapshots of a shard that are kept.
 const KEPT: usize = 2;
 
@@ -104,12 +106,10 @@ pub fn save(disk: &dyn Disk, shard: u32, meta: &SnapshotMeta, parcel: &Parcel) -
     let index = meta.last_log_id.as_ref().map_or(0, |id| id.index);
     let (dump, cold) = (&parcel.dump, Some(parcel.cold.clone()));
     let head = FileHead { format: FORMAT, shard, meta: pack(meta), bytes: dump.len() as u64, cold };
-    let mut out = Vec::with_capacity(dump.len() + dump.len() / CHUNK * 8 + 256);
-    push(&mut out, &head.encode_to_vec());
-    dump.chunks(CHUNK).for_each(|chunk| push(&mut out, chunk));
     let name = name(shard, index);
-    write_atomically(disk, DIR, &name, &out)?;
-    load(disk, shard, index).map_err(Error::into_io)?;
+    let records = std::iter::once(head.encode_to_vec().into()).chain(chunks(dump));
+    write(disk, &name, records)?;
+    read(disk, shard, index, |_| {}).map_err(Error::into_io)?;
     let all = list(disk, shard)?;
     for old in &all[..all.len().saturating_sub(KEPT)] {
         disk.remove(&format!("{DIR}/{}", self::name(shard, *old)))?;
@@ -117,10 +117,30 @@ pub fn save(disk: &dyn Disk, shard: u32, meta: &SnapshotMeta, parcel: &Parcel) -
     Ok(())
 }
 
-fn push(out: &mut Vec<u8>, record: &[u8]) {
-    out.extend_from_slice(&(record.len() as u32).to_le_bytes());
-    out.extend_from_slice(&crc32fast::hash(record).to_le_bytes());
-    out.extend_from_slice(record);
+fn chunks(dump: &Bytes) -> impl Iterator<Item = Bytes> {
+    (0..dump.len()).step_by(CHUNK).map(|at| dump.slice(at..(at + CHUNK).min(dump.len())))
+}
+
+/// Writes a file of records, whole or not at all, a record at a time.
+fn write(disk: &dyn Disk, name: &str, records: impl Iterator<Item = Bytes>) -> io::Result<()> {
+    let path = format!("{DIR}/{name}");
+    let temporary = format!("{path}.tmp");
+    let mut file = disk.open(&temporary, true)?;
+    file.set_len(0)?;
+    let (mut at, mut buffer) = (0, Vec::with_capacity(CHUNK + HEADER));
+    for record in records {
+        buffer.clear();
+        buffer.extend_from_slice(&(record.len() as u32).to_le_bytes());
+        buffer.extend_from_slice(&crc32fast::hash(&record).to_le_bytes());
+        buffer.extend_from_slice(&record);
+        file.write_at(at, &buffer)?;
+        at += buffer.len() as u64;
+    }
+    file.sync()?;
+    // So that reading it back asks the disk.
+    file.forget(0, at);
+    disk.rename(&temporary, &path)?;
+    disk.sync_dir(DIR)
 }
 
 /// The newest snapshot of a shard, if it has any.
@@ -137,7 +157,10 @@ pub fn load_newest(disk: &dyn Disk, shard: u32) -> Result<Option<(SnapshotMeta, 
 /// # Errors
 /// The disk failed, or a snapshot is damaged.
 pub fn kept_manifests(disk: &dyn Disk, shard: u32) -> io::Result<Vec<Manifest>> {
-    let manifest = |index: u64| Ok(load(disk, shard, index).map_err(Error::into_io)?.1.cold);
+    let manifest = |index: u64| {
+        let (_, head) = read(disk, shard, index, |_| {}).map_err(Error::into_io)?;
+        Ok(head.cold.unwrap_or_default())
+    };
     list(disk, shard)?.into_iter().map(manifest).collect()
 }
 
@@ -148,9 +171,10 @@ pub fn kept_manifests(disk: &dyn Disk, shard: u32) -> io::Result<Vec<Manifest>> 
 pub fn verify(disk: &dyn Disk, shard: u32) -> Result<u64, Error> {
     let mut bytes = 0;
     for index in list(disk, shard).map_err(|error| Error::storage(DIR, error))? {
-        match load(disk, shard, index).and_then(|(_, parcel)| {
-            bytes += parcel.bytes();
-            crate::cold::verify(disk, shard, &parcel.cold)
+        match read(disk, shard, index, |_| {}).and_then(|(_, head)| {
+            let cold = head.cold.unwrap_or_default();
+            bytes += head.bytes + cold.bytes();
+            crate::cold::verify(disk, shard, &cold)
         }) {
             // A newer one has taken its place meanwhile.
             Err(error) if is_gone(&error) && !list(disk, shard).is_ok_and(|all| all.contains(&index)) => {}
@@ -165,38 +189,74 @@ pub fn verify(disk: &dyn Disk, shard: u32) -> Result<u64, Error> {
 /// # Errors
 /// Damage, or a disk that fails.
 pub fn newest(disk: &dyn Disk, shard: u32) -> Result<Option<SnapshotMeta>, Error> {
-    Ok(load_newest(disk, shard)?.map(|(meta, _)| meta))
+    let all = list(disk, shard).map_err(|error| Error::storage(DIR, error))?;
+    let meta = |index: &u64| read(disk, shard, *index, |_| {}).map(|(meta, _)| meta);
+    all.last().map(meta).transpose()
 }
 
 fn load(disk: &dyn Disk, shard: u32, index: u64) -> Result<(SnapshotMeta, Parcel), Error> {
-    let file = format!("{DIR}/{}", name(shard, index));
-    let bytes = disk.read(&file).map_err(|error| Error::storage(&file, error))?;
-    let damaged = |offset: usize, detail: &str| Error::Corrupt {
-        file: file.clone(),
-        offset: offset as u64,
-        detail: detail.to_owned(),
-    };
-    let (record, mut at) = next(&bytes, 0).ok_or_else(|| damaged(0, "checksum of the first record"))?;
-    let head = FileHead::decode(record).map_err(|_| damaged(0, "unreadable first record"))?;
+    let mut dump = BytesMut::new();
+    let (meta, head) = read(disk, shard, index, |record| dump.extend_from_slice(record))?;
+    Ok((meta, Parcel { dump: dump.freeze(), cold: head.cold.unwrap_or_default() }))
+}
+
+/// Checks a snapshot file, and hands the dump's pieces to `visit`, none of it twice in memory.
+fn read(
+    disk: &dyn Disk,
+    shard: u32,
+    index: u64,
+    mut visit: impl FnMut(&[u8]),
+) -> Result<(SnapshotMeta, FileHead), Error> {
+    let name = format!("{DIR}/{}", name(shard, index));
+    let storage = |error| Error::storage(&name, error);
+    let file = disk.open(&name, false).map_err(storage)?;
+    let len = file.len().map_err(storage)?;
+    let mut records = Records { file, name: name.clone(), at: 0, len };
+    let first = records.next()?.ok_or_else(|| records.damaged("no first record"))?;
+    let head = FileHead::decode(&*first).map_err(|_| records.damaged("unreadable first record"))?;
     if head.format > FORMAT {
         return Err(Error::Newer { found: head.format, known: FORMAT });
     }
-    let meta = unpack(&head.meta).map_err(|_| damaged(0, "unreadable description"))?;
-    let mut dump = Vec::with_capacity(bytes.len());
-    while at < bytes.len() {
-        let (record, end) = next(&bytes, at).ok_or_else(|| damaged(at, "checksum of a record"))?;
-        dump.extend_from_slice(record);
-        at = end;
+    let meta = unpack(&head.meta).map_err(|_| records.damaged("unreadable description"))?;
+    let mut bytes = 0;
+    while let Some(record) = records.next()? {
+        bytes += record.len() as u64;
+        visit(&record);
     }
-    if (dump.len() as u64, head.shard) != (head.bytes, shard) {
-        return Err(damaged(at, "its length or shard is not what its head says"));
+    if (bytes, head.shard) != (head.bytes, shard) {
+        return Err(records.damaged("its length or shard is not what its head says"));
     }
-    Ok((meta, Parcel { dump: Bytes::from(dump), cold: head.cold.unwrap_or_default() }))
+    Ok((meta, head))
 }
 
-fn next(bytes: &[u8], at: usize) -> Option<(&[u8], usize)> {
-    let word = |at: usize| Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
-    let end = at + 8 + word(at)? as usize;
-    let record = bytes.get(at + 8..end)?;
-    (crc32fast::hash(record) == word(at + 4)?).then_some((record, end))
+/// The records of a file, one after the other.
+struct Records {
+    file: Box<dyn DiskFile>,
+    name: String,
+    at: u64,
+    len: u64,
+}
+
+impl Records {
+    fn next(&mut self) -> Result<Option<Vec<u8>>, Error> {
+        if self.at == self.len {
+            return Ok(None);
+        }
+        let storage = |error| Error::storage(&self.name, error);
+        let head = self.file.read_at(self.at, HEADER).map_err(storage)?;
+        let word = |at: usize| Some(u32::from_le_bytes(head.get(at..at + 4)?.try_into().ok()?));
+        let (Some(len), Some(crc)) = (word(0), word(4)) else {
+            return Err(self.damaged("a record is cut off"));
+        };
+        let record = self.file.read_at(self.at + HEADER as u64, len as usize).map_err(storage)?;
+        if record.len() != len as usize || crc32fast::hash(&record) != crc {
+            return Err(self.damaged("checksum of a record"));
+        }
+        self.at += (HEADER + record.len()) as u64;
+        Ok(Some(record))
+    }
+
+    fn damaged(&self, detail: &str) -> Error {
+        Error::Corrupt { file: self.name.clone(), offset: self.at, detail: detail.to_owned() }
+    }
 }

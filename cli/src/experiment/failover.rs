@@ -12,6 +12,7 @@ use super::{progress_bar, strike, write_report};
 use crate::args::{ExperimentArgs, How};
 use crate::cluster::{Heads, LocalCluster, Shape};
 use crate::config::Settings;
+use crate::disk_probe::DiskProbe;
 use crate::exit::{self, Failure, Outcome};
 use crate::{output, say};
 use mobula_base::random::Random;
@@ -30,6 +31,8 @@ const WARM_UP: usize = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Pause between two looks at the lanes.
 const PAUSE: Duration = Duration::from_millis(1);
+/// Syncs of the disk alone that are timed before each strike.
+const SYNCS: usize = 50;
 /// Strikes without `--kills`.
 const KILLS: usize = 20;
 
@@ -40,6 +43,7 @@ struct Experiment<'a> {
     lanes: Lanes,
     addresses: Vec<String>,
     random: Random,
+    probe: Arc<DiskProbe>,
     gathered: Gathered,
 }
 
@@ -79,7 +83,8 @@ async fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report
     let lanes = Lanes::start(&addresses, args.shards);
     let random = Random::new(args.seed).fork("victims");
     let gathered = Gathered::default();
-    let mut experiment = Experiment { args, cluster, client, lanes, addresses, random, gathered };
+    let probe = Arc::new(DiskProbe::open(cluster.dir())?);
+    let mut experiment = Experiment { args, cluster, client, lanes, addresses, random, probe, gathered };
     let kills = args.kills.unwrap_or(KILLS);
     let bar = progress_bar(kills);
     let mut strikes: Vec<Strike> = Vec::new();
@@ -101,6 +106,7 @@ impl Experiment<'_> {
         look::settled(&self.client, &self.addresses, true, PATIENCE).await?;
         // What a head does to its disk right after it started is over then: all heads share one here.
         tokio::time::sleep(SETTLE).await;
+        self.measure_the_disk().await?;
         let ready = look::settled(&self.client, &self.addresses, true, PATIENCE).await?;
         let leaders = look::leaders(&ready).ok_or("the heads disagree")?;
         let victim = self.pick(&leaders, heads);
@@ -146,6 +152,14 @@ impl Experiment<'_> {
         self.gathered.lost.extend(self.lanes.lost(&self.client, &shards).await?);
         let cycle = started.elapsed();
         Ok(Strike { shards: shards.len(), stall, quiet, back, noticed, elections, cycle })
+    }
+
+    /// Times what every write waits for, while nothing else is written.
+    async fn measure_the_disk(&mut self) -> Result<(), String> {
+        let probe = self.probe.clone();
+        let times = tokio::task::spawn_blocking(move || probe.syncs(SYNCS)).await;
+        self.gathered.disk.extend(times.map_err(|e| e.to_string())??);
+        Ok(())
     }
 
     /// Some head that leads something.

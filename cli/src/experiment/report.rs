@@ -68,6 +68,8 @@ pub struct Report {
     pub back_ms: Distribution,
     /// Until another head raised the alarm.
     pub noticed_ms: Distribution,
+    /// A sync of the disk that all heads share, while nothing else is written.
+    pub disk_sync_ms: Distribution,
     /// Elections on the shards of a victim, and how many strikes had so many for each shard.
     pub elections: BTreeMap<String, usize>,
     /// Terms that passed without a strike, on shards that were written to.
@@ -107,6 +109,8 @@ pub struct Gathered {
     pub failed: Vec<String>,
     /// See [`Report::stopped_leaders`].
     pub ghosts: ghost::Outcome,
+    /// See [`Report::disk_sync_ms`].
+    pub disk: Vec<Duration>,
 }
 
 impl Report {
@@ -133,6 +137,7 @@ impl Report {
             quiet_ms: Distribution::of(&of(|s| s.quiet)),
             back_ms: Distribution::of(&of(|s| s.back)),
             noticed_ms: Distribution::of(&strikes.iter().filter_map(|s| s.noticed).collect::<Vec<_>>()),
+            disk_sync_ms: Distribution::of(&gathered.disk),
             elections,
             unplanned_elections: gathered.unplanned_elections,
             false_alarms: gathered.false_alarms,
@@ -182,6 +187,7 @@ impl Report {
         row("longest gap when quiet", &self.quiet_ms);
         row("stall when it came back", &self.back_ms);
         row("death noticed after", &self.noticed_ms);
+        row("the disk's sync alone", &self.disk_sync_ms);
         row("cycle", &self.cycle_ms);
         let elections: Vec<String> = self.elections.iter().map(|(each, n)| format!("{each}: {n}")).collect();
         say!(output, "  elections for each shard of the victim: {} (number: strikes)", elections.join(", "));

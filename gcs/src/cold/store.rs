@@ -9,7 +9,7 @@ use super::writer::Writer;
 use super::{ColdRun, ColdStore, Manifest, ManifestFile, path};
 use bytes::Bytes;
 use mobula_base::RunId;
-use mobula_base::disk::{Disk, DiskFile};
+use mobula_base::disk::{Disk, DiskFile, PAGE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
@@ -18,7 +18,12 @@ use std::time::Duration;
 /// A file is closed once it is this long, in bytes.
 const FILE_BYTES: u64 = 64 << 20;
 /// Whoever puts waits while more than this is not written yet, in bytes.
-const IN_TRANSIT_MAX: usize = 48 << 20;
+const IN_TRANSIT_MAX: usize = 16 << 20;
+/// Runs are written this many bytes at a time, at most and unless one is longer.
+const WRITE_BYTES: usize = 1 << 20;
+/// A file is synced, and the memory that caches it let go, after so many bytes: what is cold is read
+/// seldom, and a snapshot then has little left to wait for.
+const SYNC_BYTES: u64 = 4 << 20;
 /// While the disk is full, a write is tried again this often.
 const RETRY_FULL: Duration = Duration::from_millis(200);
 /// Entries of the index that a scan adds at a time.
@@ -71,12 +76,10 @@ struct State {
     failed: Option<String>,
 }
 
-/// Bytes for one file, and what they are.
+/// Runs for one file that follow each other there.
 struct Append {
     file: u64,
-    offset: u64,
-    bytes: Vec<u8>,
-    entries: Vec<(RunId, Place)>,
+    runs: Vec<(Place, ColdRun)>,
 }
 
 struct Shared {
@@ -276,20 +279,13 @@ impl Shared {
             let len = (file::HEADER + run.bytes.len()) as u32;
             let place = Place { file: number, offset: file.len, len };
             if appends.last().is_none_or(|append| append.file != number) {
-                appends.push(Append {
-                    file: number,
-                    offset: file.len,
-                    bytes: Vec::new(),
-                    entries: Vec::new(),
-                });
+                appends.push(Append { file: number, runs: Vec::new() });
             }
             file.len += u64::from(len);
             *file.jobs.entry(run.job).or_default() += u64::from(len);
-            let append = appends.last_mut().expect("one was just pushed");
-            file::encode(run.run, run.job, &run.bytes, &mut append.bytes);
-            append.entries.push((run.run, place));
             state.in_transit_bytes += run.bytes.len();
-            state.in_transit.insert(run.run, (place, run.job, run.bytes));
+            state.in_transit.insert(run.run, (place, run.job, run.bytes.clone()));
+            appends.last_mut().expect("one was just pushed").runs.push((place, run));
         }
         appends
     }
@@ -327,19 +323,45 @@ impl Shared {
     /// Writes, and lets memory go.
     fn write_one(&self, append: &Append) -> io::Result<()> {
         self.check()?;
-        let mut file = self.disk.open(&path(self.shard, append.file), true)?;
-        file.write_at(append.offset, &append.bytes)?;
+        self.write_runs(append)?;
         let mut state = self.state();
         // What was taken or put anew meanwhile is not found here: the index never names a copy that
         // is out of date.
         let current =
             |(run, place): &&(RunId, Place)| state.in_transit.get(run).is_some_and(|t| t.0 == *place);
-        let entries: Vec<(RunId, Place)> = append.entries.iter().filter(current).copied().collect();
+        let entries = append.runs.iter().map(|(place, run)| (run.run, *place));
+        let entries: Vec<(RunId, Place)> = entries.filter(|entry| current(&entry)).collect();
         self.index.insert(&entries)?;
         for (run, _) in entries {
             if let Some((_, _, bytes)) = state.in_transit.remove(&run) {
                 state.in_transit_bytes -= bytes.len();
             }
+        }
+        Ok(())
+    }
+
+    /// Writes the bytes of runs, a piece at a time.
+    fn write_runs(&self, append: &Append) -> io::Result<()> {
+        let mut file = self.disk.open(&path(self.shard, append.file), true)?;
+        let mut buffer = Vec::new();
+        let mut rest = &append.runs[..];
+        while let Some(((first, _), _)) = rest.split_first() {
+            let mut taken = 0;
+            for (_, run) in
+                rest.iter().take_while(|(place, _)| place.offset - first.offset < WRITE_BYTES as u64)
+            {
+                file::encode(run.run, run.job, &run.bytes, &mut buffer);
+                taken += 1;
+            }
+            file.write_at(first.offset, &buffer)?;
+            let end = first.offset + buffer.len() as u64;
+            if first.offset / SYNC_BYTES != end / SYNC_BYTES {
+                file.sync()?;
+                let start = first.offset / SYNC_BYTES * SYNC_BYTES;
+                file.forget(start, end / PAGE * PAGE - start);
+            }
+            buffer.clear();
+            rest = &rest[taken..];
         }
         Ok(())
     }

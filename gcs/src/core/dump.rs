@@ -25,7 +25,8 @@ impl ShardState {
     /// Everything but the cold runs, which lie in the files of the manifest of the same moment; at a
     /// level of formats.
     pub fn snapshot(&self, level: u32) -> Vec<u8> {
-        let mut out = Vec::new();
+        // Room for the runs, which are most of it: growing would copy them again and again.
+        let mut out = Vec::with_capacity(self.tasks.hot_bytes());
         let encoded = |dump: &Dump, out: &mut Vec<u8>| dump.encode(out).expect("a Vec grows");
         // One small message after the other: concatenated protobuf messages merge into one.
         let level = level.max(1);

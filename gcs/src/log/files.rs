@@ -15,13 +15,13 @@ use super::spares::{Spare, Spares, is_full};
 use crate::error::Error;
 use crate::metrics::seconds;
 use bytes::{Bytes, BytesMut};
-use mobula_base::disk::{Disk, DiskFile};
+use mobula_base::disk::{Disk, DiskFile, PAGE};
 use prometheus_client::metrics::histogram::Histogram;
 use prost::Message;
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Format version of the log. 1 had no seals and files as long as what they hold.
 pub const FORMAT: u32 = 2;
@@ -29,6 +29,12 @@ pub const FORMAT: u32 = 2;
 const CLOSING: u64 = 2 * HEADER as u64;
 /// Buffers that grew beyond this are given back, in bytes.
 const KEEP_BUFFER: usize = 4 << 20;
+/// The memory that caches what is synced is let go in pieces of so many bytes.
+const FORGET_BYTES: u64 = 1 << 20;
+/// A sync that takes longer than this holds up every shard, and is told.
+const SLOW_SYNC: Duration = Duration::from_millis(100);
+/// But no more often than this.
+const SLOW_AGAIN: Duration = Duration::from_secs(10);
 
 /// One segment on the disk.
 pub(super) struct Held {
@@ -64,6 +70,8 @@ pub struct Files {
     len: u64,
     offset: u64,
     synced: u64,
+    /// Up to here the file's bytes need not be cached.
+    forgotten: u64,
     unsynced: bool,
     held: BTreeMap<u64, Held>,
     points: BTreeMap<u32, ShardPoint>,
@@ -72,6 +80,7 @@ pub struct Files {
     buffer: BytesMut,
     syncs: u64,
     sync_seconds: Histogram,
+    told_slow: Option<Instant>,
 }
 
 impl Files {
@@ -106,6 +115,7 @@ impl Files {
             len,
             offset: 0,
             synced: 0,
+            forgotten: 0,
             unsynced: false,
             held: replay.held,
             points,
@@ -114,6 +124,7 @@ impl Files {
             buffer: BytesMut::new(),
             syncs: 0,
             sync_seconds: seconds(),
+            told_slow: None,
         };
         let begun = files.begin().and_then(|()| files.recycle());
         begun.map_err(|error| Error::storage(segments::name(number), error))?;
@@ -122,7 +133,7 @@ impl Files {
 
     /// Starts the segment that has just been opened; durable when this returns.
     fn begin(&mut self) -> io::Result<()> {
-        (self.offset, self.synced) = (0, 0);
+        (self.offset, self.synced, self.forgotten) = (0, 0, 0);
         let header = SegmentHeader {
             format: FORMAT,
             cluster: self.identity.cluster,
@@ -140,15 +151,23 @@ impl Files {
     }
 
     fn push(&mut self, kind: Kind, shard: u32, payload: &[u8]) {
+        self.push_with(kind, shard, |buffer| buffer.extend_from_slice(payload));
+    }
+
+    fn push_with(&mut self, kind: Kind, shard: u32, payload: impl FnOnce(&mut BytesMut)) {
         let offset = self.offset + self.buffer.len() as u64;
         let header = Header { kind, shard, generation: self.number, offset, synced: self.synced };
-        frame::encode(&header, payload, &mut self.buffer);
+        frame::encode_with(&header, payload, &mut self.buffer);
     }
 
     fn flush(&mut self, sync: bool) -> io::Result<()> {
         if !self.buffer.is_empty() {
+            let end = self.offset + self.buffer.len() as u64;
+            // To the end of a page, so that its rest need not be read first: nothing lies there yet.
+            let padded = end.next_multiple_of(PAGE).min(self.len).max(end);
+            self.buffer.resize((padded - self.offset) as usize, 0);
             self.file.write_at(self.offset, &self.buffer)?;
-            self.offset += self.buffer.len() as u64;
+            self.offset = end;
             self.buffer.clear();
             if self.buffer.capacity() > KEEP_BUFFER {
                 self.buffer = BytesMut::new();
@@ -158,12 +177,34 @@ impl Files {
         if sync && self.unsynced {
             let since = Instant::now();
             self.file.sync()?;
-            self.sync_seconds.observe(since.elapsed().as_secs_f64());
+            self.observe(since.elapsed());
             self.syncs += 1;
             self.synced = self.offset;
             self.unsynced = false;
+            self.forget();
         }
         Ok(())
+    }
+
+    fn observe(&mut self, took: Duration) {
+        self.sync_seconds.observe(took.as_secs_f64());
+        if took > SLOW_SYNC && self.told_slow.is_none_or(|told| told.elapsed() > SLOW_AGAIN) {
+            self.told_slow = Some(Instant::now());
+            let took_ms = took.as_millis() as u64;
+            tracing::warn!(
+                took_ms,
+                "the disk is slow: writes wait for its sync (raft_fsync_seconds has all)"
+            );
+        }
+    }
+
+    /// Lets go of the memory that caches what is synced: what is read soon lies in [`ShardIndex`].
+    fn forget(&mut self) {
+        let whole = self.synced / PAGE * PAGE;
+        if whole >= self.forgotten + FORGET_BYTES {
+            self.file.forget(self.forgotten, whole - self.forgotten);
+            self.forgotten = whole;
+        }
     }
 
     /// Bytes that can still be pushed into this segment.
@@ -213,8 +254,10 @@ impl Files {
 
     fn append(&mut self, record: &Record) {
         match record {
-            Record::Entries { shard, end, payload } => {
-                self.push(Kind::Entries, *shard, payload);
+            Record::Entries { shard, end, batch } => {
+                self.push_with(Kind::Entries, *shard, |buffer| {
+                    batch.encode(buffer).expect("a buffer grows");
+                });
                 self.point(*shard).end = *end;
                 let held = self.held.get_mut(&self.number).expect("the open segment is held");
                 let last = held.ends.entry(*shard).or_default();

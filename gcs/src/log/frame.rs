@@ -59,19 +59,25 @@ pub struct Header {
     pub synced: u64,
 }
 
-/// Appends a frame.
-pub fn encode(header: &Header, payload: &[u8], out: &mut BytesMut) {
-    let mut fixed = [0u8; HEADER];
+/// Appends a frame whose payload `write` appends.
+pub fn encode_with(header: &Header, write: impl FnOnce(&mut BytesMut), out: &mut BytesMut) {
+    let start = out.len();
+    out.put_bytes(0, HEADER);
+    write(out);
+    let (fixed, payload) = out[start..].split_at_mut(HEADER);
     fixed[..4].copy_from_slice(&(payload.len() as u32).to_le_bytes());
     fixed[8] = header.kind as u8;
     fixed[9..13].copy_from_slice(&header.shard.to_le_bytes());
     fixed[13..21].copy_from_slice(&header.generation.to_le_bytes());
     fixed[21..29].copy_from_slice(&header.offset.to_le_bytes());
     fixed[29..37].copy_from_slice(&header.synced.to_le_bytes());
-    let crc = crc(&fixed, payload);
+    let crc = crc(fixed, payload);
     fixed[4..8].copy_from_slice(&crc.to_le_bytes());
-    out.put_slice(&fixed);
-    out.put_slice(payload);
+}
+
+/// Appends a frame.
+pub fn encode(header: &Header, payload: &[u8], out: &mut BytesMut) {
+    encode_with(header, |out| out.extend_from_slice(payload), out);
 }
 
 fn crc(fixed: &[u8], payload: &[u8]) -> u32 {

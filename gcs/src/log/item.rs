@@ -1,7 +1,9 @@
 //! What can be asked of the log's writer.
 
 use super::frame;
+use super::record::EntryBatch;
 use bytes::Bytes;
+use prost::Message;
 
 /// Whose log this is; said at the start of every segment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,14 +17,14 @@ pub struct LogIdentity {
 /// Something to write.
 #[derive(Clone, Debug)]
 pub enum Record {
-    /// Entries of a shard, already encoded.
+    /// Entries of a shard.
     Entries {
         /// The shard.
         shard: u32,
         /// One past the last index.
         end: u64,
-        /// An encoded `EntryBatch`.
-        payload: Bytes,
+        /// The entries; the log's thread encodes them, straight into what is written.
+        batch: EntryBatch,
     },
     /// A vote.
     Vote {
@@ -54,7 +56,7 @@ impl Record {
     pub fn weight(&self) -> usize {
         frame::HEADER
             + match self {
-                Record::Entries { payload, .. } => payload.len(),
+                Record::Entries { batch, .. } => batch.encoded_len(),
                 Record::Vote { vote: bytes, .. } | Record::Purge { log_id: bytes, .. } => bytes.len(),
                 Record::Truncate { .. } => 8,
             }

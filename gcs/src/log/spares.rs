@@ -271,6 +271,8 @@ impl Shared {
             let step = self.sizes.step.min(len - at);
             file.write_at(at, &zeros[..step as usize])?;
             file.sync()?;
+            // The next piece takes the same memory again.
+            file.forget(at, step);
             at += step;
         }
         Ok(())

@@ -10,11 +10,9 @@ use crate::error::Error;
 use crate::hook::{Plant, SharedHook};
 use crate::raft::types::{Entry, LogId, Types, Vote};
 use crate::snapshot::on_disk;
-use bytes::Bytes;
 use mobula_base::disk::Disk;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
-use prost::Message;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
@@ -160,7 +158,6 @@ impl RaftLogStorage<Types> for ShardLog {
             }
             memory.cuts()
         };
-        let payload = Bytes::from(batch.encode_to_vec());
         let memory = self.memory.clone();
         let done = Box::new(move |result: io::Result<_>| {
             callback.io_completed(
@@ -168,7 +165,7 @@ impl RaftLogStorage<Types> for ShardLog {
             );
         });
         // Queued before this returns: the order of appends is the order of the log.
-        self.writer.submit(Record::Entries { shard: self.shard, end, payload }, Some(done)).await;
+        self.writer.submit(Record::Entries { shard: self.shard, end, batch }, Some(done)).await;
         Ok(())
     }
 

@@ -40,7 +40,7 @@ pub(super) fn entries_tagged(shard: u32, from: u64, count: u64, len: usize, tag:
         store_entry(&Entry { log_id: log_id(index), payload })
     };
     let batch = EntryBatch { entries: (from..from + count).map(entry).collect() };
-    Record::Entries { shard, end: from + count, payload: batch.encode_to_vec().into() }
+    Record::Entries { shard, end: from + count, batch }
 }
 
 fn open(disk: &SimDisk, segment_bytes: u64) -> Result<(Files, Vec<u64>), Error> {

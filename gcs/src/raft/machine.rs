@@ -22,7 +22,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 use std::time::Instant;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 /// While the disk is full, a snapshot is tried again this often.
 const RETRY_FULL: Duration = Duration::from_millis(500);
@@ -110,9 +110,16 @@ pub struct Machine {
     level: Arc<Level>,
     hook: SharedHook,
     seconds: Histogram,
+    /// One shard of a head makes its snapshot at a time: each holds a dump in memory meanwhile.
+    turns: Arc<Semaphore>,
 }
 
 impl Machine {
+    /// Takes its turn with others that share `turns`.
+    pub fn taking_turns(self, turns: Arc<Semaphore>) -> Self {
+        Machine { turns, ..self }
+    }
+
     /// How long each snapshot takes goes to `seconds`.
     pub fn measured(self, seconds: Histogram) -> Self {
         Machine { seconds, ..self }
@@ -140,8 +147,9 @@ impl Machine {
             checkpoints: VecDeque::new(),
         }));
         let (shared, applied, hook) = (inner.clone(), Arc::new(applied), Arc::new(Unhooked));
-        let seconds = metrics::seconds();
-        let machine = Machine { shard, disk, cold, inner: shared, applied, timing, level, hook, seconds };
+        let (seconds, turns) = (metrics::seconds(), Arc::new(Semaphore::new(1)));
+        let machine =
+            Machine { shard, disk, cold, inner: shared, applied, timing, level, hook, seconds, turns };
         (machine, Replica { inner, applied: watched })
     }
 
@@ -330,6 +338,8 @@ impl RaftSnapshotBuilder<Types> for Builder {
 
 impl Builder {
     async fn write(&self) -> io::Result<Parcel> {
+        // Nobody closes the semaphore.
+        let _turn = self.machine.turns.acquire().await.ok();
         let (shard, meta, cold) = (self.machine.shard, self.meta.clone(), self.cold.clone());
         let (store, view, level) =
             (self.machine.cold.clone(), self.view.clone(), self.machine.level.writes());

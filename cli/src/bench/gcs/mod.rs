@@ -9,6 +9,7 @@ mod writers;
 use super::table::Figures;
 use crate::args::BenchArgs;
 use crate::cluster::{LocalCluster, Shape};
+use crate::disk_probe::DiskProbe;
 use crate::exit::Failure;
 use crate::output::complain;
 use crate::process::Process;
@@ -39,9 +40,7 @@ const READ_BATCH: usize = 1000;
 const RUNS_AT_ONCE: u64 = 2;
 /// In the memory benchmark, resident memory is looked at so many times.
 const LOOKS: u64 = 50;
-/// Data is synced in pieces of this size where the disk alone is measured, in bytes.
-const SYNC_BYTES: usize = 4096;
-/// So many syncs.
+/// So many syncs where the disk alone is measured.
 const SYNCS: usize = 2000;
 
 /// `bench gcs`.
@@ -136,21 +135,7 @@ async fn connect(cluster: &LocalCluster) -> Result<Client, Failure> {
 
 /// What the disk below the cluster does with nobody else there.
 fn sync_alone(figures: &mut Figures, cluster: &LocalCluster) -> Result<(), Failure> {
-    use std::os::unix::fs::FileExt;
-    let path = cluster.dir().join("sync-test");
-    let cannot = |e: std::io::Error| format!("cannot measure the disk at {}: {e}", path.display());
-    let file = std::fs::File::create(&path).map_err(cannot)?;
-    let data = vec![7u8; SYNC_BYTES];
-    let mut write =
-        |n: usize| file.write_all_at(&data, (n * SYNC_BYTES) as u64).and_then(|()| file.sync_data());
-    (0..SYNCS).try_for_each(&mut write).map_err(cannot)?;
-    let mut times = Vec::new();
-    for n in 0..SYNCS {
-        let at = Instant::now();
-        write(n).map_err(cannot)?;
-        times.push(at.elapsed());
-    }
-    std::fs::remove_file(&path).map_err(cannot)?;
+    let mut times = DiskProbe::open(cluster.dir())?.syncs(SYNCS)?;
     figures.add_times(["the disk alone: 4 kB overwritten and synced, p50", "p99"], &mut times);
     Ok(())
 }
