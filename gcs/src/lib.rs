@@ -53,5 +53,6 @@ pub use config::{HeadConfig, Parts};
 pub use error::Error;
 pub use head::Head;
 pub use level::Formats;
+pub use raft::bare;
 pub use raft::timing::RaftTiming;
 pub use raft::types::in_scope;

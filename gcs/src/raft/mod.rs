@@ -2,8 +2,9 @@
 //!
 //! Read it in this order: [`types`], [`machine`] (applying and snapshots), [`network`] (between
 //! heads), [`proposer`] (gathering what waits into one entry), [`group`] (one shard's handle), [`members`] (who its members are), [`timing`], [`failover`] (a dead leader is replaced at
-//! once).
+//! once). [`bare`] is none of this: consensus and the log alone, for a benchmark.
 
+pub mod bare;
 pub mod failover;
 pub mod group;
 pub mod machine;

@@ -2,7 +2,9 @@
 //!
 //! Three head processes with the production log, apply and transport; every record is synced on two
 //! of them before it counts, and a part of them is read back and compared.
+//! Beside them, in the same run: what is left when only consensus and the log are measured ([`bare`]).
 
+mod bare;
 mod records;
 mod writers;
 
@@ -58,6 +60,10 @@ pub fn run(args: &BenchArgs) -> Result<Figures, Failure> {
         batched(&mut figures, &cluster, &client, seconds).await
     })?;
     resident(&mut figures, &cluster);
+    // It has the machine to itself.
+    drop(cluster);
+    let place = LocalCluster::prepare(false)?;
+    bare::measure(&mut figures, &place.dir().join("bare"), Duration::from_secs(args.seconds))?;
     Ok(figures)
 }
 
