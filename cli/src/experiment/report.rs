@@ -230,7 +230,22 @@ impl Report {
                 millis(target.measured)
             );
         }
+        if let Some(hint) = self.hint() {
+            say!(output, "  {hint}");
+        }
         say!(output, "{}", if self.passed { "passed" } else { "not passed" });
+    }
+
+    /// Whose fault a missed figure may be.
+    fn hint(&self) -> Option<String> {
+        let missed = self.targets.iter().find(|target| target.required && !target.passed)?;
+        let disk = self.disk_sync_ms.max;
+        (disk >= missed.at_most).then(|| {
+            format!(
+                "the disk alone took up to {} for one sync: for the share of the heads, set TMPDIR to another disk, or to /dev/shm",
+                millis(disk)
+            )
+        })
     }
 
     /// The stall's distribution as a drawing.
@@ -317,6 +332,17 @@ mod tests {
         let ghosts = ghost::Outcome { violations: vec!["v".into()], ..ghost::Outcome::default() };
         let ghosts = Gathered { ghosts, ..Gathered::default() };
         assert_eq!(report(How::Stop, &[9], ghosts).code(), exit::FAILED);
+    }
+
+    #[test]
+    fn a_slow_disk_is_named_only_where_it_explains_what_was_missed() {
+        let hint = |stall, disk| {
+            let disk = vec![Duration::from_millis(disk)];
+            let gathered = Gathered { disk, ..Gathered::default() };
+            Report::new(How::Kill, 3, 4, &strikes(&[stall]), gathered).hint()
+        };
+        assert!(hint(90, 80).expect("explained").contains("80"));
+        assert_eq!((hint(90, 3), hint(9, 80)), (None, None));
     }
 
     #[test]
