@@ -5,6 +5,7 @@
 //! Read it in this order:
 //!
 //! - [`ids`] — deterministic identities (rule R1): runs, tasks, objects, shards.
+//! - [`slots`] — which shard owns them: a map with an epoch.
 //! - [`time`] — [`time::Instant`], nanoseconds handed in by whoever may look at a clock.
 //! - [`random`] — seeded streams that fork by name.
 //! - [`resources`] — fixed-point amounts that never drift.
@@ -17,8 +18,10 @@ pub mod random;
 pub mod recorded_disk;
 pub mod resources;
 pub mod sim_disk;
+pub mod slots;
 pub mod time;
 
 pub use ids::{Incarnation, JobId, ObjectId, RunId, ShardId, TaskId};
 pub use resources::Resources;
+pub use slots::{SlotMap, SlotSet};
 pub use time::Instant;

@@ -109,6 +109,11 @@ pub enum Error {
     /// Two or four heads: more machines, no more safety.
     #[error("{0} heads: an even number of heads tolerates no more failures than one fewer; use {next}", next = .0 + 1)]
     EvenHeads(usize),
+    /// Slots move, and the end of that was not waited for. Nothing of the request was done.
+    #[error(
+        "slots are being moved between shards, and nothing was done: {0}; ask again later, `mobula shard list` shows how far it is"
+    )]
+    Moving(String),
     /// Heads disagree on the number of shards.
     #[error(
         "head {peer} is configured with {theirs} shards, this one with {ours}: give every head the same number"

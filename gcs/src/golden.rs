@@ -20,7 +20,7 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::{BasicNode, EntryPayload, Membership};
 use prost::Message;
 use proto::stream_item::Item;
-use proto::{call, command, head_command};
+use proto::{call, command, head_command, slot_command};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -126,6 +126,50 @@ fn state() -> (ShardState, Arc<SimDisk>) {
     (state, disk)
 }
 
+/// Shard 0 of two: slots have left it, and others are on their way in.
+fn moved() -> ShardState {
+    let mut state = ShardState::new(0, cold::open_one(Arc::new(SimDisk::new(4)), 0).expect("memory"));
+    let rows = |first, last| vec![proto::SlotRow { first, last, shard: 0 }];
+    let start = |request, from, to, slots| {
+        slot_command::Op::Start(proto::StartSlotPlan { request, from, to, slots, ..Default::default() })
+    };
+    let moves = [
+        start(1, 0, 1, rows(500, 511)),
+        slot_command::Op::Release(proto::ReleaseSlots {
+            epoch: 2,
+            to: 1,
+            slots: rows(500, 511),
+            owned: rows(0, 511),
+        }),
+        slot_command::Op::Switch(proto::SwitchSlots { epoch: 2 }),
+        slot_command::Op::Forget(proto::ForgetSlots { epoch: 2, last: true, ..Default::default() }),
+        slot_command::Op::End(proto::EndSlotPlan { epoch: 2 }),
+        start(2, 1, 0, rows(600, 610)),
+        slot_command::Op::Await(proto::AwaitSlots {
+            epoch: 3,
+            from: 1,
+            slots: rows(600, 610),
+            owned: vec![],
+        }),
+        slot_command::Op::Content(proto::SlotContent {
+            epoch: 3,
+            next: Some(proto::SlotCursor { table: 1, key: "k".into() }),
+            keys: vec![proto::MovedKey { key: "k".into(), value: "v".into(), revision: 9 }],
+            ..Default::default()
+        }),
+    ];
+    let raise = proto::RaiseLevel { level: 2, program: "0.2".into(), heads: 0 };
+    let first = [
+        command::Op::Init(proto::InitCluster { cluster: 77, shards: 2, slots: 1024 }),
+        command::Op::Raise(raise),
+    ];
+    let moves = moves.map(|op| command::Op::Slots(proto::SlotCommand { op: Some(op) }));
+    for (index, op) in (1u64..).zip(first.into_iter().chain(moves)) {
+        state.apply(index, &proto::Command::from(op));
+    }
+    state
+}
+
 fn log_id(index: u64) -> LogId {
     LogId { leader_id: *Vote::new(3, 1).leader_id(), index }
 }
@@ -214,7 +258,7 @@ fn backup(parcel: &Parcel, file: &[u8]) -> Vec<u8> {
     writer.finish().expect("a Vec grows")
 }
 
-/// Everything that this program writes at level 1, by the name of its golden file.
+/// Everything that this program writes at levels 1 and 2, by the name of its golden file.
 fn written() -> BTreeMap<&'static str, Vec<u8>> {
     let (state, disk) = state();
     let cold = state.manifest();
@@ -232,6 +276,7 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
         ("backup-v1", backup(&parcel, &file)),
         ("wire-v1", wire(&parcel.cold)),
         ("cold-v1.runs", file),
+        ("dump-v4", moved().snapshot(2)),
     ])
 }
 
@@ -313,6 +358,26 @@ fn a_dump_from_before_there_were_events_is_read() {
 }
 
 #[test]
+fn a_golden_dump_of_slots_on_the_move_is_read() {
+    let mut state = ShardState::new(0, cold::open_one(Arc::new(SimDisk::new(5)), 0).expect("memory"));
+    state.restore(committed("dump-v4"), &cold::Manifest::default()).expect("readable");
+    assert_eq!(state.digest(), moved().digest());
+    assert_eq!((state.slots.epoch(), state.slots.moved(505), state.slots.moved(499)), (3, Some(3), None));
+    let coming = state.slots.coming().expect("the second move is under way");
+    assert_eq!((coming.slots.to_string().as_str(), &coming.cursor.key[..]), ("600-610", &b"k"[..]));
+    let table = &state.cluster.slots_table;
+    assert_eq!((table.epoch(), table.plan().map(|plan| plan.epoch)), (2, Some(3)));
+    // One from before slots moved says nothing of them, and that is the first map.
+    let cold = self::state().0.manifest();
+    let disk = disk_of(&[(cold::path(0, cold.files[0].number), "cold-v1.runs")]);
+    let mut older = ShardState::new(0, cold::open_one(disk, 0).expect("memory"));
+    older.restore(committed("dump-v3"), &cold).expect("readable");
+    let table = &older.cluster.slots_table;
+    assert_eq!(table.map(4), mobula_base::SlotMap::even(4));
+    assert_eq!((older.slots.epoch(), older.slots.moved(1023)), (0, None));
+}
+
+#[test]
 fn golden_backups_are_read() {
     let backup = committed("backup-v1");
     let mut data = Vec::new();
@@ -351,8 +416,8 @@ fn golden_messages_between_heads_are_understood() {
 #[test]
 fn a_dump_of_a_level_that_is_not_read_is_refused_by_name() {
     let (mut state, _) = state();
-    let newer = state.snapshot(2);
+    let newer = state.snapshot(3);
     let cold = state.manifest();
-    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 1").to_string();
-    assert!(error.contains("writes format 2, this program reads up to 1: install version"), "{error}");
+    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 2").to_string();
+    assert!(error.contains("writes format 3, this program reads up to 2: install version"), "{error}");
 }

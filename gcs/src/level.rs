@@ -9,8 +9,10 @@
 //! |-------|----------|-----|----------|------|--------|---------------|
 //! | 1     | 1        | 2   | 2        | 3    | 1      | 1             |
 //! | 2     | 1        | 2   | 2        | 4    | 1      | 2             |
+//! | 3     | 1        | 2   | 2        | 5    | 1      | 3             |
 //!
-//! No release announces level 2: it adds the writer's name to dumps, so that upgrades can be tested.
+//! From level 2 on slots move between shards: commands for that, and who owns what in dumps. No release
+//! announces level 3: it adds the writer's name to dumps, so that upgrades can be tested.
 //!
 //! - A head notes the level in its `identity`, synced, before it writes anything at that level.
 //! - A replica that reads less stops at the entry that raises the level, and says what to install.
@@ -30,9 +32,11 @@ use std::time::Duration;
 /// The oldest level this program reads.
 const OLDEST: u32 = 1;
 /// The newest level this program reads.
-pub const NEWEST: u32 = 1;
+pub const NEWEST: u32 = 2;
+/// From this level on slots may move.
+pub const MOVES_SLOTS: u32 = 2;
 /// Dumps of this level on name the program that wrote them.
-pub const NAMES_WRITER: u32 = 2;
+pub const NAMES_WRITER: u32 = 3;
 /// Pause between looks whether the level can be raised, or has been.
 const TICK: Duration = Duration::from_millis(500);
 

@@ -16,7 +16,7 @@
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked;
 //!   [`witness`] — elections, told to shard 0; [`clock`].
-//! - [`membership`] — how heads come and go later.
+//! - [`membership`] — how heads come and go later. [`moves`] — how slots move between shards.
 //! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`metrics`] — what a head tells Prometheus.
 //! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
@@ -41,6 +41,7 @@ pub mod level;
 pub mod log;
 pub mod membership;
 pub mod metrics;
+pub mod moves;
 pub mod raft;
 pub mod recall;
 pub mod scrub;

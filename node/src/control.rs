@@ -7,8 +7,8 @@ use crate::input::{Inbox, Input};
 use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
-    HoldingRequest, JobEnd, JobStart, NodeJoin, StreamBatch, call, call_reply, heartbeat_reply,
-    holding_reply, object_bytes, reply,
+    HoldingRequest, JobEnd, JobStart, Located, NodeJoin, StreamBatch, call, call_reply, heartbeat_reply,
+    holding_reply, located, object_bytes, reply,
 };
 use mobula_scheduler::Event;
 use std::time::Duration;
@@ -87,7 +87,9 @@ impl Control {
                 let answer = self.client.propose_encoded(shard.0, command.clone(), BATCH_DEADLINE).await;
                 match answer.ok().and_then(|r| r.reply) {
                     Some(reply::Reply::Stream(ack)) => {
-                        self.say(Input::Core(Event::Acked { shard, ack })).await;
+                        // The map that says where they belong comes with the views.
+                        let (moved, _) = Client::moved_items(&command, &ack);
+                        self.say(Input::Core(Event::Acked { shard, ack, moved })).await;
                         break;
                     }
                     // A gap can only mean that the shard knows more of this life than it does.
@@ -99,7 +101,8 @@ impl Control {
                         reply::Reply::Call(_)
                         | reply::Reply::Revision(_)
                         | reply::Reply::Batch(_)
-                        | reply::Reply::Heads(_),
+                        | reply::Reply::Heads(_)
+                        | reply::Reply::Slots(_),
                     )
                     | None => {
                         tokio::time::sleep(RETRY_AFTER).await;
@@ -114,13 +117,30 @@ impl Control {
         let asked = objects.iter().map(|o| object_bytes(*o)).collect();
         let answer = self.client.locate(shard.0, self.incarnation.0, asked, PARK, CALL_DEADLINE).await;
         let answers = match answer {
-            Ok(list) => list.answers,
+            Ok(list) => {
+                self.follow(&list.answers).await;
+                list.answers
+            }
             Err(_) => {
                 tokio::time::sleep(RETRY_AFTER).await;
                 Vec::new()
             }
         };
         self.say(Input::Core(Event::Located { asked: objects, answers })).await;
+    }
+
+    /// Some of the objects are elsewhere: they are asked for again once it is known where.
+    async fn follow(&self, answers: &[Located]) {
+        let epoch = |located: &Located| match located.answer {
+            Some(located::Answer::Moved(epoch)) => Some(epoch),
+            _ => None,
+        };
+        let Some(epoch) = answers.iter().filter_map(epoch).max() else { return };
+        match self.client.follow_slots(epoch, PARK).await {
+            Ok(Some(view)) => self.say(Input::View(view)).await,
+            // This node's watch has brought it, or will.
+            Ok(None) | Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+        }
     }
 
     /// Reports copies to one shard; tells a new leader everything (R9).
@@ -135,14 +155,14 @@ impl Control {
             if held.is_closed() {
                 return;
             }
-            let request = self.holding(shard, term, false, &waiting);
+            let request = self.holding(shard, term, None, &waiting);
             match self.client.holding(request, CALL_DEADLINE).await {
                 Ok(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
                 Ok(holding_reply::Result::ReportInFull(new)) => {
                     let (reply, all) = oneshot::channel();
                     self.say(Input::Held { shard, reply }).await;
-                    let Ok(all) = all.await else { return };
-                    let request = self.holding(shard, new, true, &all);
+                    let Ok((map, all)) = all.await else { return };
+                    let request = self.holding(shard, new, Some(map), &all);
                     let answer = self.client.holding(request, CALL_DEADLINE).await;
                     if let Ok(holding_reply::Result::AcceptedTerm(_)) = answer {
                         term = new;
@@ -153,17 +173,21 @@ impl Control {
                     self.say(Input::Fenced).await;
                     return;
                 }
+                // By an older map: the views bring the newer one, and then all is reported again.
+                Ok(holding_reply::Result::Moved(_)) => {}
                 Ok(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | Err(_) => {}
             }
         }
     }
 
-    fn holding(&self, shard: ShardId, term: u64, full: bool, add: &[ObjectId]) -> HoldingRequest {
+    /// A report; a full one goes by the slot map of an epoch.
+    fn holding(&self, shard: ShardId, term: u64, map: Option<u64>, add: &[ObjectId]) -> HoldingRequest {
         HoldingRequest {
             shard: shard.0,
             incarnation: self.incarnation.0,
             term,
-            full,
+            full: map.is_some(),
+            map: map.unwrap_or(0),
             add: add.iter().map(|o| object_bytes(*o)).collect(),
             ..HoldingRequest::default()
         }
@@ -180,6 +204,7 @@ impl Control {
                 cpu_milli_free: load.cpu_milli_free as u32,
                 queued: load.queued,
                 store_bytes_used: load.store_bytes_used,
+                follows_slots: true,
                 ..Default::default()
             };
             let answer = self.client.heartbeat(request, HEARTBEAT_EVERY * 5).await;

@@ -108,6 +108,7 @@ pub async fn run_with(
 
 fn node_join(config: &NodeConfig, address: &str) -> NodeJoin {
     NodeJoin {
+        follows_slots: true,
         name: config.name.clone(),
         address: address.to_owned(),
         cpu_milli: config.workers * 1000,

@@ -36,7 +36,7 @@ pub enum Input {
     /// A transfer gave its room up.
     Abandoned { object: ObjectId },
     /// What is held for a shard, for a re-report.
-    Held { shard: ShardId, reply: oneshot::Sender<Vec<ObjectId>> },
+    Held { shard: ShardId, reply: oneshot::Sender<(u64, Vec<ObjectId>)> },
     /// The load, for a heartbeat.
     Load { reply: oneshot::Sender<Load> },
     /// The cluster has declared this node dead (R10).

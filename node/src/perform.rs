@@ -59,7 +59,7 @@ impl Life {
             }
             Input::Abandoned { object } => self.store.abort(object, TRANSFER),
             Input::Held { shard, reply } => {
-                let _ = reply.send(self.core.held(shard));
+                let _ = reply.send((self.core.slots_epoch(), self.core.held(shard)));
             }
             Input::Load { reply } => {
                 let (cpu_milli_free, queued) = self.core.load();
@@ -358,7 +358,7 @@ impl Life {
                 self.tell(client, daemon_msg::Msg::Committed(committed));
             }
             Effect::Held { object } => {
-                let shard = object.task.run.shard(self.shards);
+                let shard = self.core.shard_of(object.task);
                 let _ = self.holdings[shard.0 as usize].send(object);
             }
             Effect::Replicate { to, object, job, output } => {

@@ -10,7 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 #[remote]
 fn add(a: u64, b: u64) -> u64 {
@@ -89,7 +90,8 @@ async fn add_later(a: u64) -> Result<u64, Error> {
 
 struct Cluster {
     dir: PathBuf,
-    stop: Vec<tokio::sync::oneshot::Sender<()>>,
+    head: String,
+    stop: Vec<oneshot::Sender<()>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
 
@@ -101,9 +103,9 @@ impl Cluster {
     fn start() -> Self {
         let dir = std::env::temp_dir().join(format!("mobula-real-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a temporary directory");
-        let mut cluster = Cluster { dir: dir.clone(), stop: vec![], threads: vec![] };
+        let mut cluster = Cluster { dir: dir.clone(), head: String::new(), stop: vec![], threads: vec![] };
         let (tell, told) = mpsc::channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
+        let (stop, stopped) = oneshot::channel();
         cluster.stop.push(stop);
         let head_dir = dir.join("head");
         cluster.threads.push(std::thread::spawn(move || {
@@ -115,9 +117,11 @@ impl Cluster {
                 let _ = head.run_until_shutdown(async { drop(stopped.await) }).await;
             }));
         }));
-        let address = told.recv_timeout(Duration::from_secs(30)).expect("a head");
+        cluster.head = told.recv_timeout(Duration::from_secs(30)).expect("a head");
         for n in 1..=2u32 {
-            cluster.start_node(n, &address);
+            let (stop, thread) = cluster.start_node(n, &format!("only-{n}"));
+            cluster.stop.push(stop);
+            cluster.threads.push(thread);
         }
         cluster
     }
@@ -126,26 +130,27 @@ impl Cluster {
         self.dir.join(format!("node-{n}.sock"))
     }
 
-    fn start_node(&mut self, n: u32, head: &str) {
+    /// Starts a node that offers a resource; it ends with the first.
+    fn start_node(&self, n: u32, resource: &str) -> (oneshot::Sender<()>, std::thread::JoinHandle<()>) {
         let config = NodeConfig {
             name: format!("node-{n}"),
-            heads: vec![head.to_owned()],
+            heads: vec![self.head.clone()],
             listen: "127.0.0.1:0".into(),
             socket: self.socket(n),
             workers: 2,
-            resources: vec![(format!("only-{n}"), 4.0)],
+            resources: vec![(resource.to_owned(), 4.0)],
             store_bytes: 64 << 20,
             seed: u64::from(n),
         };
         let (tell, told) = mpsc::channel();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        self.stop.push(stop);
-        self.threads.push(std::thread::spawn(move || {
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
             let ready = move |_| tell.send(()).unwrap_or_default();
             let node = mobula_node::run(config, Arc::new(TcpNet), ready, async { drop(stopped.await) });
             runtime().block_on(node).expect("the node runs");
-        }));
+        });
         told.recv_timeout(Duration::from_secs(30)).expect("a node");
+        (stop, thread)
     }
 
     fn connect(&self, n: u32) -> Client {
@@ -282,16 +287,87 @@ fn waiting_and_acknowledgements(c: &Cluster) {
     client.end(true).expect("the job ends");
 }
 
+/// Moves all slots of one shard to another and waits for the end of it.
+async fn move_all(operator: &mobula_gcs::Client, request: u64, from: u32, to: u32) {
+    let start = mobula_proto::StartSlotPlan { request, from, to, count: 1024, ..Default::default() };
+    let until = Instant::now() + SOON;
+    loop {
+        match operator.move_slots(start.clone(), SOON).await {
+            Ok(reply) if reply.finished => return,
+            Ok(_) => {}
+            // The cluster is only now raising the level of its formats.
+            Err(error) => assert!(error.to_string().contains("upgrade all heads"), "{error}"),
+        }
+        assert!(Instant::now() < until, "the move from {from} to {to} does not end");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Every slot moves, some of them three times, while a job submits; then what lies with one node is lost.
+fn slots_move_under_a_job(c: &Cluster) {
+    let (stop, first) = c.start_node(3, "here");
+    let client = c.connect(1);
+    let blobs: Vec<_> =
+        (0..6).map(|n| client.submit(zeros::task(300_000, n).resource("here", 1.0))).collect();
+    assert!(client.wait(&blobs, 6, SOON).into_iter().all(|ready| ready));
+    let small = client.put(&100u64).expect("stored");
+    let (over, is_over) = mpsc::channel();
+    let head = c.head.clone();
+    let operator = std::thread::spawn(move || {
+        runtime().block_on(async {
+            let operator = mobula_gcs::Client::new(Arc::new(TcpNet), vec![head], 7);
+            operator.connect(SOON).await.expect("connects");
+            for (request, (from, to)) in (1u64..).zip([(0, 1), (1, 2), (2, 3), (3, 0)]) {
+                move_all(&operator, request, from, to).await;
+            }
+            assert_eq!(operator.slot_table(SOON).await.expect("told").map.expect("there").epoch, 5);
+        });
+        over.send(()).expect("the test waits");
+    });
+    // Tasks that build on what came before, for as long as slots move, and some more.
+    let (mut refs, mut sums, mut more) = (Vec::new(), Vec::new(), 5);
+    while more > 0 {
+        let base = sums.len() as u64;
+        refs.extend((0..40).map(|n| client.submit(add::task(&small, base * 40 + n))));
+        sums.push(client.submit(sum::task(&refs[refs.len() - 40..])));
+        sums.last().expect("just pushed").get_timeout(SOON).expect("runs");
+        more -= usize::from(more < 5 || is_over.try_recv().is_ok());
+    }
+    operator.join().expect("all slots have moved");
+    for (n, value) in refs.iter().enumerate() {
+        assert_eq!(value.get_timeout(SOON).expect("runs"), 100 + n as u64);
+    }
+    // The only copies go with their node; what made them is found where it lies now.
+    let (stop_second, second) = c.start_node(4, "here");
+    stop.send(()).expect("it runs");
+    first.join().expect("it ends cleanly");
+    for (n, blob) in blobs.iter().enumerate() {
+        let rebuilt = blob.get_timeout(SOON).expect("is rebuilt");
+        assert!(rebuilt.len() == 300_000 && rebuilt.iter().all(|byte| *byte == n as u8));
+    }
+    let committed = Instant::now() + SOON;
+    let mut records = 0;
+    while records < 6 + refs.len() + sums.len() {
+        records += client.take_committed().len();
+        assert!(Instant::now() < committed, "{records} records are acknowledged");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    client.end(true).expect("the job ends");
+    stop_second.send(()).expect("it runs");
+    second.join().expect("it ends cleanly");
+}
+
 fn main() {
     mobula::run_worker_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 6] = [
+    let tests: [Test; 7] = [
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
         ("nested_tasks", nested_tasks),
         ("failures_have_causes", failures_have_causes),
         ("dead_workers_are_replaced", dead_workers_are_replaced),
         ("waiting_and_acknowledgements", waiting_and_acknowledgements),
+        ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));
     let (mut passed, mut failed) = (0, 0);

@@ -11,7 +11,7 @@ pub mod v1 {
 pub use v1::*;
 
 use bytes::Bytes;
-use mobula_base::{ObjectId, Resources, TaskId};
+use mobula_base::{ObjectId, Resources, ShardId, SlotSet, TaskId};
 
 /// Encoded descriptors of all services and messages, for gRPC reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
@@ -58,6 +58,30 @@ pub fn object_bytes(id: ObjectId) -> Bytes {
 impl From<v1::command::Op> for v1::Command {
     fn from(op: v1::command::Op) -> Self {
         v1::Command { op: Some(op), unix_ms: 0 }
+    }
+}
+
+/// Writes a slot map.
+pub fn slot_map(map: &mobula_base::SlotMap) -> v1::SlotMap {
+    let row = |(first, last, shard): (u32, u32, ShardId)| v1::SlotRow { first, last, shard: shard.0 };
+    v1::SlotMap { epoch: map.epoch(), rows: map.rows().into_iter().map(row).collect() }
+}
+
+/// Writes a set of slots.
+pub fn slot_rows(slots: &SlotSet) -> Vec<v1::SlotRow> {
+    slots.rows().into_iter().map(|(first, last)| v1::SlotRow { first, last, shard: 0 }).collect()
+}
+
+/// Reads a set of slots.
+pub fn slot_set(rows: &[v1::SlotRow]) -> Result<SlotSet, Malformed> {
+    SlotSet::from_rows(rows.iter().map(|row| (row.first, row.last))).ok_or(Malformed("no rows of slots"))
+}
+
+impl v1::SlotMap {
+    /// Reads it.
+    pub fn read(&self) -> Result<mobula_base::SlotMap, Malformed> {
+        let rows = self.rows.iter().map(|row| (row.first, row.last, ShardId(row.shard)));
+        mobula_base::SlotMap::from_rows(self.epoch, rows).ok_or(Malformed("the slot map has holes"))
     }
 }
 

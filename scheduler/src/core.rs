@@ -5,7 +5,7 @@ use crate::map::IdMap;
 use crate::objects::Object;
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
-use crate::stream::Stream;
+use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::TaskSpec;
@@ -75,7 +75,7 @@ pub struct Core {
     pub(crate) broken_jobs: BTreeMap<JobId, mobula_proto::Failure>,
     pub(crate) spawn_failures: BTreeMap<JobId, u32>,
     pub(crate) free: Resources,
-    pub(crate) streams: Vec<Stream>,
+    pub(crate) streams: Streams,
     pub(crate) members: BTreeMap<Incarnation, Member>,
     pub(crate) placed: BTreeMap<Incarnation, u32>,
     pub(crate) placed_functions: IdMap<u64, u64>,
@@ -99,9 +99,9 @@ pub struct Core {
 impl Core {
     /// A node that has just joined.
     pub fn new(config: Config) -> Self {
-        let shards = config.shards as usize;
         Core {
             free: config.resources.clone(),
+            streams: Streams::new(config.shards),
             config,
             now: Instant::default(),
             objects: IdMap::default(),
@@ -113,7 +113,6 @@ impl Core {
             starting: BTreeMap::new(),
             broken_jobs: BTreeMap::new(),
             spawn_failures: BTreeMap::new(),
-            streams: (0..shards).map(|_| Stream::default()).collect(),
             members: BTreeMap::new(),
             placed: BTreeMap::new(),
             placed_functions: IdMap::default(),
@@ -179,7 +178,7 @@ impl Core {
             Event::PeerResult { from, result } => self.peer_result(from, result),
             Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
             Event::Replicate { object, job, holder, output } => self.replicate(object, job, holder, output),
-            Event::Acked { shard, ack } => self.acked(shard, ack),
+            Event::Acked { shard, ack, moved } => self.acked(shard, ack, moved),
             Event::Located { asked, answers } => self.located(asked, answers),
             Event::Fetched { object, value } => self.fetched(object, value),
             Event::FetchFailed { object, from, why } => self.fetch_failed(object, from, why),
@@ -198,7 +197,7 @@ impl Core {
     /// Lineage records that are not yet acknowledged: the shell stops reading submissions when
     /// there are too many.
     pub fn unacknowledged(&self) -> u64 {
-        self.streams.iter().map(Stream::pending).sum()
+        self.streams.pending()
     }
 
     /// What this node tells the others: free CPU and how much waits.
@@ -207,13 +206,14 @@ impl Core {
         (self.free.cpu_milli, (queued + self.runs.len()) as u32)
     }
 
-    pub(crate) fn shard_of(&self, task: TaskId) -> ShardId {
-        task.run.shard(self.config.shards)
+    /// The shard that has a task, as far as this node knows.
+    pub fn shard_of(&self, task: TaskId) -> ShardId {
+        self.streams.map().of_run(task.run)
     }
 
-    pub(crate) fn stream_of(&mut self, task: TaskId) -> &mut Stream {
-        let shard = self.shard_of(task);
-        &mut self.streams[shard.0 as usize]
+    /// Epoch of the slot map that this goes by.
+    pub fn slots_epoch(&self) -> u64 {
+        self.streams.map().epoch()
     }
 
     fn fail_dependents(&mut self) {
@@ -224,10 +224,8 @@ impl Core {
     }
 
     fn flush_streams(&mut self) {
-        for (index, stream) in self.streams.iter_mut().enumerate() {
-            if let Some(batch) = stream.next_batch(self.config.incarnation) {
-                self.effects.push(Effect::Send { shard: ShardId(index as u32), batch });
-            }
+        for (shard, batch) in self.streams.next_batches(self.config.incarnation) {
+            self.effects.push(Effect::Send { shard, batch });
         }
     }
 

@@ -2,6 +2,8 @@
 
 use crate::core::Core;
 use crate::objects::State;
+use crate::stream::Ticket;
+use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
 use mobula_base::{Incarnation, JobId, ShardId, TaskId};
@@ -20,8 +22,20 @@ pub(crate) struct Run {
     pub class: usize,
     /// Arguments whose bytes are not here yet.
     pub missing: u32,
-    /// Last record it submitted to each shard (R4).
+    /// Last ticket of each shard that a record of it has (R4).
     pub submitted: BTreeMap<ShardId, u64>,
+}
+
+impl Run {
+    /// Its done-record comes after what has this ticket.
+    pub(crate) fn waits_for(&mut self, ticket: Ticket) {
+        let last = self.submitted.entry(ticket.shard).or_default();
+        *last = ticket.number.max(*last);
+    }
+}
+
+fn is_committed(streams: &Streams, shard: ShardId, number: u64) -> bool {
+    streams.is_committed(Ticket { shard, number })
 }
 
 /// A finished run whose submissions are not all committed.
@@ -321,8 +335,11 @@ impl Core {
         let Some(run) = self.runs.remove(&task) else { return };
         let (job, me) = (JobId(run.spec.job), self.config.incarnation);
         let streams = &self.streams;
-        let pending: BTreeMap<ShardId, u64> =
-            run.submitted.into_iter().filter(|(s, seq)| streams[s.0 as usize].acked() < *seq).collect();
+        let pending: BTreeMap<ShardId, u64> = run
+            .submitted
+            .into_iter()
+            .filter(|(shard, number)| !is_committed(streams, *shard, *number))
+            .collect();
         let durable = pending.is_empty();
         let attempt = run.attempt;
         if ran_ns > 0 {
@@ -357,7 +374,7 @@ impl Core {
         let streams = &self.streams;
         let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.undurable)
             .into_iter()
-            .partition(|u| u.pending.iter().all(|(s, seq)| streams[s.0 as usize].acked() >= *seq));
+            .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
         self.undurable = waiting;
         for run in done {
             if run.keeper == self.config.incarnation {

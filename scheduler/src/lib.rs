@@ -15,7 +15,8 @@
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - [`objects`] — what this node knows of each object, and who waits for it.
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
-//! - [`stream`] — the sequenced stream of records to each shard (R12).
+//! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
+//!   when slots move from one to another (R12).
 
 pub mod core;
 pub mod execute;
@@ -25,6 +26,7 @@ pub mod outcome;
 pub mod placement;
 pub mod recovery;
 pub mod stream;
+pub mod streams;
 pub mod submit;
 pub mod types;
 

@@ -320,7 +320,7 @@ impl Core {
                 let bytes = value.len() + 40;
                 let put = SmallPut { object: object_bytes(id), job: job.0, value };
                 let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
-                self.stream_of(id.task).push(item, bytes, About::Put(id));
+                self.streams.push(item, bytes, About::Put(id));
             }
             None => {
                 self.effects.push(Effect::Held { object: id });

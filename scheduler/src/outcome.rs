@@ -125,7 +125,7 @@ impl Core {
         }
         let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
         let bytes = prost::Message::encoded_len(&item);
-        self.stream_of(task).push(item, bytes, About::Done(task));
+        self.streams.push(item, bytes, About::Done(task));
         self.set_kept_state(task, KeptState::Finishing);
     }
 
@@ -151,7 +151,7 @@ impl Core {
     pub(crate) fn propose_next(&mut self, task: TaskId, from: u32, failed: bool) {
         let next = NextAttempt { task: task_bytes(task), from, failed };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
-        self.stream_of(task).push(item, 40, About::Next(task));
+        self.streams.push(item, 40, About::Next(task));
         self.set_kept_state(task, KeptState::AwaitAttempt);
     }
 }

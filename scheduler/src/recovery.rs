@@ -13,8 +13,8 @@ use crate::stream::About;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, TaskState, TaskView, item_outcome,
-    located, object_id,
+    ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, StreamItem, TaskState, TaskView,
+    item_outcome, located, object_id,
 };
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -121,7 +121,9 @@ impl Core {
                 self.announce(id);
                 true
             }
-            Some(located::Answer::Making(_) | located::Answer::Unknown(_)) | None => false,
+            // Moved: by the time it is asked for again, the map that says where is known or will be.
+            Some(located::Answer::Making(_) | located::Answer::Unknown(_) | located::Answer::Moved(_))
+            | None => false,
         }
     }
 
@@ -153,12 +155,10 @@ impl Core {
         }
     }
 
-    pub(crate) fn acked(&mut self, shard: ShardId, ack: StreamAck) {
-        let items = self.streams[shard.0 as usize].acknowledge(ack.mark);
-        let mut outcomes = ack.outcomes.into_iter().peekable();
-        for (seq, about) in items {
-            let outcome = if outcomes.peek().is_some_and(|o| o.seq == seq) { outcomes.next() } else { None };
-            self.item_acked(about, ack.revision, outcome);
+    pub(crate) fn acked(&mut self, shard: ShardId, ack: StreamAck, moved: Vec<StreamItem>) {
+        let revision = ack.revision;
+        for (about, outcome) in self.streams.acknowledge(shard, ack, moved) {
+            self.item_acked(about, revision, outcome);
         }
         if !self.undurable.is_empty() {
             self.check_undurable();
@@ -250,7 +250,8 @@ impl Core {
             }
             item_outcome::Outcome::Granted(_)
             | item_outcome::Outcome::Refused(_)
-            | item_outcome::Outcome::DivergedDone(_) => {}
+            | item_outcome::Outcome::DivergedDone(_)
+            | item_outcome::Outcome::Moved(_) => {}
         }
     }
 
@@ -342,6 +343,11 @@ impl Core {
 
     /// The membership changed: takes note of who is there, and of who is dead.
     pub(crate) fn view(&mut self, view: ClusterView) {
+        if let Some(map) = view.slots.as_ref().filter(|map| map.epoch > self.slots_epoch())
+            && let Ok(map) = map.read()
+        {
+            self.streams.learn(map);
+        }
         let mut alive = BTreeSet::new();
         for node in &view.nodes {
             if node.alive {

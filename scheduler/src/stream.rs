@@ -2,10 +2,13 @@
 //!
 //! Whatever has queued up while a batch was under way is the next batch, so batches grow with the
 //! shard's latency. A batch is repeated unchanged until it is acknowledged.
+//!
+//! What an item is waited for by is its *ticket*, not its number on the wire: an item whose slot moves
+//! leaves its stream for another one, and keeps the ticket of the shard that it was first meant for.
 
-use mobula_base::{Incarnation, ObjectId, TaskId};
+use mobula_base::{Incarnation, ObjectId, ShardId, TaskId};
 use mobula_proto::{StreamBatch, StreamItem};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 /// Items in a batch at most.
 pub const BATCH_ITEMS_MAX: usize = 4096;
@@ -25,93 +28,162 @@ pub enum About {
     Put(ObjectId),
 }
 
+impl About {
+    /// The slot that it lies in.
+    pub fn slot(self) -> u32 {
+        match self {
+            About::Submit(task) | About::Done(task) | About::Next(task) => task.run.slot(),
+            About::Put(object) => object.task.run.slot(),
+        }
+    }
+}
+
+/// By what an item is waited for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ticket {
+    /// The shard it was first meant for.
+    pub shard: ShardId,
+    /// Counted from 1 for each shard.
+    pub number: u64,
+}
+
+/// An item in a stream, without its content.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Waits {
+    pub about: About,
+    pub ticket: Ticket,
+    /// It has left the stream that gave the ticket, which remembers it.
+    pub strays: bool,
+}
+
+/// An item in a queue.
+#[derive(Clone, Debug)]
+pub(crate) struct Queued {
+    pub item: StreamItem,
+    pub bytes: usize,
+    pub waits: Waits,
+}
+
 /// The stream to one shard.
 #[derive(Debug, Default)]
 pub struct Stream {
-    queue: VecDeque<(StreamItem, usize, About)>,
-    in_flight: Vec<About>,
+    queue: VecDeque<Queued>,
+    in_flight: Vec<Waits>,
+    /// Highest acknowledged sequence number on the wire.
     acked: u64,
-    pushed: u64,
+    /// Tickets given.
+    given: u64,
+    /// The last ticket of this shard that was acknowledged from this stream.
+    settled: u64,
+    /// Items here that have a ticket of this shard and never left.
+    own: usize,
+    /// Tickets of this shard whose items have left, and are not acknowledged elsewhere yet.
+    strayed: BTreeSet<u64>,
 }
 
 impl Stream {
-    /// Queues an item of about `bytes` bytes; returns its sequence number.
-    pub fn push(&mut self, item: StreamItem, bytes: usize, about: About) -> u64 {
-        self.queue.push_back((item, bytes, about));
-        self.pushed += 1;
-        self.pushed
+    /// A ticket for an item of this shard, that is queued here or strays from the start.
+    pub(crate) fn ticket(&mut self, shard: ShardId, strays: bool) -> Ticket {
+        self.given += 1;
+        if strays {
+            self.strayed.insert(self.given);
+        }
+        Ticket { shard, number: self.given }
     }
 
-    /// The highest acknowledged sequence number.
-    pub fn acked(&self) -> u64 {
-        self.acked
+    /// Queues an item.
+    pub(crate) fn push(&mut self, queued: Queued) {
+        self.own += usize::from(!queued.waits.strays);
+        self.queue.push_back(queued);
     }
 
-    /// The sequence number of the last item that was queued.
-    pub fn pushed(&self) -> u64 {
-        self.pushed
+    /// The number of the last ticket.
+    pub(crate) fn given(&self) -> u64 {
+        self.given
     }
 
-    /// Items that are not acknowledged.
-    pub fn pending(&self) -> u64 {
-        self.pushed - self.acked
+    /// The highest ticket whose item has left and is not acknowledged yet.
+    pub(crate) fn last_strayed(&self) -> Option<u64> {
+        self.strayed.last().copied()
+    }
+
+    /// All items with a ticket up to this one are acknowledged.
+    pub(crate) fn committed(&self) -> u64 {
+        let here = if self.own == 0 { self.given } else { self.settled };
+        self.strayed.first().map_or(here, |first| here.min(first - 1))
+    }
+
+    /// Items that are here and not acknowledged.
+    pub(crate) fn pending(&self) -> u64 {
+        (self.queue.len() + self.in_flight.len()) as u64
     }
 
     /// The next batch, unless one is in flight or nothing waits.
-    pub fn next_batch(&mut self, incarnation: Incarnation) -> Option<StreamBatch> {
+    pub(crate) fn next_batch(&mut self, incarnation: Incarnation) -> Option<StreamBatch> {
         if !self.in_flight.is_empty() || self.queue.is_empty() {
             return None;
         }
         let mut total = 0;
-        let fits = |(at, (_, bytes, _)): (usize, &(StreamItem, usize, About))| {
-            total += bytes;
+        let fits = |(at, queued): (usize, &Queued)| {
+            total += queued.bytes;
             at < BATCH_ITEMS_MAX && (total <= BATCH_BYTES_MAX || at == 0)
         };
         let count = self.queue.iter().enumerate().map(fits).take_while(|fits| *fits).count();
         // Records first: so neighbours of a run stand together and travel as one piece. Nothing that
         // follows from a record comes before it, and a record follows from nothing in its batch.
         let (records, rest): (Vec<_>, Vec<_>) =
-            self.queue.drain(..count).partition(|(_, _, about)| matches!(about, About::Submit(_)));
+            self.queue.drain(..count).partition(|queued| matches!(queued.waits.about, About::Submit(_)));
         let mut items = Vec::with_capacity(count);
-        for (item, _, about) in records.into_iter().chain(rest) {
-            items.push(item);
-            self.in_flight.push(about);
+        for queued in records.into_iter().chain(rest) {
+            items.push(queued.item);
+            self.in_flight.push(queued.waits);
         }
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
     }
 
-    /// The batch in flight is acknowledged up to `mark`: what its items were about, with their
-    /// sequence numbers. Empty for an acknowledgement of something older.
-    pub fn acknowledge(&mut self, mark: u64) -> Vec<(u64, About)> {
+    /// The batch in flight is acknowledged up to `mark`: its items with their sequence numbers. Empty
+    /// for an acknowledgement of something older.
+    pub(crate) fn acknowledge(&mut self, mark: u64) -> Vec<(u64, Waits)> {
         if mark < self.acked + self.in_flight.len() as u64 || self.in_flight.is_empty() {
             return Vec::new();
         }
         let first = self.acked + 1;
         self.acked += self.in_flight.len() as u64;
-        self.in_flight.drain(..).enumerate().map(|(i, about)| (first + i as u64, about)).collect()
+        for waits in self.in_flight.iter().filter(|waits| !waits.strays) {
+            self.own -= 1;
+            self.settled = self.settled.max(waits.ticket.number);
+        }
+        self.in_flight.drain(..).enumerate().map(|(i, waits)| (first + i as u64, waits)).collect()
     }
-}
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use mobula_base::JobId;
+    /// An item that was acknowledged or is taken out here is to be sent elsewhere.
+    pub(crate) fn lose(&mut self, waits: &mut Waits) {
+        if !waits.strays {
+            waits.strays = true;
+            self.strayed.insert(waits.ticket.number);
+        }
+    }
 
-    #[test]
-    fn one_batch_at_a_time_and_what_waited_is_the_next() {
-        let task = TaskId::root(JobId(1));
-        let mut stream = Stream::default();
-        assert_eq!(stream.push(StreamItem::default(), 1, About::Submit(task)), 1);
-        let first = stream.next_batch(Incarnation(3)).expect("one waits");
-        assert_eq!((first.first_seq, first.items.len()), (1, 1));
-        stream.push(StreamItem::default(), 1, About::Done(task));
-        stream.push(StreamItem::default(), 1, About::Next(task));
-        assert!(stream.next_batch(Incarnation(3)).is_none(), "one is in flight");
-        assert!(stream.acknowledge(0).is_empty(), "an old acknowledgement says nothing");
-        assert_eq!(stream.acknowledge(1), vec![(1, About::Submit(task))]);
-        let second = stream.next_batch(Incarnation(3)).expect("two wait");
-        assert_eq!((second.first_seq, second.items.len()), (2, 2));
-        assert_eq!(stream.acknowledge(3).len(), 2);
-        assert_eq!(stream.pending(), 0);
+    /// An item that has left this shard's stream is acknowledged.
+    pub(crate) fn found(&mut self, ticket: u64) {
+        self.strayed.remove(&ticket);
+    }
+
+    /// Whether an item of one of these slots is in flight.
+    pub(crate) fn slots_in_flight(&self) -> BTreeSet<u32> {
+        self.in_flight.iter().map(|waits| waits.about.slot()).collect()
+    }
+
+    /// Takes what waits here and `goes` out, in order.
+    pub(crate) fn take_out(&mut self, goes: impl Fn(u32) -> bool) -> Vec<Queued> {
+        let (out, stay): (VecDeque<_>, _) =
+            std::mem::take(&mut self.queue).into_iter().partition(|queued| goes(queued.waits.about.slot()));
+        self.queue = stay;
+        let mut out = Vec::from(out);
+        for queued in &mut out {
+            self.own -= usize::from(!queued.waits.strays);
+            self.lose(&mut queued.waits);
+        }
+        out
     }
 }

@@ -42,10 +42,8 @@ impl Core {
         if self.kept.contains_key(&task) || self.is_known(output) {
             self.subscribe(client, output, job);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
-            let shard = self.shard_of(task);
-            let seq = self.streams[shard.0 as usize].pushed();
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
-                run.submitted.insert(shard, seq);
+                self.streams.all_of(task.run.slot()).into_iter().for_each(|ticket| run.waits_for(ticket));
             }
             return;
         }
@@ -57,14 +55,13 @@ impl Core {
         }
         self.object(output, job).state = State::Pending;
         self.subscribe(client, output, job);
-        let shard = self.shard_of(task);
         let item = StreamItem { item: Some(stream_item::Item::Submit(spec.clone())) };
-        let seq = self.streams[shard.0 as usize].push(item, spec_bytes(&spec), About::Submit(task));
+        let ticket = self.streams.push(item, spec_bytes(&spec), About::Submit(task));
         // What a task submits must be committed before its own done-record (R4).
         if let Ok(parent) = task_id(&spec.parent)
             && let Some(run) = self.runs.get_mut(&parent)
         {
-            run.submitted.insert(shard, seq);
+            run.waits_for(ticket);
         }
         let wait = spec.max_retries == 0 || spec.replay;
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
 use mobula_proto::{
-    Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, TaskSpec,
+    Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, StreamItem,
+    TaskSpec,
 };
 
 /// A local link of the daemon: one driver or one worker. Never reused.
@@ -104,8 +105,8 @@ pub enum Event {
     PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
     /// A peer asks this node to keep a copy.
     Replicate { object: ObjectId, job: JobId, holder: Incarnation, output: Output },
-    /// A shard acknowledged the batch in flight.
-    Acked { shard: ShardId, ack: StreamAck },
+    /// A shard acknowledged the batch in flight. `moved`: those of its items that it answered so.
+    Acked { shard: ShardId, ack: StreamAck, moved: Vec<StreamItem> },
     /// Answers of a home shard. Objects asked and not answered are asked again.
     Located { asked: Vec<ObjectId>, answers: Vec<Located> },
     /// A transfer ended.

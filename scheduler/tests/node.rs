@@ -62,7 +62,7 @@ impl Node {
         let outcomes =
             outcomes.into_iter().map(|o| ItemOutcome { seq: batch.first_seq, outcome: Some(o) }).collect();
         let mark = batch.first_seq + batch.items.len() as u64 - 1;
-        self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 9, outcomes } });
+        self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 9, outcomes }, moved: Vec::new() });
     }
 
     fn take<T>(&mut self, pick: impl Fn(&Effect) -> Option<T>) -> Vec<T> {

@@ -188,7 +188,7 @@ impl World {
                 .extend(outcome.map(|o| ItemOutcome { seq: batch.first_seq + i as u64, outcome: Some(o) }));
         }
         let mark = batch.first_seq + batch.items.len() as u64 - 1;
-        self.event(Event::Acked { shard, ack: StreamAck { mark, revision: 1, outcomes } });
+        self.event(Event::Acked { shard, ack: StreamAck { mark, revision: 1, outcomes }, moved: Vec::new() });
     }
 
     fn finish(&mut self, pick: u8, fails: bool) {

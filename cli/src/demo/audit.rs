@@ -81,7 +81,7 @@ async fn read_records(
 ) -> Result<(), mobula_gcs::Error> {
     let mut by_shard: BTreeMap<u32, Vec<(TaskId, u64)>> = BTreeMap::new();
     for (task, revision) in records {
-        by_shard.entry(task.run.shard(client.shards()).0).or_default().push((*task, *revision));
+        by_shard.entry(client.slots().of_run(task.run).0).or_default().push((*task, *revision));
     }
     for (shard, records) in by_shard {
         for batch in records.chunks(BATCH_MAX) {

@@ -5,7 +5,6 @@
 //! the loss was noticed, and when each shard that the victim led accepts a write.
 
 use bytes::Bytes;
-use mobula_base::ids::shard_of_key;
 use mobula_gcs::Client;
 use mobula_net::tcp::TcpNet;
 use mobula_proto::{KvPut, NodeView, StatusReply, call, call_reply};
@@ -278,7 +277,7 @@ async fn watch_nodes(client: Client, mut stopped: tokio::sync::watch::Receiver<b
 
 /// Writes a key; the revision that was acknowledged, if it was.
 async fn put(client: &Client, key: &Bytes) -> Option<u64> {
-    let shard = shard_of_key(key, client.shards()).0;
+    let shard = client.slots().of_key(key).0;
     let op = call::Op::KvPut(KvPut {
         key: key.clone(),
         value: key.clone(),
@@ -293,10 +292,10 @@ async fn put(client: &Client, key: &Bytes) -> Option<u64> {
 
 /// A key that belongs to `shard`: the first of a row of names that hashes to it.
 fn key(client: &Client, shard: u32, name: &str) -> Bytes {
-    let shards = client.shards();
+    let map = client.slots();
     (0u32..)
         .map(|salt| format!("demo/{name}/{shard}/{salt}"))
-        .find(|key| shard_of_key(key.as_bytes(), shards).0 == shard)
+        .find(|key| map.of_key(key.as_bytes()).0 == shard)
         .expect("every shard owns slots, so some name hashes to it")
         .into()
 }

@@ -6,7 +6,6 @@
 //! give the older value.
 
 use bytes::Bytes;
-use mobula_base::ids::shard_of_key;
 use mobula_gcs::Client;
 use mobula_net::grpc::{self, Channel};
 use mobula_net::tcp::TcpNet;
@@ -65,7 +64,7 @@ impl Ghost {
         store.status(proto::StatusRequest {}).await.map_err(|e| format!("{address} does not answer: {e}"))?;
         let name = |what: &str| {
             let names = (0u64..).map(|salt| format!("ghost/{what}/{number}/{salt}"));
-            let mut fitting = names.filter(|name| shard_of_key(name.as_bytes(), client.shards()).0 == shard);
+            let mut fitting = names.filter(|name| client.slots().of_key(name.as_bytes()).0 == shard);
             Bytes::from(fitting.next().expect("every shard owns slots, so some name hashes to it"))
         };
         let (key, written) = (name("read"), name("write"));
@@ -92,7 +91,7 @@ impl Ghost {
         let command = proto::Command::from(proto::command::Op::Call(call)).encode_to_vec().into();
         let propose = proto::ProposeRequest { cluster: self.cluster, shard: self.shard, command };
         let what = Some(proto::read_request::What::Key(self.key.clone()));
-        let look = proto::ReadRequest { cluster: self.cluster, shard: self.shard, what };
+        let look = proto::ReadRequest { cluster: self.cluster, shard: self.shard, what, map: 0 };
         let (mut writer, mut reader) = (self.store.clone(), self.store.clone());
         let write = tokio::spawn(async move { writer.propose(propose).await });
         let read = tokio::spawn(async move { reader.read(look).await });

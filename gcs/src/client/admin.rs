@@ -185,6 +185,48 @@ impl Client {
         self.ask_admin(deadline, ask, mean).await
     }
 
+    /// Which shard owns which slots, and the move that is under way.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn slot_table(&self, deadline: Duration) -> Result<proto::SlotsReply, Error> {
+        let request = proto::SlotsRequest { cluster: self.cluster(), fresh: true };
+        let ask = |mut client: AdminClient<Channel>| async move { client.slots(request).await };
+        let mean = |reply: proto::SlotsReply| match (&reply.elsewhere, reply.refused.as_str()) {
+            (Some(to), _) => Meant::Elsewhere(to.leader.clone()),
+            (None, "") => Meant::Answer(reply),
+            (None, why) => Meant::Refused(why.to_owned()),
+        };
+        self.ask_admin(deadline, ask, mean).await
+    }
+
+    /// Asks for a move of slots. The same request may be sent again.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn move_slots(
+        &self,
+        start: proto::StartSlotPlan,
+        deadline: Duration,
+    ) -> Result<proto::MoveSlotsReply, Error> {
+        let request = proto::MoveSlotsRequest { cluster: self.cluster(), r#move: Some(start) };
+        let ask = |mut client: AdminClient<Channel>| {
+            let request = request.clone();
+            async move { client.move_slots(request).await }
+        };
+        let mean = |reply: proto::MoveSlotsReply| match (
+            &reply.elsewhere,
+            reply.refused.as_str(),
+            reply.busy.as_str(),
+        ) {
+            (Some(to), ..) => Meant::Elsewhere(to.leader.clone()),
+            (None, "", "") => Meant::Answer(reply),
+            (None, "", busy) => Meant::Later(busy.to_owned()),
+            (None, why, _) => Meant::Refused(why.to_owned()),
+        };
+        self.ask_admin(deadline, ask, mean).await
+    }
+
     /// Has `head` lead `shard`; returns once it does.
     ///
     /// # Errors

@@ -1,15 +1,16 @@
 //! Requests that change something or report, each in terms of `Client::ask`.
 
 use super::route::{EMPTY, Said, asking, manner};
+use super::slots::{MAX_REDIRECTS, astray};
 use super::{Caller, Client};
 use crate::error::Error;
 use bytes::Bytes;
-use mobula_base::ids::shard_of_key;
 use mobula_proto as proto;
 use prost::Message;
 use proto::call_reply::Reply as Called;
 use proto::command::Op as CommandOp;
 use proto::reply::Reply as Answer;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -60,6 +61,23 @@ impl Client {
         proto::Command::from(op).encode_to_vec().into()
     }
 
+    /// The items of a batch that were answered `moved`, in order, read back from its bytes: they are to be
+    /// sent to the shard that has their slots now. And the epoch of the map that says which.
+    pub fn moved_items(command: &Bytes, ack: &proto::StreamAck) -> (Vec<proto::StreamItem>, u64) {
+        let moved = |outcome: &proto::ItemOutcome| match outcome.outcome {
+            Some(proto::item_outcome::Outcome::Moved(epoch)) => Some((outcome.seq, epoch)),
+            _ => None,
+        };
+        let moved: BTreeMap<u64, u64> = ack.outcomes.iter().filter_map(moved).collect();
+        let Some(newest) = moved.values().max().copied() else { return (Vec::new(), 0) };
+        let batch = match proto::Command::decode(command.clone()).ok().and_then(|command| command.op) {
+            Some(CommandOp::Stream(batch)) => batch,
+            _ => return (Vec::new(), newest),
+        };
+        let items = crate::core::pack::unpack(&batch).into_iter();
+        (items.filter(|(seq, _)| moved.contains_key(seq)).map(|(_, item)| item).collect(), newest)
+    }
+
     /// Sends one batch of a node's stream.
     ///
     /// # Errors
@@ -73,11 +91,42 @@ impl Client {
         self.propose_encoded(shard, Client::stream_command(batch), deadline).await
     }
 
-    /// Executes `op` on `shard` once. Calls to one shard are executed one after the other.
+    /// Executes `op` once, on `shard` or, if its key's slot has moved, where that is now. Calls to one
+    /// shard are executed one after the other.
     ///
     /// # Errors
     /// See [`Error`].
     pub async fn call(
+        &self,
+        op: proto::call::Op,
+        shard: u32,
+        deadline: Duration,
+    ) -> Result<proto::CallReply, Error> {
+        let (until, mut shard) = (Instant::now() + deadline, shard);
+        for _ in 0..=MAX_REDIRECTS {
+            let reply = self.call_at(op.clone(), shard, until.saturating_duration_since(Instant::now()));
+            let reply = reply.await?;
+            let Some(Called::Moved(epoch)) = reply.reply else { return Ok(reply) };
+            // Answered, so not done under this number, now or later: the next one is a new request.
+            self.follow_slots(epoch, until.saturating_duration_since(Instant::now())).await?;
+            shard = self.home(&op).unwrap_or(shard);
+        }
+        Err(astray())
+    }
+
+    /// The shard of the key that a request is about.
+    fn home(&self, op: &proto::call::Op) -> Option<u32> {
+        let key = match op {
+            proto::call::Op::KvPut(put) => &put.key,
+            proto::call::Op::KvDelete(delete) => &delete.key,
+            _ => return None,
+        };
+        Some(self.slots().of_key(key).0)
+    }
+
+    /// One call under one number: sent to one shard until that answers, so that a repetition finds the
+    /// first answer whatever has moved meanwhile.
+    async fn call_at(
         &self,
         op: proto::call::Op,
         shard: u32,
@@ -172,7 +221,11 @@ impl Client {
             Some(R::Refused(why)) => Said::Refused(why),
             Some(other) => Said::Answer(other),
         );
-        self.ask(Some(0), manner(deadline, false), ask).await
+        let answer = self.ask(Some(0), manner(deadline, false), ask).await?;
+        if let R::View(view) = &answer {
+            self.learn_slots(Some(view));
+        }
+        Ok(answer)
     }
 
     /// Asks the leader to look at a node that does not answer `by`.
@@ -248,7 +301,7 @@ impl Client {
     }
 
     async fn write(&self, key: Bytes, op: proto::call::Op, deadline: Duration) -> Result<Called, Error> {
-        let shard = shard_of_key(&key, self.shards()).0;
+        let shard = self.slots().of_key(&key).0;
         match self.call(op, shard, deadline).await?.reply {
             Some(Called::Failure(failure)) => Err(Error::Refused(failure.message)),
             Some(other) => Ok(other),

@@ -6,7 +6,7 @@
 //! others are asked at once.
 //!
 //! Read it in this order: this file (state, connecting), `route` (whom to ask), `pipe` (many proposals
-//! over one stream), `calls`, `reads` and `admin` (the requests), [`watch`] (changes of keys, as they
+//! over one stream), `slots` (which shard to ask), `calls`, `reads` and `admin` (the requests), [`watch`] (changes of keys, as they
 //! come).
 
 mod admin;
@@ -14,9 +14,11 @@ pub mod calls;
 mod pipe;
 mod reads;
 mod route;
+mod slots;
 pub mod watch;
 
 use crate::error::Error;
+use mobula_base::SlotMap;
 use mobula_base::random::Random;
 use mobula_net::grpc::{self, Channel};
 use mobula_net::seam::SharedNet;
@@ -51,6 +53,8 @@ struct State {
     leaders: BTreeMap<u32, String>,
     cluster: u64,
     shards: u32,
+    /// Which shard has what.
+    slots: Arc<SlotMap>,
     random: Random,
 }
 
@@ -113,6 +117,7 @@ impl Client {
             leaders: BTreeMap::new(),
             cluster: 0,
             shards: 0,
+            slots: Arc::new(SlotMap::even(1)),
             random: Random::new(seed).fork("control store client"),
         };
         Client { net, state: Arc::new(Mutex::new(state)), callers: Arc::default() }
@@ -138,7 +143,9 @@ impl Client {
                         let mut state = self.state();
                         state.cluster = status.cluster;
                         state.shards = status.shards.len() as u32;
+                        state.slots = Arc::new(SlotMap::even(state.shards));
                         drop(state);
+                        self.learn_slots(status.view.as_ref());
                         self.learn(status.heads);
                         return Ok(());
                     }

@@ -4,6 +4,7 @@ use super::file::Place;
 use mobula_base::RunId;
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Bound;
 use std::sync::{Mutex, MutexGuard};
 
 /// An index that may be lost at any time: a scan of the files makes it anew.
@@ -14,6 +15,8 @@ pub trait Index: Send + Sync {
     fn replace(&self, run: RunId, place: Place) -> io::Result<Option<Place>>;
     /// Where a run is.
     fn get(&self, run: RunId) -> io::Result<Option<Place>>;
+    /// Up to `limit` runs after `run`, in order.
+    fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>>;
     /// Removes a run if it is at `place`.
     fn remove(&self, run: RunId, place: Place) -> io::Result<()>;
     /// Forgets everything.
@@ -37,6 +40,14 @@ impl Index for SledIndex {
     }
     fn get(&self, run: RunId) -> io::Result<Option<Place>> {
         Ok(self.0.get(run.0.to_be_bytes())?.and_then(|bytes| Place::from_bytes(&bytes)))
+    }
+    fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>> {
+        let Some(first) = run.map_or(Some(0), |run| run.0.checked_add(1)) else { return Ok(Vec::new()) };
+        let mut found = Vec::new();
+        for key in self.0.range(first.to_be_bytes()..).keys().take(limit) {
+            found.extend(key?[..].try_into().ok().map(|bytes| RunId(u128::from_be_bytes(bytes))));
+        }
+        Ok(found)
     }
     fn remove(&self, run: RunId, place: Place) -> io::Result<()> {
         // Not swapped means: somewhere else by now, and then it stays.
@@ -70,6 +81,10 @@ impl Index for MemIndex {
     }
     fn get(&self, run: RunId) -> io::Result<Option<Place>> {
         Ok(self.map().get(&run).copied())
+    }
+    fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>> {
+        let above = (run.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        Ok(self.map().range(above).take(limit).map(|(run, _)| *run).collect())
     }
     fn remove(&self, run: RunId, place: Place) -> io::Result<()> {
         let mut map = self.map();

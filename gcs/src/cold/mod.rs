@@ -60,6 +60,11 @@ pub trait ColdStore: Send + Sync {
     /// # Errors
     /// As [`ColdStore::get`].
     fn take(&self, run: RunId) -> io::Result<Option<Bytes>>;
+    /// Up to `limit` runs after `run` in the order of their ids; some may no longer count.
+    ///
+    /// # Errors
+    /// The index cannot be read.
+    fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>>;
     /// Forgets all runs of a job.
     fn forget(&self, job: u64);
     /// Which files hold what was put so far.

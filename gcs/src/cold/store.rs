@@ -12,6 +12,7 @@ use mobula_base::RunId;
 use mobula_base::disk::{Disk, DiskFile, PAGE};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::ops::Bound;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -473,6 +474,18 @@ impl ColdStore for FileStore {
             }
         }
         Ok(Some(bytes))
+    }
+
+    fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>> {
+        let state = self.shared.state();
+        let above = (run.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let in_transit = state.in_transit.range(above).take(limit).map(|(run, _)| *run);
+        let mut all: Vec<RunId> =
+            self.shared.index.after(run, limit)?.into_iter().chain(in_transit).collect();
+        all.sort_unstable();
+        all.dedup();
+        all.truncate(limit);
+        Ok(all)
     }
 
     fn forget(&self, job: u64) {

@@ -2,6 +2,7 @@
 
 use super::events::Events;
 use super::heads::Heads;
+use super::slot_table::SlotTable;
 use mobula_proto as proto;
 use proto::{Event, EventCause, EventKind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -86,6 +87,8 @@ pub struct Cluster {
     pub heads: Heads,
     /// Level of formats that the cluster writes (0 stands for 1), and since which version.
     pub(super) raised: (u32, String),
+    /// Who owns which slots.
+    pub slots_table: SlotTable,
     /// What happened.
     pub events: Events,
 }
@@ -144,7 +147,9 @@ impl Cluster {
             let evidence = format!("a new daemon (incarnation {incarnation}) joined at its address");
             self.die(index, old, EventCause::CauseReplaced, &evidence, 0);
         }
-        self.members.insert(incarnation, Member { incarnation, join: Some(join.clone()), alive: true });
+        // What it understands is no part of the state: an earlier release would not keep it.
+        let join = Some(proto::NodeJoin { follows_slots: false, ..join.clone() });
+        self.members.insert(incarnation, Member { incarnation, join, alive: true });
         self.events.add(Event { kind: EventKind::EventNodeJoined as i32, ..self.about(incarnation) });
         self.version = index;
         incarnation
@@ -245,7 +250,7 @@ impl Cluster {
         self.members.get(&incarnation)?.join.as_ref().map(|join| join.address.as_str())
     }
 
-    /// What everyone may see of it, without loads and heads, which are not in the log.
+    /// What everyone may see of it, without the slots, and loads and heads, which are not in the log.
     pub fn view(&self) -> proto::ClusterView {
         let nodes = self.members.values().map(|member| {
             let join = member.join.clone().unwrap_or_default();
@@ -273,6 +278,7 @@ impl Cluster {
             heads: Vec::new(),
             cluster: self.id,
             shards: self.shards,
+            slots: None,
         }
     }
 }

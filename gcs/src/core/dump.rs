@@ -6,6 +6,8 @@ use super::heads::Heads;
 use super::kv::{Kv, KvValue};
 use super::run::Run;
 use super::session::{Session, Sessions};
+use super::slot_table::SlotTable;
+use super::slots::Owned;
 use super::stream::Stream;
 use super::tasks::JobSum;
 use super::watch::History;
@@ -29,7 +31,9 @@ impl ShardState {
         let mut out = Vec::with_capacity(self.tasks.hot_bytes());
         let encoded = |dump: &Dump, out: &mut Vec<u8>| dump.encode(out).expect("a Vec grows");
         // One small message after the other: concatenated protobuf messages merge into one.
-        let level = level.max(1);
+        // One who has not noted the level yet may have applied what came after.
+        let has_moved = self.slots.dump().is_some() || self.cluster.slots_table.dump().is_some();
+        let level = level.max(if has_moved { level::MOVES_SLOTS } else { 1 });
         let writer = match level >= level::NAMES_WRITER {
             true => self.formats.program.clone(),
             false => String::new(),
@@ -95,6 +99,7 @@ impl ShardState {
                 heads: Some(cluster.heads.table().clone()),
                 level: cluster.raised.0,
                 program: cluster.raised.1.clone(),
+                slots_table: cluster.slots_table.dump(),
                 events: Some(cluster.events.dump()).filter(|events| *events != EventsDump::default()),
             }),
             jobs: self.tasks.jobs().map(job).collect(),
@@ -102,6 +107,7 @@ impl ShardState {
             history: Some(self.kv.history().dump()),
             last_session,
             session_uses,
+            slots: self.slots.dump(),
             ..Default::default()
         }
     }
@@ -144,6 +150,7 @@ impl ShardState {
             self.streams.insert(stream.incarnation, Stream { mark, last_first, last_len, last_ack });
         }
         self.fenced = dump.fenced.into_iter().collect();
+        self.slots = Owned::restored(dump.slots).map_err(|error| invalid(&error.to_string()))?;
         self.kv = Kv::restored(dump.kv, History::restored(dump.history.unwrap_or_default()));
         let session = |entry: SessionDump| {
             let reply = entry.reply.unwrap_or_default();
@@ -165,6 +172,8 @@ impl ShardState {
             version: cluster.version,
             heads: Heads::restored(cluster.heads.unwrap_or_default()),
             raised: (cluster.level, cluster.program),
+            slots_table: SlotTable::restored(cluster.slots_table)
+                .map_err(|error| invalid(&error.to_string()))?,
             events: Events::restored(cluster.events.unwrap_or_default()),
         };
         let (level, program) = self.cluster.level();

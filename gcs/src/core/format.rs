@@ -2,6 +2,7 @@
 
 use super::cluster::{Death, Job, Member};
 use super::events::EventsDump;
+use super::slots::OwnedDump;
 use super::watch::HistoryDump;
 use bytes::Bytes;
 use mobula_proto as proto;
@@ -145,6 +146,9 @@ pub(super) struct ClusterDump {
     pub level: u32,
     #[prost(string, tag = "12")]
     pub program: String,
+    /// Absent until slots move, and below level 2.
+    #[prost(message, optional, tag = "13")]
+    pub slots_table: Option<proto::SlotTable>,
     /// Absent in dumps from before there were events.
     #[prost(message, optional, tag = "20")]
     pub events: Option<EventsDump>,
@@ -178,7 +182,10 @@ pub(super) struct Dump {
     pub last_session: u64,
     #[prost(uint64, tag = "13")]
     pub session_uses: u64,
-    /// From level 2 on: the version of the program that wrote it.
+    /// From level 3 on: the version of the program that wrote it.
     #[prost(string, tag = "14")]
     pub writer: String,
+    /// Absent until a move of slots touches the shard, and below level 2.
+    #[prost(message, optional, tag = "15")]
+    pub slots: Option<OwnedDump>,
 }

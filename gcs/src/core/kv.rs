@@ -5,9 +5,12 @@
 
 use super::watch::History;
 use bytes::Bytes;
+use mobula_base::SlotSet;
+use mobula_base::slots::slot_of_key;
 use mobula_proto as proto;
 use proto::call_reply::Reply as Called;
 use std::collections::BTreeMap;
+use std::ops::Bound;
 
 /// A value and the change that wrote it.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +84,30 @@ impl Kv {
         let Some(expected) = expected else { return Ok(()) };
         let found = self.entries.get(key).map_or(0, |entry| entry.revision);
         if found == expected { Ok(()) } else { Err(Called::KvConflict(found)) }
+    }
+
+    /// All keys after `key`, in order.
+    pub(super) fn after(&self, key: &[u8]) -> impl Iterator<Item = (&Bytes, &KvValue)> {
+        let bound = if key.is_empty() { Bound::Unbounded } else { Bound::Excluded(key) };
+        self.entries.range::<[u8], _>((bound, Bound::Unbounded))
+    }
+
+    /// Takes in a key of a slot that comes here, with the change that wrote it.
+    pub(super) fn bring(&mut self, moved: &proto::MovedKey) {
+        // Copied: see `put`.
+        let (key, value) = (Bytes::copy_from_slice(&moved.key), Bytes::copy_from_slice(&moved.value));
+        self.entries.insert(key, KvValue { value, revision: moved.revision });
+    }
+
+    /// Forgets the keys of slots that have left.
+    pub(super) fn drop_slots(&mut self, slots: &SlotSet) {
+        self.entries.retain(|key, _| !slots.contains(slot_of_key(key)));
+    }
+
+    /// Keys have come or gone that nobody wrote or deleted: whoever watches must look anew. Revisions go
+    /// on above `revision` and all that there were.
+    pub(super) fn begin_anew(&mut self, revision: u64) {
+        self.history.begin_anew(revision);
     }
 
     /// What a snapshot held.

@@ -7,7 +7,7 @@
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
 //! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
-//! (shard 0 only), [`events`], `format` and `dump` (snapshots). [`silence`] is not replicated: it decides about
+//! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). [`silence`] is not replicated: it decides about
 //! members that hold up a new leader.
 
 pub mod cluster;
@@ -16,16 +16,23 @@ pub mod events;
 mod format;
 pub mod heads;
 pub mod kv;
+mod moving;
+#[cfg(test)]
+mod moving_tests;
 pub mod pack;
 pub mod places;
 pub mod run;
 pub mod session;
 pub mod silence;
+pub mod slot_table;
+pub mod slots;
 mod stream;
 pub mod tasks;
 #[cfg(test)]
 mod tests;
 pub mod watch;
+
+pub use moving::run_bytes;
 
 use crate::cold::{ColdStore, Manifest};
 use crate::level::Formats;
@@ -41,6 +48,7 @@ use proto::command::Op as CommandOp;
 use proto::{FailureKind, reply::Reply as Answer};
 use run::State;
 use session::{Admission, Sessions};
+use slots::Owned;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::sync::Arc;
@@ -75,6 +83,8 @@ pub struct ShardState {
     pub fenced: BTreeSet<u64>,
     /// Functions, named things, environments.
     pub kv: Kv,
+    /// Which slots are its own.
+    pub slots: Owned,
     /// Shard 0 only.
     pub cluster: Cluster,
     streams: BTreeMap<u64, Stream>,
@@ -99,6 +109,7 @@ impl ShardState {
             puts: BTreeMap::new(),
             fenced: BTreeSet::new(),
             kv: Kv::default(),
+            slots: Owned::default(),
             cluster: Cluster::default(),
             streams: BTreeMap::new(),
             sessions: Sessions::default(),
@@ -173,6 +184,13 @@ impl ShardState {
             }
             Some(CommandOp::Heads(_)) if self.shard != 0 => None,
             Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.change_heads(index, command))),
+            Some(CommandOp::Slots(command)) => match self.change_slots(index, command) {
+                Ok(answer) => Some(answer),
+                Err(error) => {
+                    self.broken.get_or_insert(error.to_string());
+                    None
+                }
+            },
             Some(CommandOp::Event(event)) => {
                 self.cluster.events.record(event);
                 Some(Answer::Revision(index))
@@ -251,6 +269,15 @@ impl ShardState {
         if on_shard_zero && self.shard != 0 {
             return wrong("jobs and members are kept by shard 0 only");
         }
+        // Answered by the entry: under this number it is never executed, should the slot come back.
+        let key = match op {
+            Some(Op::KvPut(put)) => Some(&put.key),
+            Some(Op::KvDelete(delete)) => Some(&delete.key),
+            _ => None,
+        };
+        if let Some(epoch) = key.and_then(|key| self.slots.moved_key(key)) {
+            return Called::Moved(epoch);
+        }
         match op {
             Some(Op::KvPut(put)) if self.differs && index.is_multiple_of(64) => {
                 self.kv.put(&proto::KvPut { value: Bytes::from_static(b"something else"), ..put.clone() })
@@ -263,6 +290,9 @@ impl ShardState {
             }
             Some(Op::JobEnd(end)) if self.cluster.job_end(index, end) => Called::Revision(index),
             Some(Op::JobEnd(_)) => wrong("no such job"),
+            Some(Op::NodeJoin(join)) if self.cluster.slots_table.epoch() > 1 && !join.follows_slots => wrong(
+                "slots have moved in this cluster, which this release does not understand: upgrade the node",
+            ),
             Some(Op::NodeJoin(join)) => {
                 let incarnation = self.cluster.join(index, join);
                 self.fence_the_dead();

@@ -4,7 +4,7 @@
 //! made of. So an acknowledgement means the same whether the batch was packed or not.
 
 use super::places::Places;
-use super::run::OUTPUT_LEN;
+use super::run::{DoneSet, OUTPUT_LEN};
 use bytes::{BufMut, Bytes};
 use mobula_base::ids::RUN_LEN;
 use mobula_base::{RunId, TaskId};
@@ -34,6 +34,44 @@ pub fn pack(batch: proto::StreamBatch) -> proto::StreamBatch {
     }
     open.close(&mut packed);
     proto::StreamBatch { items: packed, ..batch }
+}
+
+/// The items that a packed batch was made of, each with its sequence number.
+pub fn unpack(batch: &proto::StreamBatch) -> Vec<(u64, proto::StreamItem)> {
+    let mut items = Vec::new();
+    for item in &batch.items {
+        let single = |item| proto::StreamItem { item: Some(item) };
+        match &item.item {
+            Some(Item::Run(run)) => items.extend(specs_of(run).map(|spec| single(Item::Submit(spec)))),
+            Some(Item::RunDone(done)) => items.extend(dones_of(done).map(|done| single(Item::Done(done)))),
+            _ => items.push(item.clone()),
+        }
+    }
+    (batch.first_seq..).zip(items).collect()
+}
+
+fn specs_of(run: &proto::RunSpecs) -> impl Iterator<Item = proto::TaskSpec> + '_ {
+    let ends = run.ends.chunks_exact(4).map(|end| u32::from_le_bytes(end.try_into().expect("four bytes")));
+    ends.scan(0, |begin, end| {
+        let spec = run.specs.slice(*begin as usize..end as usize);
+        *begin = end;
+        Some(proto::TaskSpec::decode(spec).expect("packed here"))
+    })
+}
+
+fn dones_of(run: &proto::RunDone) -> impl Iterator<Item = proto::Done> + '_ {
+    let set = DoneSet::new(run).zip(run.run[..].try_into().ok());
+    let (set, id) = set.expect("packed here");
+    let (run_id, executor) = (RunId(u128::from_be_bytes(id)), set.executor);
+    let places: Vec<u16> = set.places.iter().collect();
+    places.into_iter().map(move |place| proto::Done {
+        task: proto::task_bytes(TaskId { run: run_id, place }),
+        attempt: 1,
+        executor,
+        outputs: vec![set.output(place)],
+        failure: None,
+        holders: run.holders.clone(),
+    })
 }
 
 /// What an item could be packed as.

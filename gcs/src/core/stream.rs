@@ -60,6 +60,12 @@ impl ShardState {
         }
         let (mut outcomes, mut seq) = (Outcomes::new(), batch.first_seq);
         for item in &batch.items {
+            if let Some(epoch) = self.slots.moved_item(item) {
+                let seqs = seq..seq + seqs_of(item);
+                seqs.clone().for_each(|seq| say(&mut outcomes, seq, Some(Outcome::Moved(epoch))));
+                seq = seqs.end;
+                continue;
+            }
             let outcome = match &item.item {
                 Some(Item::Submit(spec)) => self.submit(index, who, spec)?,
                 Some(Item::Done(done)) => self.done(who, done)?,

@@ -4,10 +4,12 @@
 
 use super::run::{Run, TaskRecord};
 use crate::cold::{ColdRun, ColdStore};
+use bytes::Bytes;
 use mobula_base::ids::hash64;
 use mobula_base::{RunId, TaskId};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
+use std::ops::Bound;
 use std::sync::Arc;
 
 /// Runs of a shard that are kept in memory; older ones go to the cold store. In bytes.
@@ -209,6 +211,70 @@ impl Tasks {
         self.cold_runs -= sum.cold_runs;
         self.len -= sum.tasks;
         sum.tasks
+    }
+
+    /// Takes in a run of a slot that comes here; it replaces what there is of it.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub(super) fn bring(&mut self, id: RunId, run: Run) -> io::Result<()> {
+        self.remove(id)?;
+        let (job, tasks) = (run.job, run.present().len() as u64);
+        self.place(id, run);
+        self.jobs.entry(job).or_default().tasks += tasks;
+        self.len += tasks;
+        self.changing(id);
+        Ok(())
+    }
+
+    /// Forgets a run.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub(super) fn remove(&mut self, id: RunId) -> io::Result<()> {
+        if !self.warm_up(id)? {
+            return Ok(());
+        }
+        let Some(Hot { run, .. }) = self.hot.remove(&id) else { return Ok(()) };
+        let tasks = run.present().len() as u64;
+        self.hot_bytes -= run.weight();
+        self.len -= tasks;
+        let sum = self.jobs.entry(run.job).or_default();
+        sum.tasks -= tasks;
+        if sum.tasks == 0 {
+            self.jobs.remove(&run.job);
+        }
+        Ok(())
+    }
+
+    /// Runs that may be here, hot or cold, after `after`, in the order of their ids; and the last that
+    /// was looked at, unless it was the last of all. Looks at `limit` cold ones.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub(super) fn ids_after(
+        &self,
+        after: Option<RunId>,
+        limit: usize,
+    ) -> io::Result<(Vec<RunId>, Option<RunId>)> {
+        let cold = if self.cold_runs == 0 { Vec::new() } else { self.cold.after(after, limit)? };
+        let until = if cold.len() == limit { cold.last().copied() } else { None };
+        let above = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let hot = self.hot.range((above, until.map_or(Bound::Unbounded, Bound::Included)));
+        let ids: BTreeSet<RunId> = hot.map(|(id, _)| *id).chain(cold).collect();
+        Ok((ids.into_iter().collect(), until))
+    }
+
+    /// The canonical bytes of a run, hot or cold.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub(super) fn encoded(&self, id: RunId) -> io::Result<Option<Bytes>> {
+        match self.hot.get(&id) {
+            Some(hot) => Ok(Some(hot.run.encode())),
+            None if self.cold_runs == 0 => Ok(None),
+            None => self.cold.get(id),
+        }
     }
 
     /// Hot runs in the order of their ids.

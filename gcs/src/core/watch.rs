@@ -97,6 +97,12 @@ impl History {
         Since::Changes(found, self.last + 1)
     }
 
+    /// Forgets all changes, and leaves a gap above `revision` and all that there were: so nobody who
+    /// watches takes what follows for the next change.
+    pub(super) fn begin_anew(&mut self, revision: u64) {
+        *self = History { last: self.last.max(revision) + 1, ..History::default() };
+    }
+
     pub(super) fn dump(&self) -> HistoryDump {
         let changes = self.changes.iter().map(|change| (**change).clone()).collect();
         HistoryDump { last: self.last, changes }

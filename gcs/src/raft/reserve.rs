@@ -5,7 +5,7 @@ use bytes::Bytes;
 use mobula_proto as proto;
 use prost::Message;
 use proto::command::Op;
-use proto::{call, stream_item};
+use proto::{call, slot_command, stream_item};
 
 /// Whether an encoded command may use the reserve.
 pub fn admits(command: &Bytes) -> bool {
@@ -27,6 +27,8 @@ fn frees(op: &Op) -> bool {
             matches!(item.item, Some(Done(_) | RunDone(_)))
         }),
         Op::Batch(batch) => batch.commands.iter().all(admits),
+        // What moves frees nothing here.
+        Op::Slots(command) => !matches!(command.op, Some(slot_command::Op::Content(_))),
         // Membership is how a head whose disk stays full is replaced.
         _ => !matches!(op, Op::Call(_) | Op::Stream(_)),
     }

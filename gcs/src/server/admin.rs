@@ -23,7 +23,7 @@ pub(super) fn elsewhere(group: &Group) -> Option<Elsewhere> {
     Some(Elsewhere { leader })
 }
 
-fn said(not_done: NotDone) -> String {
+pub(super) fn said(not_done: NotDone) -> String {
     match not_done {
         NotDone::NotLeader(_) => "the leader of shard 0 has just changed".into(),
         NotDone::Busy(why) | NotDone::Unknown(why) => why,
@@ -391,6 +391,20 @@ impl Admin for Service {
         request: Request<proto::EventsRequest>,
     ) -> Result<Response<proto::EventsReply>, Status> {
         Ok(Response::new(self.events_reply(request.into_inner()).await))
+    }
+
+    async fn slots(
+        &self,
+        request: Request<proto::SlotsRequest>,
+    ) -> Result<Response<proto::SlotsReply>, Status> {
+        Ok(Response::new(self.slots_reply(request.into_inner()).await))
+    }
+
+    async fn move_slots(
+        &self,
+        request: Request<proto::MoveSlotsRequest>,
+    ) -> Result<Response<proto::MoveSlotsReply>, Status> {
+        Ok(Response::new(self.move_slots_reply(request.into_inner()).await))
     }
 
     type DumpStream = dump::Parts;

@@ -25,6 +25,8 @@ struct Beat {
     cpu_milli_free: u32,
     queued: u32,
     store_bytes_used: u64,
+    follows_slots: bool,
+    heard: bool,
 }
 
 /// Heartbeats of one term.
@@ -51,7 +53,14 @@ impl Beats {
             *self = Beats { term, ticked: self.ticked, last: BTreeMap::new() };
         }
         let mut last = BTreeMap::new();
-        let fresh = Beat { at: now, cpu_milli_free: 0, queued: 0, store_bytes_used: 0 };
+        let fresh = Beat {
+            at: now,
+            cpu_milli_free: 0,
+            queued: 0,
+            store_bytes_used: 0,
+            follows_slots: false,
+            heard: false,
+        };
         for node in live {
             let mut beat = self.last.get(&node).copied().unwrap_or(fresh);
             if late {
@@ -63,6 +72,14 @@ impl Beats {
         // One at a time: a cause common to many is more likely here than there (R9).
         let silent = self.last.iter().map(|(node, beat)| (*node, now - beat.at));
         silent.filter(|(_, since)| *since > silence).max_by_key(|(_, since)| *since)
+    }
+
+    /// Those of `live` that cannot follow slots, and those that were not heard in this term.
+    pub fn strangers_to_slots(&self, live: &[u64]) -> (Vec<u64>, Vec<u64>) {
+        let beat = |node: &u64| self.last.get(node).filter(|beat| beat.heard);
+        let strange = |node: &&u64| beat(node).is_some_and(|beat| !beat.follows_slots);
+        let unheard = |node: &&u64| beat(node).is_none();
+        (live.iter().filter(strange).copied().collect(), live.iter().filter(unheard).copied().collect())
     }
 
     /// Adds loads to a view.
@@ -133,7 +150,8 @@ impl Service {
         let (cpu_milli_free, queued) = (beat.cpu_milli_free, beat.queued);
         let store_bytes_used = beat.store_bytes_used;
         if running.members().live.contains_key(&beat.incarnation) {
-            let word = Beat { at: Instant::now(), cpu_milli_free, queued, store_bytes_used };
+            let (at, follows_slots) = (Instant::now(), beat.follows_slots);
+            let word = Beat { at, cpu_milli_free, queued, store_bytes_used, follows_slots, heard: true };
             beats.last.insert(beat.incarnation, word);
         }
         beats.add_loads(&mut view);

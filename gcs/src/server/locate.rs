@@ -53,6 +53,9 @@ impl Facts<'_> {
     }
 
     fn answer(&self, object: ObjectId) -> Answer {
+        if let Some(epoch) = self.state.slots.moved(object.task.run.slot()) {
+            return Answer::Moved(epoch);
+        }
         if let Some(value) = self.state.puts.get(&object) {
             return Answer::Value(value.value.clone());
         }
@@ -126,9 +129,9 @@ impl Service {
             let members = running.members();
             let answers = {
                 let mut holdings = soft.holdings();
-                holdings.enter(leadership.term);
-                let settled = holdings.settled(members.live.keys());
                 group.replica.with(|state| {
+                    holdings.enter(leadership.term, state.slots.adopted());
+                    let settled = holdings.settled(members.live.keys());
                     let facts = Facts {
                         state,
                         holdings: &holdings,

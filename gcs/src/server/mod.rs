@@ -4,7 +4,7 @@
 //! Read it in this order: this file (what handlers share, and `Propose`), `stream` (many proposals over
 //! one connection), [`soft`] (who holds what), [`silence`] (who does not say),
 //! `locate`, [`liveness`] (heartbeats), `views` (the cluster, read, status), `watch` (changes of keys),
-//! `between` (Raft's messages), [`admin`] (what operators ask), `dump` (backups), [`http`] (everything on
+//! `between` (Raft's messages), [`admin`] and `slots` (what operators ask), `dump` (backups), [`http`] (everything on
 //! one port, behind the token), [`health`] (whether this head is of use).
 
 pub mod admin;
@@ -16,6 +16,7 @@ mod leader;
 pub mod liveness;
 mod locate;
 pub mod silence;
+mod slots;
 pub mod soft;
 mod stream;
 mod views;

@@ -46,7 +46,7 @@ pub async fn watch(site: Arc<Site>, running: Arc<Running>, shard: u32, after: Du
         let members = running.members();
         let silent = {
             let mut holdings = soft.holdings();
-            holdings.enter(leadership.term);
+            holdings.enter(leadership.term, group.replica.with(|state| state.slots.adopted()));
             let heard = holdings.heard(zero);
             let live = members.live.keys().copied();
             watcher.look(zero.elapsed(), TICK, leadership.term, live, holdings.reported(), &heard)

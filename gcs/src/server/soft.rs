@@ -10,10 +10,13 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// The holdings of one term.
+/// The holdings of one term, since slots came to the shard last.
 #[derive(Default)]
 pub struct Holdings {
     term: u64,
+    /// Epoch of the map since when the shard has its slots (R9): reports by an older one leave something
+    /// out.
+    adopted: u64,
     reported: BTreeSet<u64>,
     /// When each last said anything.
     heard: BTreeMap<u64, Instant>,
@@ -24,10 +27,10 @@ pub struct Holdings {
 }
 
 impl Holdings {
-    /// Forgets everything when a new term has begun.
-    pub fn enter(&mut self, term: u64) {
-        if self.term != term {
-            *self = Holdings { term, ..Holdings::default() };
+    /// Forgets everything when a new term has begun, or slots have come.
+    pub fn enter(&mut self, term: u64, adopted: u64) {
+        if (self.term, self.adopted) != (term, adopted) {
+            *self = Holdings { term, adopted, ..Holdings::default() };
         }
     }
 
@@ -156,7 +159,8 @@ impl Service {
         if !leadership.here {
             return Held::NotLeader(not_leader(leadership.leader));
         }
-        let fenced = group.replica.with(|state| state.is_fenced(report.incarnation));
+        let (fenced, adopted) =
+            group.replica.with(|state| (state.is_fenced(report.incarnation), state.slots.adopted()));
         if fenced || running.members().dead.contains(&report.incarnation) {
             self.0.meters.rejected();
             return Held::Fenced(true);
@@ -164,7 +168,10 @@ impl Service {
         let soft = &running.soft[report.shard as usize];
         {
             let mut holdings = soft.holdings();
-            holdings.enter(leadership.term);
+            holdings.enter(leadership.term, adopted);
+            if report.full && report.map < adopted {
+                return Held::Moved(adopted);
+            }
             if report.term != leadership.term || !holdings.take(report) {
                 return Held::ReportInFull(leadership.term);
             }

@@ -27,6 +27,8 @@ impl Running {
             .collect();
         view.cluster = self.identity.cluster;
         view.shards = self.identity.shards;
+        let map = self.root().replica.with(|state| state.cluster.slots_table.map(self.identity.shards));
+        view.slots = Some(proto::slot_map(&map));
         view
     }
 }
@@ -89,11 +91,11 @@ impl Service {
             Err(NotDone::NotLeader(leader)) => return Read::NotLeader(not_leader(leader)),
             Err(NotDone::Busy(why) | NotDone::Unknown(why)) => return Read::Busy(why),
         }
-        group.replica.with(|state| look(state, request.what))
+        group.replica.with(|state| look(state, request.what, request.map))
     }
 }
 
-fn look(state: &ShardState, what: Option<What>) -> Read {
+fn look(state: &ShardState, what: Option<What>, map: u64) -> Read {
     let entry = |key: &bytes::Bytes, kv: &crate::core::kv::KvValue| proto::KvEntry {
         key: key.clone(),
         value: kv.value.clone(),
@@ -101,14 +103,24 @@ fn look(state: &ShardState, what: Option<What>) -> Read {
     };
     match what {
         Some(What::Key(key)) => {
+            if let Some(epoch) = state.slots.moved_key(&key) {
+                return Read::Moved(epoch);
+            }
             let entries = state.kv.get(&key).map(|kv| entry(&key, kv)).into_iter().collect();
             Read::Kv(proto::KvList { entries, revision: state.kv.history().last() })
         }
+        // One who lists shard after shard by one map misses nothing: each still has what the map says.
+        Some(What::Prefix(_)) if map > 0 && state.slots.epoch() > map => Read::Moved(state.slots.epoch()),
         Some(What::Prefix(prefix)) => {
-            let entries = state.kv.below(&prefix).map(|(key, kv)| entry(key, kv)).collect();
+            let ours = state.kv.below(&prefix).filter(|(key, _)| state.slots.moved_key(key).is_none());
+            let entries = ours.map(|(key, kv)| entry(key, kv)).collect();
             Read::Kv(proto::KvList { entries, revision: state.kv.history().last() })
         }
         Some(What::Tasks(ids)) => {
+            let moved = |id: &bytes::Bytes| state.slots.moved(TaskId::from_bytes(id)?.run.slot());
+            if let Some(epoch) = ids.tasks.iter().find_map(moved) {
+                return Read::Moved(epoch);
+            }
             let view = |id: &bytes::Bytes| {
                 let unknown = proto::TaskView { task: id.clone(), ..Default::default() };
                 TaskId::from_bytes(id).map_or(Ok(unknown), |id| state.view_of(id, ids.with_spec))

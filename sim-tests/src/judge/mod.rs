@@ -50,7 +50,7 @@ impl Verdict {
 pub async fn audit(store: &Client, acknowledged: &[(TaskId, u64)]) -> Verdict {
     let mut by_shard: BTreeMap<u32, Vec<(TaskId, u64)>> = BTreeMap::new();
     for (task, revision) in acknowledged {
-        by_shard.entry(task.run.shard(store.shards()).0).or_default().push((*task, *revision));
+        by_shard.entry(store.slots().of_run(task.run).0).or_default().push((*task, *revision));
     }
     for (shard, records) in by_shard {
         let ids = records.iter().map(|(t, _)| task_bytes(*t)).collect();

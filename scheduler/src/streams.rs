@@ -1,0 +1,346 @@
+//! All streams of a node, and which of them an item belongs to: that is what the slot map says.
+//!
+//! Slots move while items are on their way. What belongs together must stay in order: a record before
+//! its done-record. So a slot that has moved is *parked* while anything of it may still be on its way to
+//! its old shard: whatever comes meanwhile waits behind, and all goes to the new shard in order.
+//!
+//! 1. The old shard answers items `moved`: it did not take them, and never will. They are parked, with
+//!    all that waits behind them, until the map is known that says where they belong.
+//! 2. The new map is known first: what waits for the old shard is parked; so is the slot, until the batch
+//!    in flight that may have some of it is acknowledged.
+
+use crate::stream::{About, Queued, Stream, Ticket, Waits};
+use mobula_base::{Incarnation, ShardId, SlotMap};
+use mobula_proto::{ItemOutcome, StreamAck, StreamBatch, StreamItem, item_outcome};
+use prost::Message;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Items of a slot that cannot be sent now.
+#[derive(Debug, Default)]
+struct Parked {
+    queue: VecDeque<Queued>,
+    /// They wait for the map of this epoch.
+    epoch: u64,
+    /// They wait for the batch that this shard has.
+    in_flight: Option<usize>,
+}
+
+/// The streams to all shards.
+#[derive(Debug)]
+pub struct Streams {
+    map: SlotMap,
+    streams: Vec<Stream>,
+    parked: BTreeMap<u32, Parked>,
+}
+
+impl Streams {
+    /// Streams to so many shards, that own what the first map gives them.
+    pub fn new(shards: u32) -> Self {
+        let streams = (0..shards).map(|_| Stream::default()).collect();
+        Streams { map: SlotMap::even(shards), streams, parked: BTreeMap::new() }
+    }
+
+    /// Which shard has what, as far as is known.
+    pub fn map(&self) -> &SlotMap {
+        &self.map
+    }
+
+    /// Queues an item of about `bytes` bytes.
+    pub fn push(&mut self, item: StreamItem, bytes: usize, about: About) -> Ticket {
+        let slot = about.slot();
+        let shard = self.map.of_slot(slot);
+        let parked = if self.parked.is_empty() { None } else { self.parked.get_mut(&slot) };
+        let stream = &mut self.streams[shard.0 as usize];
+        let (ticket, strays) = (stream.ticket(shard, parked.is_some()), parked.is_some());
+        let queued = Queued { item, bytes, waits: Waits { about, ticket, strays } };
+        match parked {
+            Some(parked) => parked.queue.push_back(queued),
+            None => stream.push(queued),
+        }
+        ticket
+    }
+
+    /// Whether an item is acknowledged, by its ticket.
+    pub fn is_committed(&self, ticket: Ticket) -> bool {
+        self.streams[ticket.shard.0 as usize].committed() >= ticket.number
+    }
+
+    /// Tickets that stand for whatever was queued so far that may be of a slot: its shard's last, and
+    /// all that have left their shard.
+    pub fn all_of(&self, slot: u32) -> Vec<Ticket> {
+        let home = self.map.of_slot(slot);
+        let last = Ticket { shard: home, number: self.streams[home.0 as usize].given() };
+        let strayed = |(shard, stream): (u32, &Stream)| {
+            Some(Ticket { shard: ShardId(shard), number: stream.last_strayed()? })
+        };
+        std::iter::once(last).chain((0..).zip(&self.streams).filter_map(strayed)).collect()
+    }
+
+    /// Items that are not acknowledged.
+    pub fn pending(&self) -> u64 {
+        let parked: usize = self.parked.values().map(|parked| parked.queue.len()).sum();
+        self.streams.iter().map(Stream::pending).sum::<u64>() + parked as u64
+    }
+
+    /// The batches that can be sent now.
+    pub fn next_batches(&mut self, incarnation: Incarnation) -> Vec<(ShardId, StreamBatch)> {
+        let batch = |(shard, stream): (u32, &mut Stream)| {
+            stream.next_batch(incarnation).map(|batch| (ShardId(shard), batch))
+        };
+        (0..).zip(&mut self.streams).filter_map(batch).collect()
+    }
+
+    /// A batch is acknowledged: what its items were about, and what was said of each. Those that were
+    /// answered `moved` are not among them: they are `moved`, in their order, and will be sent again.
+    pub fn acknowledge(
+        &mut self,
+        shard: ShardId,
+        ack: StreamAck,
+        moved: Vec<StreamItem>,
+    ) -> Vec<(About, Option<ItemOutcome>)> {
+        let (at, mut moved) = (shard.0 as usize, moved.into_iter());
+        let mut outcomes = ack.outcomes.into_iter().peekable();
+        let mut told = Vec::new();
+        let mut back: BTreeMap<u32, (u64, VecDeque<Queued>)> = BTreeMap::new();
+        for (seq, mut waits) in self.streams[at].acknowledge(ack.mark) {
+            let outcome = outcomes.next_if(|outcome| outcome.seq == seq);
+            match outcome.as_ref().and_then(|outcome| outcome.outcome.as_ref()) {
+                Some(item_outcome::Outcome::Moved(epoch)) => {
+                    let item = moved.next().expect("whoever acknowledges brings back what has moved");
+                    let bytes = item.encoded_len();
+                    self.streams[at].lose(&mut waits);
+                    let (newest, queue) = back.entry(waits.about.slot()).or_default();
+                    *newest = (*newest).max(*epoch);
+                    queue.push_back(Queued { item, bytes, waits });
+                }
+                _ => {
+                    if waits.strays {
+                        self.streams[waits.ticket.shard.0 as usize].found(waits.ticket.number);
+                    }
+                    told.push((waits.about, outcome));
+                }
+            }
+        }
+        self.park_back(at, back);
+        told
+    }
+
+    /// Parks what came back from a shard, before all that waits for the same slots.
+    fn park_back(&mut self, at: usize, back: BTreeMap<u32, (u64, VecDeque<Queued>)>) {
+        if back.is_empty() && self.parked.is_empty() {
+            return;
+        }
+        let behind = if back.is_empty() {
+            Vec::new()
+        } else {
+            self.streams[at].take_out(|slot| back.contains_key(&slot))
+        };
+        for (slot, (epoch, mut queue)) in back {
+            let parked = self.parked.entry(slot).or_default();
+            parked.epoch = parked.epoch.max(epoch);
+            queue.append(&mut parked.queue);
+            parked.queue = queue;
+        }
+        for queued in behind {
+            self.parked.entry(queued.waits.about.slot()).or_default().queue.push_back(queued);
+        }
+        self.parked.values_mut().for_each(|parked| _ = parked.in_flight.take_if(|shard| *shard == at));
+        self.release();
+    }
+
+    /// Takes over a slot map, if it is newer.
+    pub fn learn(&mut self, map: SlotMap) {
+        if map.epoch() <= self.map.epoch() {
+            return;
+        }
+        for at in 0..self.streams.len() {
+            let old = ShardId(at as u32);
+            let goes = |slot: u32| map.of_slot(slot) != old;
+            let in_flight: BTreeSet<u32> =
+                self.streams[at].slots_in_flight().into_iter().filter(|slot| goes(*slot)).collect();
+            for queued in self.streams[at].take_out(goes) {
+                self.parked.entry(queued.waits.about.slot()).or_default().queue.push_back(queued);
+            }
+            for slot in in_flight {
+                self.parked.entry(slot).or_default().in_flight = Some(at);
+            }
+        }
+        self.map = map;
+        self.release();
+    }
+
+    /// Sends on what has nothing left to wait for.
+    fn release(&mut self) {
+        let known = self.map.epoch();
+        let ready = |(slot, parked): (&u32, &Parked)| {
+            (parked.in_flight.is_none() && parked.epoch <= known).then_some(*slot)
+        };
+        let ready: Vec<u32> = self.parked.iter().filter_map(ready).collect();
+        for slot in ready {
+            let parked = self.parked.remove(&slot).unwrap_or_default();
+            let stream = &mut self.streams[self.map.of_slot(slot).0 as usize];
+            parked.queue.into_iter().for_each(|queued| stream.push(queued));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_base::{JobId, SlotSet, TaskId};
+    use mobula_proto::{Done, StreamAck, TaskSpec, stream_item, task_bytes};
+
+    const ME: Incarnation = Incarnation(3);
+
+    /// Task number `n`, in a run of its own.
+    fn task(n: u64) -> TaskId {
+        TaskId::new(JobId(1), TaskId::root(JobId(1)), n, 0)
+    }
+
+    fn submit(streams: &mut Streams, n: u64) -> Ticket {
+        let spec = TaskSpec { id: task_bytes(task(n)), ..Default::default() };
+        let item = StreamItem { item: Some(stream_item::Item::Submit(spec)) };
+        streams.push(item, 1, About::Submit(task(n)))
+    }
+
+    fn done(streams: &mut Streams, n: u64) -> Ticket {
+        let item = Done { task: task_bytes(task(n)), ..Default::default() };
+        let item = StreamItem { item: Some(stream_item::Item::Done(item)) };
+        streams.push(item, 1, About::Done(task(n)))
+    }
+
+    /// Acknowledges a batch; items of `moved` slots as such.
+    fn ack(
+        streams: &mut Streams,
+        (shard, batch): &(ShardId, StreamBatch),
+        moved: &SlotSet,
+        epoch: u64,
+    ) -> Vec<About> {
+        let slot = |item: &StreamItem| match &item.item {
+            Some(stream_item::Item::Submit(spec)) => {
+                mobula_proto::task_id(&spec.id).expect("valid").run.slot()
+            }
+            Some(stream_item::Item::Done(done)) => {
+                mobula_proto::task_id(&done.task).expect("valid").run.slot()
+            }
+            other => panic!("{other:?}"),
+        };
+        let mut outcomes = Vec::new();
+        let mut back = Vec::new();
+        for (seq, item) in (batch.first_seq..).zip(&batch.items) {
+            if moved.contains(slot(item)) {
+                outcomes.push(ItemOutcome { seq, outcome: Some(item_outcome::Outcome::Moved(epoch)) });
+                back.push(item.clone());
+            }
+        }
+        let mark = batch.first_seq + batch.items.len() as u64 - 1;
+        let told = streams.acknowledge(*shard, StreamAck { mark, revision: 1, outcomes }, back);
+        told.into_iter().map(|(about, _)| about).collect()
+    }
+
+    /// Two tasks of shard 0 of two: the first one's slot moves.
+    fn two() -> (u64, u64, SlotSet, SlotMap) {
+        let map = SlotMap::even(2);
+        let mut ours = (0..).filter(|n| map.of_run(task(*n).run) == ShardId(0));
+        let (goes, stays) = (ours.next().expect("many"), ours.next().expect("many"));
+        let slots: SlotSet = [task(goes).run.slot()].into_iter().collect();
+        let next = map.moved(&slots, ShardId(1));
+        (goes, stays, slots, next)
+    }
+
+    #[test]
+    fn what_is_answered_moved_waits_for_the_map_with_all_that_follows_it() {
+        let (goes, stays, slots, next) = two();
+        let mut streams = Streams::new(2);
+        let (first, other) = (submit(&mut streams, goes), submit(&mut streams, stays));
+        let batch = streams.next_batches(ME).remove(0);
+        let behind = done(&mut streams, goes);
+        done(&mut streams, stays);
+        assert_eq!(ack(&mut streams, &batch, &slots, 2), [About::Submit(task(stays))]);
+        // What is not known to be applied is not taken for it, nor is what came after it.
+        assert!(!streams.is_committed(first) && !streams.is_committed(behind));
+        assert!(!streams.is_committed(other), "tickets are a line: it waits for the one before");
+        let late = done(&mut streams, goes);
+        let batches = streams.next_batches(ME);
+        assert_eq!((batches.len(), batches[0].1.items.len()), (1, 1), "the other goes on");
+        assert_eq!(ack(&mut streams, &batches[0], &slots, 2), [About::Done(task(stays))]);
+        assert_eq!((streams.next_batches(ME).len(), streams.pending()), (0, 3));
+        streams.learn(next);
+        let batch = streams.next_batches(ME).remove(0);
+        assert_eq!((batch.0, batch.1.first_seq), (ShardId(1), 1));
+        let expected = [About::Submit(task(goes)), About::Done(task(goes)), About::Done(task(goes))];
+        assert_eq!(ack(&mut streams, &batch, &SlotSet::default(), 2), expected, "in order");
+        assert!([first, other, behind, late].into_iter().all(|ticket| streams.is_committed(ticket)));
+        assert_eq!(streams.pending(), 0);
+    }
+
+    #[test]
+    fn a_new_map_that_is_known_first_waits_for_the_batch_in_flight() {
+        let (goes, stays, slots, next) = two();
+        for taken in [true, false] {
+            let mut streams = Streams::new(2);
+            let first = submit(&mut streams, goes);
+            let batch = streams.next_batches(ME).remove(0);
+            let behind = done(&mut streams, goes);
+            streams.learn(next.clone());
+            let late = done(&mut streams, goes);
+            submit(&mut streams, stays);
+            assert!(streams.next_batches(ME).is_empty(), "nothing overtakes what is in flight");
+            let moved = if taken { SlotSet::default() } else { slots };
+            ack(&mut streams, &batch, &moved, 2);
+            assert_eq!(streams.is_committed(first), taken);
+            let batches = streams.next_batches(ME);
+            assert_eq!(batches.iter().map(|(shard, _)| shard.0).collect::<Vec<_>>(), [0, 1]);
+            assert_eq!(batches[1].1.items.len(), if taken { 2 } else { 3 });
+            for batch in &batches {
+                ack(&mut streams, batch, &SlotSet::default(), 2);
+            }
+            assert!([first, behind, late].into_iter().all(|ticket| streams.is_committed(ticket)));
+            assert_eq!(streams.pending(), 0);
+        }
+    }
+
+    #[test]
+    fn a_slot_that_moves_on_while_its_items_wait_takes_them_along() {
+        let (goes, _, slots, next) = two();
+        let mut streams = Streams::new(2);
+        let first = submit(&mut streams, goes);
+        let batch = streams.next_batches(ME).remove(0);
+        ack(&mut streams, &batch, &slots, 2);
+        streams.learn(next.clone());
+        let batch = streams.next_batches(ME).remove(0);
+        let behind = done(&mut streams, goes);
+        // It has gone back already.
+        ack(&mut streams, &batch, &slots, 3);
+        assert!(streams.next_batches(ME).is_empty());
+        assert!(
+            !streams.all_of(task(goes).run.slot()).into_iter().all(|ticket| streams.is_committed(ticket))
+        );
+        streams.learn(next.moved(&slots, ShardId(0)));
+        let batch = streams.next_batches(ME).remove(0);
+        assert_eq!((batch.0, batch.1.first_seq, batch.1.items.len()), (ShardId(0), 2, 2));
+        ack(&mut streams, &batch, &SlotSet::default(), 0);
+        assert!(streams.is_committed(first) && streams.is_committed(behind));
+    }
+
+    #[test]
+    fn one_batch_at_a_time_and_what_waited_is_the_next() {
+        let (_, stays, _, _) = two();
+        let mut streams = Streams::new(2);
+        let none = SlotSet::default();
+        submit(&mut streams, stays);
+        let first = streams.next_batches(ME).remove(0);
+        assert_eq!((first.1.first_seq, first.1.items.len()), (1, 1));
+        done(&mut streams, stays);
+        let last = done(&mut streams, stays);
+        assert!(streams.next_batches(ME).is_empty(), "one is in flight");
+        let old = StreamAck::default();
+        assert!(streams.acknowledge(ShardId(0), old, Vec::new()).is_empty(), "it says nothing");
+        assert_eq!(ack(&mut streams, &first, &none, 0), [About::Submit(task(stays))]);
+        let second = streams.next_batches(ME).remove(0);
+        assert_eq!((second.1.first_seq, second.1.items.len()), (2, 2));
+        assert!(!streams.is_committed(last));
+        assert_eq!(ack(&mut streams, &second, &none, 0).len(), 2);
+        assert!(streams.is_committed(last) && streams.pending() == 0);
+    }
+}
