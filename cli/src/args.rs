@@ -347,6 +347,8 @@ pub enum ShardCommand {
     List,
     /// Compare the states of all replicas at one entry of each shard
     Verify,
+    /// Move slots, with all that lies in them, from one shard to another; waits until it is done
+    MoveSlots(MoveSlotsArgs),
     /// Have a head lead a shard
     MoveLeader {
         /// The shard
@@ -356,13 +358,33 @@ pub enum ShardCommand {
     },
 }
 
+/// `mobula shard move-slots`.
+#[derive(Debug, Clone, Args)]
+pub struct MoveSlotsArgs {
+    /// The shard that owns them
+    #[arg(long, value_name = "SHARD")]
+    pub from: u32,
+    /// The shard that is to own them
+    #[arg(long, value_name = "SHARD")]
+    pub to: u32,
+    /// Which: rows of slots, such as 12-40,77
+    #[arg(long, value_name = "SLOTS", conflicts_with = "count", required_unless_present = "count")]
+    pub slots: Option<String>,
+    /// How many: the highest that the shard owns
+    #[arg(long, value_name = "N")]
+    pub count: Option<u32>,
+    /// Give up waiting after so many seconds; the move goes on
+    #[arg(long, default_value_t = 300, value_name = "SECONDS")]
+    pub wait: u64,
+}
+
 /// `mobula events`.
 #[derive(Debug, Clone, Args)]
 pub struct EventsArgs {
     /// Go on with what happens from now on, until interrupted
     #[arg(long)]
     pub follow: bool,
-    /// Only of these kinds, separated by commas: election, transfer, node, job, head, node-died, ...
+    /// Only of these kinds, separated by commas: election, transfer, node, job, head, slot, node-died, ...
     #[arg(long, value_delimiter = ',', value_name = "KIND")]
     pub kind: Vec<String>,
     /// Only what is younger (90s, 10m, 2h, 1d), or came after the event of this number

@@ -17,7 +17,7 @@ const WAIT: Duration = Duration::from_secs(1);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// Kinds as they are called on the command line.
-const KINDS: [(EventKind, &str); 14] = [
+const KINDS: [(EventKind, &str); 16] = [
     (EventKind::EventClusterFormed, "cluster-formed"),
     (EventKind::EventElection, "election"),
     (EventKind::EventTransfer, "transfer"),
@@ -32,6 +32,8 @@ const KINDS: [(EventKind, &str); 14] = [
     (EventKind::EventHeadJoined, "head-joined"),
     (EventKind::EventHeadDrained, "head-drained"),
     (EventKind::EventHeadUndrained, "head-undrained"),
+    (EventKind::EventSlotMove, "slot-move"),
+    (EventKind::EventSlotsMoved, "slot-moved"),
 ];
 
 /// Prints what there is, and with `--follow` what comes.
@@ -89,7 +91,7 @@ fn kinds(asked: &[String]) -> Result<Vec<String>, Failure> {
         if !KINDS.iter().any(|(_, name)| is_of(name, kind)) {
             let names: Vec<&str> = KINDS.iter().map(|(_, name)| *name).collect();
             return Err(Failure::usage(format!(
-                "no kind of event is called {kind:?}: there are {}, and node, job and head for all of theirs",
+                "no kind of event is called {kind:?}: there are {}, and node, job, head and slot for all of theirs",
                 names.join(", ")
             )));
         }
@@ -223,7 +225,16 @@ fn line(event: &Event) -> String {
 /// Kinds whose evidence is all there is to say.
 fn tells_by_evidence(kind: EventKind) -> bool {
     use EventKind::{EventClusterFormed, EventHeadChange, EventHeadChangeGivenUp, EventHeadChanged};
-    matches!(kind, EventClusterFormed | EventHeadChange | EventHeadChanged | EventHeadChangeGivenUp)
+    use EventKind::{EventSlotMove, EventSlotsMoved};
+    matches!(
+        kind,
+        EventClusterFormed
+            | EventHeadChange
+            | EventHeadChanged
+            | EventHeadChangeGivenUp
+            | EventSlotMove
+            | EventSlotsMoved
+    )
 }
 
 fn what(event: &Event) -> String {

@@ -1,26 +1,32 @@
 //! `mobula shard`: how the shards stand, and who leads them.
 
-use crate::args::ShardCommand;
+use crate::args::{MoveSlotsArgs, ShardCommand};
 use crate::commands::ask::{DEADLINE, failed, with_client};
 use crate::commands::machine::system_seed;
 use crate::config::Settings;
-use crate::exit::{self, Outcome};
+use crate::exit::{self, Failure, Outcome};
 use crate::output::Output;
 use crate::say;
+use mobula_base::{ShardId, SlotMap, SlotSet};
 use mobula_gcs::Client;
-use mobula_proto::ShardInfo;
+use mobula_proto::{ShardInfo, SlotsReply, StartSlotPlan, slot_rows};
 use serde::Serialize;
+use std::time::{Duration, Instant};
+
+/// Pause between looks whether a move is done.
+const LOOK: Duration = Duration::from_millis(200);
 
 /// Runs a subcommand.
 pub fn run(settings: &Settings, command: &ShardCommand) -> Outcome {
     let output = settings.output;
-    match *command {
+    match command {
         ShardCommand::List => with_client(settings, async |client| list(output, &client).await),
         ShardCommand::Verify => {
             let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
             with_client(settings, async |client| verify(output, &client, seed).await)
         }
-        ShardCommand::MoveLeader { shard, head } => with_client(settings, async |client| {
+        ShardCommand::MoveSlots(args) => move_slots(settings, args),
+        &ShardCommand::MoveLeader { shard, head } => with_client(settings, async |client| {
             client.move_leader(shard, head, DEADLINE).await.map_err(failed)?;
             say!(output, "done: head {head} leads shard {shard}");
             output.data(&JsonMoved { shard, leader: head });
@@ -38,6 +44,13 @@ struct JsonMoved {
 #[derive(Serialize)]
 struct JsonShard {
     shard: u32,
+    /// How many slots it owns, and which.
+    slots: u32,
+    slot_rows: String,
+    /// Epoch of the map that says so.
+    slot_map: u64,
+    /// The move that it takes part in, for people.
+    moving: Option<String>,
     leader: Option<u64>,
     term: u64,
     last_log: u64,
@@ -65,11 +78,26 @@ async fn list(output: Output, client: &Client) -> Outcome {
             said.push((reply.head, reply.shards));
         }
     }
-    let shards: Vec<JsonShard> = (0..client.shards()).map(|shard| one(shard, &said)).collect();
+    let slots = client.slot_table(DEADLINE).await.map_err(failed)?;
+    let map = read_map(&slots)?;
+    let mut shards: Vec<JsonShard> = (0..client.shards()).map(|shard| one(shard, &said, &map)).collect();
+    let moving = slots.plan.as_ref().map(mobula_gcs::core::slot_table::say);
+    let moves = |at: u32| slots.plan.as_ref().is_some_and(|plan| plan.from == at || plan.to == at);
+    for shard in shards.iter_mut().filter(|shard| moves(shard.shard)) {
+        shard.moving.clone_from(&moving);
+    }
     for shard in &shards {
         let leader = shard.leader.map_or("no leader".to_owned(), |head| format!("head {head} leads"));
         let joint = if shard.joint { ", its members are being changed" } else { "" };
-        say!(output, "shard {}: {leader}, term {}, log {}{joint}", shard.shard, shard.term, shard.last_log);
+        say!(
+            output,
+            "shard {}: {leader}, term {}, log {}, {} slots ({}){joint}",
+            shard.shard,
+            shard.term,
+            shard.last_log,
+            shard.slots,
+            if shard.slots == 0 { "none" } else { &shard.slot_rows }
+        );
         for replica in &shard.replicas {
             let role = if replica.voter { "" } else { " (learner)" };
             match (replica.last_log, replica.applied, replica.lag) {
@@ -83,12 +111,76 @@ async fn list(output: Output, client: &Client) -> Outcome {
             }
         }
     }
+    say!(output, "slot map: epoch {}", map.epoch());
+    if let Some(moving) = &moving {
+        say!(output, "moving {moving}");
+        say!(output, "  until {}", slots.waiting);
+    }
+    let all_led = shards.iter().all(|shard| shard.leader.is_some());
     output.data(&shards);
-    Ok(if shards.iter().all(|shard| shard.leader.is_some()) { exit::OK } else { exit::FAILED })
+    Ok(if all_led { exit::OK } else { exit::FAILED })
+}
+
+fn read_map(reply: &SlotsReply) -> Result<SlotMap, Failure> {
+    let map = reply.map.as_ref().map(mobula_proto::SlotMap::read);
+    map.and_then(Result::ok).ok_or_else(|| "the heads answered without a slot map".to_owned().into())
+}
+
+#[derive(Serialize)]
+struct JsonSlotsMoved {
+    done: bool,
+    epoch: u64,
+    from: u32,
+    to: u32,
+}
+
+/// Asks for a move until it is done. The same request is repeated, so nothing happens twice.
+fn move_slots(settings: &Settings, args: &MoveSlotsArgs) -> Outcome {
+    let output = settings.output;
+    let number = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
+    let (from, to, wait) = (args.from, args.to, args.wait);
+    let slots = match &args.slots {
+        None => SlotSet::default(),
+        Some(text) => SlotSet::parse(text).ok_or_else(|| {
+            Failure::usage(format!("--slots {text:?}: give rows such as 12-40,77, below 1024"))
+        })?,
+    };
+    let count = args.count.unwrap_or(0);
+    let start = StartSlotPlan { request: number.max(1), from, to, slots: slot_rows(&slots), count };
+    with_client(settings, async |client| {
+        let until = Instant::now() + Duration::from_secs(wait);
+        let mut shown = String::new();
+        loop {
+            let reply = client.move_slots(start.clone(), DEADLINE).await.map_err(failed)?;
+            let done = reply.finished;
+            if done {
+                say!(output, "done: shard {to} owns them, slot map {}", reply.epoch);
+            }
+            if done || Instant::now() >= until {
+                output.data(&JsonSlotsMoved { done, epoch: reply.epoch, from, to });
+            }
+            if done {
+                return Ok(exit::OK);
+            }
+            if Instant::now() >= until {
+                return Err(format!(
+                    "not done within {wait} s, it goes on by itself (until {shown}): `mobula shard list` shows \
+                     how far it is"
+                )
+                .into());
+            }
+            tokio::time::sleep(LOOK).await;
+            let waiting = client.slot_table(DEADLINE).await.map_err(failed)?.waiting;
+            if waiting != shown && !waiting.is_empty() {
+                say!(output, "waiting until {waiting}");
+                shown = waiting;
+            }
+        }
+    })
 }
 
 /// One shard, from what all heads say of it.
-fn one(shard: u32, said: &[(u64, Vec<ShardInfo>)]) -> JsonShard {
+fn one(shard: u32, said: &[(u64, Vec<ShardInfo>)], map: &SlotMap) -> JsonShard {
     let of = |head: u64| {
         said.iter()
             .find(|(of, _)| *of == head)
@@ -112,8 +204,13 @@ fn one(shard: u32, said: &[(u64, Vec<ShardInfo>)]) -> JsonShard {
             lag: own.map(|s| last_log.saturating_sub(s.applied)),
         }
     };
+    let slots = map.slots_of(ShardId(shard));
     JsonShard {
         shard,
+        slots: slots.len(),
+        slot_rows: slots.to_string(),
+        slot_map: map.epoch(),
+        moving: None,
         leader: leader.map(|(head, _)| head),
         term: best.map_or(0, |s| s.term),
         last_log,

@@ -9,6 +9,7 @@ use crate::exit::{self, Failure, Outcome};
 use crate::output::{Output, bytes};
 use crate::say;
 use mobula_base::disk::RealDisk;
+use mobula_gcs::Client;
 use mobula_gcs::backup::archive::{self, ArchiveHead, Summary, Writer};
 use mobula_gcs::backup::seed;
 use serde::Serialize;
@@ -89,6 +90,19 @@ fn inspect(file: &Path) -> Result<Summary, Failure> {
     Ok(archive::read(BufReader::new(open), &file.display().to_string(), |_| Ok(()))?)
 }
 
+/// Epoch of the slot map, while nothing moves.
+async fn resting(client: &Client) -> Result<u64, Failure> {
+    let slots = client.slot_table(DEADLINE).await.map_err(failed)?;
+    match &slots.plan {
+        None => Ok(slots.map.map_or(1, |map| map.epoch)),
+        Some(plan) => Err(format!(
+            "slots are being moved ({}): take the backup when that is done, `mobula shard list` shows how far it is",
+            mobula_gcs::core::slot_table::say(plan)
+        )
+        .into()),
+    }
+}
+
 /// Removes a half-written file.
 struct Partial(PathBuf);
 
@@ -111,11 +125,16 @@ fn save(settings: &Settings, to: &Path) -> Outcome {
         let partial = Partial(name.into());
         let cannot = |e: io::Error| format!("cannot write {}: {e}", file.display());
         let open = File::create(&partial.0).map_err(cannot)?;
+        let before = resting(&client).await?;
         let (cluster, shards) = (client.cluster(), client.shards());
         let head = ArchiveHead { format: archive::FORMAT, cluster, shards, unix_ms };
         let mut writer = Writer::new(BufWriter::new(open), &head).map_err(cannot)?;
         for shard in 0..shards {
             client.dump(shard, DEADLINE, &mut writer).await.map_err(failed)?;
+        }
+        // Shards are read one after the other: what moved meanwhile may be in none of them.
+        if resting(&client).await? != before {
+            return Err("slots were moved while the backup was taken: take it again".to_owned().into());
         }
         let open = writer.finish().and_then(|mut to| to.flush().map(|()| to)).map_err(cannot)?;
         let open = open.into_inner().map_err(|e| cannot(e.into_error()))?;
