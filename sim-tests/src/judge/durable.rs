@@ -3,20 +3,10 @@
 
 use super::watch::Truth;
 use mobula_proto as proto;
-use std::collections::BTreeMap;
 
 /// Compares a fresh list of all keys of a shard with what the changes come to.
 pub fn judge(truth: &Truth, shard: u32, list: &proto::KvList) -> Result<(), String> {
-    let mut state = BTreeMap::new();
-    let mut last = 0;
-    for (_, change) in truth.changes.range((shard, 0)..=(shard, u64::MAX)) {
-        last = change.revision;
-        if change.deleted {
-            state.remove(&change.key);
-        } else {
-            state.insert(change.key.clone(), (change.value.clone(), change.revision));
-        }
-    }
+    let (state, last) = (truth.keys(shard, b"", u64::MAX), truth.last(shard));
     let entry = |e: &proto::KvEntry| (e.key.clone(), (e.value.clone(), e.revision));
     if list.revision != last || !list.entries.iter().map(entry).eq(state) {
         return Err(format!(

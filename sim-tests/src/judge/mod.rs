@@ -9,6 +9,7 @@ pub mod election;
 pub mod guess;
 pub mod linear;
 pub mod once;
+pub mod slots;
 pub mod watch;
 
 use crate::cluster::{Reach, SHARDS};

@@ -7,7 +7,6 @@ use crate::judge::once::Write;
 use crate::judge::watch::Watched;
 use crate::trace;
 use bytes::Bytes;
-use mobula_base::ids::shard_of_key;
 use mobula_base::random::Random;
 use mobula_base::{JobId, TaskId};
 use mobula_gcs::client::calls::Cas;
@@ -37,6 +36,8 @@ pub struct History {
     pub answered: u64,
     /// Operations whose outcome is not known.
     pub unknown: u64,
+    /// Moves of slots that have ended.
+    pub moves: u64,
 }
 
 impl History {
@@ -83,7 +84,7 @@ async fn one(
 ) {
     let called = world.history.borrow_mut().tick();
     let what = random.below(10);
-    let shard = shard_of_key(key.as_bytes(), client.shards()).0;
+    let shard = client.slots().of_key(key.as_bytes()).0;
     let fill = world.draw.value_bytes;
     // What to note when there is no answer, and what when there is.
     let (unknown, told) = match (what, known.get(key).copied()) {
@@ -144,11 +145,12 @@ async fn one(
             history.answered += 1;
             history.ops.entry(key.to_owned()).or_default().push(Op { called, answered: Some(answered), act });
             if let Some(acknowledged) = revision {
+                let shard = (!world.draw.moves).then_some(shard);
                 history.writes.push(Write { shard, value: bytes_of(value, fill).to_vec(), acknowledged });
             }
         }
         // Nothing was sent, or it was a read: nothing happened.
-        Err(Error::Unreachable { .. }) => {}
+        Err(Error::Unreachable { .. } | Error::Moving(_)) => {}
         Err(error) => {
             trace::note(format!("{key} {value:x} unknown"));
             history.unknown += 1;
@@ -165,7 +167,12 @@ async fn one(
 
 /// A node's streams of lineage records, one batch after the other, each sent until it is acknowledged.
 pub async fn stream(world: World, client: Client) {
-    let join = proto::NodeJoin { name: "node".into(), address: "node:1".into(), ..Default::default() };
+    let join = proto::NodeJoin {
+        name: "node".into(),
+        address: "node:1".into(),
+        follows_slots: true,
+        ..Default::default()
+    };
     let incarnation = loop {
         match client.call(proto::call::Op::NodeJoin(join.clone()), 0, PATIENCE[2]).await.map(|r| r.reply) {
             Ok(Some(proto::call_reply::Reply::Incarnation(incarnation))) => break incarnation,
@@ -177,9 +184,12 @@ pub async fn stream(world: World, client: Client) {
     let job = JobId(7);
     let (mut number, mut marks) = (0, BTreeMap::<u32, u64>::new());
     while !world.is_over() {
+        if world.draw.moves {
+            // No move begins before shard 0's leader knows that this node can follow it.
+            let beat = proto::HeartbeatRequest { incarnation, follows_slots: true, ..Default::default() };
+            client.heartbeat(beat, PATIENCE[0]).await.ok();
+        }
         let run = TaskId::new(job, TaskId::root(job), 0, number).run;
-        let shard = run.shard(client.shards()).0;
-        let mark = marks.entry(shard).or_default();
         let tasks: Vec<TaskId> = (number..number + 1 + random.below(40))
             .map(|n| TaskId::new(job, TaskId::root(job), 0, n))
             .take_while(|task| task.run == run)
@@ -189,27 +199,79 @@ pub async fn stream(world: World, client: Client) {
             let spec = proto::TaskSpec { id, job: job.0, digest: 1, max_retries: 3, ..Default::default() };
             proto::StreamItem { item: Some(proto::stream_item::Item::Submit(spec)) }
         };
-        let items = tasks.iter().map(item).collect();
-        let batch = proto::StreamBatch { incarnation, first_seq: *mark + 1, items };
-        let command = Client::stream_command(batch);
-        let ack = loop {
-            let sent = client.propose_encoded(shard, command.clone(), PATIENCE[1]).await;
-            match sent.map(|reply| reply.reply) {
-                Ok(Some(proto::reply::Reply::Stream(ack))) => break ack,
-                Ok(other) => {
-                    let what = format!("a batch from {} on was answered with {other:?}", *mark + 1);
-                    world.docket.judges().file("stream", Err(what));
+        let items: Vec<_> = tasks.iter().map(item).collect();
+        let (shard, ack) = loop {
+            let shard = client.slots().of_run(run).0;
+            let mark = marks.entry(shard).or_default();
+            let batch = proto::StreamBatch { incarnation, first_seq: *mark + 1, items: items.clone() };
+            let command = Client::stream_command(batch);
+            let Some(ack) = send(&world, &client, shard, &command).await else { return };
+            *mark = ack.mark;
+            // They are of one run: all of them are elsewhere, or none.
+            let (moved, epoch) = Client::moved_items(&command, &ack);
+            if moved.is_empty() {
+                break (shard, ack);
+            }
+            trace::note(format!(
+                "shard {shard} says that {} records are elsewhere, map {epoch}",
+                moved.len()
+            ));
+            while client.follow_slots(epoch, PATIENCE[1]).await.is_err() {
+                if world.is_over() {
                     return;
                 }
-                Err(_) if world.is_over() => return,
-                Err(_) => {}
             }
         };
-        *mark = ack.mark;
         trace::note(format!("shard {shard} has the records up to {} at {}", ack.mark, ack.revision));
         number += tasks.len() as u64;
         world.history.borrow_mut().records.extend(tasks.into_iter().map(|task| (task, ack.revision)));
         tokio::time::sleep(Duration::from_millis(5 + random.below(100))).await;
+    }
+}
+
+/// Sends a batch until it is acknowledged; `None` at the end of the run.
+async fn send(world: &World, client: &Client, shard: u32, command: &Bytes) -> Option<proto::StreamAck> {
+    loop {
+        let sent = client.propose_encoded(shard, command.clone(), PATIENCE[1]).await;
+        match sent.map(|reply| reply.reply) {
+            Ok(Some(proto::reply::Reply::Stream(ack))) => return Some(ack),
+            Ok(other) => {
+                let what = format!("a batch to shard {shard} was answered with {other:?}");
+                world.docket.judges().file("stream", Err(what));
+                return None;
+            }
+            Err(_) if world.is_over() => return None,
+            Err(_) => {}
+        }
+    }
+}
+
+/// Moves slots to and fro until the run is over.
+pub async fn move_slots(world: World, client: Client) {
+    let mut random = Random::new(world.seed).fork("moves");
+    let mut request = 0;
+    while !world.is_over() {
+        tokio::time::sleep(Duration::from_millis(200 + random.below(3000))).await;
+        let from = random.below(u64::from(world.draw.shards)) as u32;
+        let to = (from + 1 + random.below(u64::from(world.draw.shards) - 1) as u32) % world.draw.shards;
+        let count = [1, 64, 300, 1024][random.below(4) as usize];
+        request += 1;
+        let start = proto::StartSlotPlan { request, from, to, count, ..Default::default() };
+        while !world.is_over() {
+            match client.move_slots(start.clone(), PATIENCE[1]).await {
+                Ok(reply) if reply.finished => {
+                    trace::note(format!("slots have moved from {from} to {to}: map {}", reply.epoch));
+                    world.history.borrow_mut().moves += 1;
+                    break;
+                }
+                // One that has none left, or a cluster that cannot move any yet.
+                Err(Error::Refused(why)) => {
+                    trace::note(format!("no move from {from} to {to}: {why}"));
+                    break;
+                }
+                Ok(_) | Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
     }
 }
 

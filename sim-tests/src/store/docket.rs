@@ -5,6 +5,7 @@ use crate::judge::commit::Commit;
 use crate::judge::digest::Digest;
 use crate::judge::election::Election;
 use crate::judge::guess::Guess;
+use crate::judge::slots::Moves;
 use crate::judge::watch::Truth;
 use mobula_gcs::hook::{EntryId, Hook, Plant};
 use mobula_proto as proto;
@@ -13,6 +14,7 @@ use proto::call::Op as CallOp;
 use proto::call_reply::Reply as Called;
 use proto::command::Op;
 use proto::reply::Reply as Answer;
+use proto::slot_command;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -29,6 +31,7 @@ pub struct Judges {
     pub guess: Guess,
     /// All changes of keys.
     pub truth: Truth,
+    moves: Moves,
     /// Requests that were answered with a revision: a repetition is no second change.
     answered: BTreeMap<(u32, u64, u64), u64>,
     /// Entries that replicas applied, replays included.
@@ -77,11 +80,16 @@ impl Hook for HeadHook {
         judges.applied += 1;
         match judges.commit.applied(self.head, shard, entry, command) {
             Ok(true) => {
-                for (request, change) in changes(command, reply) {
-                    let known = judges.answered.insert((shard, request.0, request.1), change.revision);
-                    if known != Some(change.revision) {
-                        let finding = judges.truth.add(shard, change);
-                        judges.file("watch", finding);
+                for seen in changes(command, reply) {
+                    match seen {
+                        Seen::Change((session, seq), change) => {
+                            let known = judges.answered.insert((shard, session, seq), change.revision);
+                            if known != Some(change.revision) {
+                                let finding = judges.truth.add(shard, change);
+                                judges.file("watch", finding);
+                            }
+                        }
+                        Seen::Slots(op) => judges.moves.applied(shard, op, &mut judges.truth),
                     }
                 }
             }
@@ -107,11 +115,16 @@ impl Hook for HeadHook {
     }
 }
 
-/// A request by session and number, and the change of a key that it was answered with.
-type Asked = ((u64, u64), proto::KvChange);
+/// What an entry does to keys.
+enum Seen {
+    /// A request by session and number, and the change that it was answered with.
+    Change((u64, u64), proto::KvChange),
+    /// Slots move.
+    Slots(slot_command::Op),
+}
 
-/// The requests for changes of keys in an entry, by its command and its replies.
-fn changes(command: &[u8], reply: &[u8]) -> Vec<Asked> {
+/// The requests for changes of keys in an entry, by its command and its replies, and moves of slots.
+fn changes(command: &[u8], reply: &[u8]) -> Vec<Seen> {
     let mut changes = Vec::new();
     let (Ok(command), Ok(reply)) = (proto::Command::decode(command), proto::Reply::decode(reply)) else {
         return changes;
@@ -136,8 +149,9 @@ fn changes(command: &[u8], reply: &[u8]) -> Vec<Asked> {
                 }
                 _ => return changes,
             };
-            changes.push((request, change));
+            changes.push(Seen::Change(request, change));
         }
+        (Some(Op::Slots(command)), _) => changes.extend(command.op.map(Seen::Slots)),
         _ => {}
     }
     changes

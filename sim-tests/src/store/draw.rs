@@ -89,6 +89,8 @@ pub struct Draw {
     pub faulty: Duration,
     /// More disks than a minority may be emptied at once: the cluster must refuse, not guess.
     pub catastrophe: bool,
+    /// Whether slots move between the shards.
+    pub moves: bool,
 }
 
 /// Draws for a seed; `extra` is a kind that is sure to come.
@@ -137,5 +139,7 @@ pub fn draw(seed: u64, extra: Option<Kind>) -> Draw {
         fault_ms: [400, 2000, 6000][random.below(3) as usize],
         faulty: Duration::from_secs(20),
         catastrophe,
+        // The last that is drawn: seeds from before slots moved draw all else as they did.
+        moves: random.below(2) == 0,
     }
 }
