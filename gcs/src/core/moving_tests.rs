@@ -132,6 +132,8 @@ fn half_a_batch_is_answered_moved_singly_and_a_repeated_batch_gets_the_same_answ
     let (goes, stays) = (tasks(&some(), true, 2), tasks(&some(), false, 2));
     a.stream(1, vec![submit(stays[0]), submit(goes[0])]);
     a.slots(release(2, &some()));
+    let moved = [150, 600, 10].map(|slot| a.state.slots.moved(slot));
+    assert_eq!(moved, [Some(2), Some(1), None], "what has left before is not waited for again");
     let done = proto::Done {
         task: proto::task_bytes(task(goes[0])),
         attempt: 1,

@@ -94,7 +94,13 @@ impl Owned {
 
     /// Whether a slot is elsewhere: the epoch of the map that says where.
     pub fn moved(&self, slot: u32) -> Option<u64> {
-        self.slots.as_ref().filter(|slots| !slots.contains(slot)).map(|_| self.epoch)
+        self.slots.as_ref().filter(|slots| !slots.contains(slot))?;
+        let leaving = self.leaving.as_ref().map(|leaving| &leaving.slots);
+        match leaving.or(self.coming.as_ref().map(|coming| &coming.slots)) {
+            // The move that is under way does not concern it: no need to wait for its end.
+            Some(slots) if !slots.contains(slot) => Some(self.epoch - 1),
+            _ => Some(self.epoch),
+        }
     }
 
     /// As [`Owned::moved`], for the slot of a key.
