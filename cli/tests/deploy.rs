@@ -53,7 +53,8 @@ fn the_alerts_fire_when_they_should() {
 
 #[test]
 fn rules_and_dashboard_use_metrics_that_exist() {
-    let source = fs::read_to_string(deploy().join("../gcs/src/metrics.rs")).expect("the sources are here");
+    let source = |path: &str| fs::read_to_string(deploy().join(path)).expect("the sources are here");
+    let source = source("../gcs/src/metrics.rs") + &source("../node/src/metrics.rs");
     let dashboard = fs::read_to_string(deploy().join("grafana/mobula.json")).expect("it is there");
     let parsed: serde_json::Value = serde_json::from_str(&dashboard).expect("JSON");
     assert!(parsed["panels"].as_array().is_some_and(|panels| panels.len() > 5));

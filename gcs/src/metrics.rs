@@ -20,8 +20,6 @@ use tonic::Code;
 
 use mobula_proto as proto;
 
-/// What the exposition is.
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 /// Pause between looks at who leads.
 const TICK: Duration = Duration::from_millis(100);
 /// The methods that are measured. A name that a stranger made up must not become a label.

@@ -42,6 +42,12 @@ pub fn encode<M: Message>(message: &M, out: &mut BytesMut) {
     message.encode(out).expect("BytesMut grows");
 }
 
+/// Whether a connection that begins so may speak frames: the first word of any other protocol of ours,
+/// read as a length, is too long.
+pub fn may_begin(first: [u8; 4]) -> bool {
+    u32::from_le_bytes(first) as usize <= FRAME_MAX
+}
+
 /// Splits complete frames off a byte stream.
 #[derive(Default)]
 pub struct Decoder {
@@ -243,6 +249,10 @@ mod tests {
 
     #[test]
     fn a_foreign_peer_is_named() {
+        for first in [*b"GET ", *b"HEAD", *b"POST", *b"PRI ", *b"MPRB"] {
+            assert!(!may_begin(first), "{first:?}");
+        }
+        assert!(may_begin([60, 0, 0, 0]));
         let mut decoder = Decoder::default();
         decoder.buffer().extend_from_slice(b"GET / HTTP/1.1");
         let error = decoder.next_frame().expect_err("not a length of ours");

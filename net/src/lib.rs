@@ -11,12 +11,15 @@
 //! - [`faults`] — a network that can fall silent.
 //! - [`auth`] — the cluster token; [`tls`] — a guarded network: TLS, token or both.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
+//! - [`front`] — several protocols on one port; [`http`] — what every port answers beside its own.
 //! - [`pipe`] — many requests over one gRPC stream.
 
 pub mod auth;
 pub mod faults;
 pub mod frame;
+pub mod front;
 pub mod grpc;
+pub mod http;
 pub mod pipe;
 pub mod seam;
 pub mod tcp;

@@ -11,8 +11,10 @@ use mobula_proto::{
     holding_reply, located, object_bytes, reply,
 };
 use mobula_scheduler::Event;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 /// Deadline of one try of a stream batch; it is repeated unchanged.
 const BATCH_DEADLINE: Duration = Duration::from_secs(10);
@@ -36,6 +38,29 @@ pub struct Control {
     pub inbox: Inbox,
     /// This life.
     pub incarnation: Incarnation,
+    /// When the control store last took it for alive.
+    pub heard: Heard,
+}
+
+/// When the leader of shard 0 last answered a heartbeat; at first, when the life began.
+#[derive(Clone)]
+pub struct Heard(Arc<Mutex<Instant>>);
+
+impl Default for Heard {
+    fn default() -> Self {
+        Heard(Arc::new(Mutex::new(Instant::now())))
+    }
+}
+
+impl Heard {
+    fn note(&self) {
+        *self.0.lock().expect("nothing panics under this lock") = Instant::now();
+    }
+
+    /// How long ago that was.
+    pub fn age(&self) -> Duration {
+        self.0.lock().expect("nothing panics under this lock").elapsed()
+    }
 }
 
 /// Commits the start of a job.
@@ -214,7 +239,10 @@ impl Control {
                     return;
                 }
                 // A watch may be parked at a head that is cut off; this view comes from the leader.
-                Ok(heartbeat_reply::Result::View(view)) => self.say(Input::View(view)).await,
+                Ok(heartbeat_reply::Result::View(view)) => {
+                    self.heard.note();
+                    self.say(Input::View(view)).await;
+                }
                 Ok(heartbeat_reply::Result::NotLeader(_) | heartbeat_reply::Result::Refused(_)) | Err(_) => {}
             }
             tokio::time::sleep(HEARTBEAT_EVERY).await;

@@ -1,7 +1,8 @@
 //! A node's life: join, run the loop, and, when the cluster has declared it dead, join anew.
 
 use crate::config::{Error, NodeConfig, Parts, Ready};
-use crate::control::{self, Control};
+use crate::control::{self, Control, Heard};
+use crate::http;
 use crate::input::{INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
@@ -88,7 +89,7 @@ pub async fn run_with(
             tell(Ready { incarnation: incarnation.0, address: address.clone() });
         }
         let mut life = Life::new(&config, &parts, client.clone(), incarnation);
-        let incoming = tokio::spawn(life.peers.clone().run_incoming(listener));
+        let incoming = tokio::spawn(http::serve(life.peers.clone(), listener));
         let end = life.run(&mut *parts.local, &mut *parts.spawner, shutdown.as_mut()).await;
         incoming.abort();
         let _ = incoming.await;
@@ -173,7 +174,8 @@ impl Life {
     fn new(config: &NodeConfig, parts: &Parts, client: Client, incarnation: Incarnation) -> Self {
         let (inbox, receiver) = mpsc::channel(INBOX_MAX);
         let (shards, cluster) = (client.shards(), client.cluster());
-        let control = Control { client: client.clone(), inbox: inbox.clone(), incarnation };
+        let heard = Heard::default();
+        let control = Control { client: client.clone(), inbox: inbox.clone(), incarnation, heard };
         let welcome = Welcome {
             job: 0,
             incarnation: incarnation.0,

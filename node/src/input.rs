@@ -6,7 +6,7 @@ use mobula_net::frame::Outbox;
 use mobula_objstore::StoreError;
 use mobula_objstore::table::Place;
 use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, PeerMsg};
-use mobula_scheduler::{ClientId, Event, Value};
+use mobula_scheduler::{Census, ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
 
 /// One thing that happened.
@@ -39,6 +39,8 @@ pub enum Input {
     Held { shard: ShardId, reply: oneshot::Sender<(u64, Vec<ObjectId>)> },
     /// The load, for a heartbeat.
     Load { reply: oneshot::Sender<Load> },
+    /// How much there is of everything, for people who watch.
+    Count { reply: oneshot::Sender<Counts> },
     /// The cluster has declared this node dead (R10).
     Fenced,
 }
@@ -52,6 +54,19 @@ pub struct Load {
     pub queued: u32,
     /// Bytes used in the store.
     pub store_bytes_used: u64,
+}
+
+/// What a node tells those who watch it.
+#[derive(Debug, Clone, Default)]
+pub struct Counts {
+    /// Tasks, workers, queues.
+    pub core: Census,
+    /// Objects in the store: sealed, and still being written.
+    pub objects: (u64, u64),
+    /// Bytes used in the store, and in all.
+    pub store_bytes: (u64, u64),
+    /// Drivers that are attached.
+    pub drivers: u64,
 }
 
 /// The daemon's inbox. Bounded, so that a daemon that falls behind slows down who speaks to it.

@@ -11,15 +11,18 @@
 //! - [`perform`] — effects of the core; [`input`] — everything that comes in.
 //! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
+//! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
 //! - [`control`] — everything towards the control store.
 //! - [`spawn`] — worker processes.
 
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod http;
 pub mod input;
 pub mod links;
 pub mod local;
+pub mod metrics;
 pub mod peers;
 pub mod perform;
 pub mod spawn;

@@ -8,7 +8,7 @@ use crate::control::Control;
 use crate::input::{Inbox, Input};
 use mobula_base::Incarnation;
 use mobula_net::frame::{BATCH_BYTES_MAX, FrameReader, Outbox};
-use mobula_net::{Listener, Net, Stream};
+use mobula_net::{Net, Stream};
 use mobula_proto::{MAGIC, PeerAck, PeerHello, PeerMsg, ToPeer, WIRE_VERSION, peer_msg};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -153,19 +153,8 @@ impl Peers {
         }
     }
 
-    /// Accepts other nodes' streams and bulk requests.
-    pub async fn run_incoming(self: Arc<Self>, mut listener: Box<dyn Listener>) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    tokio::spawn(self.clone().listen(stream));
-                }
-                Err(_) => tokio::time::sleep(REDIAL_AFTER).await,
-            }
-        }
-    }
-
-    async fn listen(self: Arc<Self>, stream: Stream) {
+    /// Takes another node's stream or bulk requests from one connection.
+    pub async fn listen(self: Arc<Self>, stream: Stream) {
         let (read, mut write) = tokio::io::split(stream);
         let mut reader = FrameReader::new(read);
         let hello = match tokio::time::timeout(PEER_TIMEOUT, reader.next::<PeerHello>()).await {

@@ -1,7 +1,7 @@
 //! What comes in becomes events; what the core decides is done. No policy.
 
 use crate::daemon::{Life, Link};
-use crate::input::{Input, Load, shared};
+use crate::input::{Counts, Input, Load, shared};
 use crate::peers::msg;
 use crate::spawn::{SpawnOrder, Spawner};
 use crate::transfer::{self, Held, Order};
@@ -65,7 +65,19 @@ impl Life {
                 let (cpu_milli_free, queued) = self.core.load();
                 let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used: self.store.usage().0 });
             }
+            Input::Count { reply } => {
+                let _ = reply.send(self.counts());
+            }
             Input::Fenced => self.fenced = true,
+        }
+    }
+
+    fn counts(&self) -> Counts {
+        Counts {
+            core: self.core.census(),
+            objects: self.store.count(),
+            store_bytes: self.store.usage(),
+            drivers: self.open.values().filter(|link| link.token.is_none()).count() as u64,
         }
     }
 

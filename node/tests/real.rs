@@ -7,9 +7,9 @@ use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::io::{Read, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -91,6 +91,8 @@ async fn add_later(a: u64) -> Result<u64, Error> {
 struct Cluster {
     dir: PathBuf,
     head: String,
+    /// Where nodes listen, in the order of their starts.
+    addresses: Mutex<Vec<String>>,
     stop: Vec<oneshot::Sender<()>>,
     threads: Vec<std::thread::JoinHandle<()>>,
 }
@@ -103,7 +105,8 @@ impl Cluster {
     fn start() -> Self {
         let dir = std::env::temp_dir().join(format!("mobula-real-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a temporary directory");
-        let mut cluster = Cluster { dir: dir.clone(), head: String::new(), stop: vec![], threads: vec![] };
+        let (head, addresses) = (String::new(), Mutex::default());
+        let mut cluster = Cluster { dir: dir.clone(), head, addresses, stop: vec![], threads: vec![] };
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         cluster.stop.push(stop);
@@ -145,12 +148,17 @@ impl Cluster {
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
-            let ready = move |_| tell.send(()).unwrap_or_default();
+            let ready = move |ready: mobula_node::Ready| tell.send(ready.address).unwrap_or_default();
             let node = mobula_node::run(config, Arc::new(TcpNet), ready, async { drop(stopped.await) });
             runtime().block_on(node).expect("the node runs");
         });
-        told.recv_timeout(Duration::from_secs(30)).expect("a node");
+        let address = told.recv_timeout(Duration::from_secs(30)).expect("a node");
+        self.addresses.lock().expect("not poisoned").push(address);
         (stop, thread)
+    }
+
+    fn address(&self, n: usize) -> String {
+        self.addresses.lock().expect("not poisoned")[n - 1].clone()
     }
 
     fn connect(&self, n: u32) -> Client {
@@ -357,10 +365,53 @@ fn slots_move_under_a_job(c: &Cluster) {
     second.join().expect("it ends cleanly");
 }
 
+/// What Prometheus reads at a node.
+fn metrics(address: &str) -> String {
+    let mut stream = std::net::TcpStream::connect(address).expect("listening");
+    let request = "GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).expect("open");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("text");
+    answer
+}
+
+fn nodes_count_what_they_have(c: &Cluster) {
+    let client = c.connect(1);
+    let blob = client.put(&Blob::from(vec![9; 400_000])).expect("stored");
+    // Four at once would fit no node; two run and two wait, on node 1 alone.
+    let slow: Vec<_> =
+        (0..4).map(|_| client.submit(slow::task(1500).cpus(1.0).resource("only-1", 0.5))).collect();
+    let wanted = [
+        "mobula_tasks{state=\"placed\"} ",
+        "mobula_task_attempts{state=\"running\"} 2\n",
+        "mobula_scheduler_queue{class=\"cpu 1, only-1 0.5\"} ",
+        "mobula_workers{state=\"busy\"} 2\n",
+        "mobula_drivers 1\n",
+        "mobula_node_cpus_free 0.0\n",
+        "mobula_object_store_used_bytes 400",
+        "mobula_objects{state=\"sealed\"} 1\n",
+        "mobula_rpc_retries_total{method=\"ControlStore/Propose\"} ",
+    ];
+    let until = Instant::now() + SOON;
+    let mut missing = wanted.to_vec();
+    while !missing.is_empty() {
+        assert!(Instant::now() < until, "no {missing:?} in {}", metrics(&c.address(1)));
+        let now = metrics(&c.address(1));
+        missing.retain(|line| !now.contains(line));
+    }
+    for slow in slow {
+        slow.get_timeout(SOON).expect("runs");
+    }
+    assert!(metrics(&c.address(2)).contains("mobula_task_attempts{state=\"running\"} 0\n"));
+    drop(blob);
+    client.end(true).expect("the job ends");
+}
+
 fn main() {
     mobula::run_worker_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 7] = [
+    let tests: [Test; 8] = [
+        ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
         ("nested_tasks", nested_tasks),

@@ -220,6 +220,13 @@ impl Store {
         (self.arena.used_bytes(), self.arena.capacity())
     }
 
+    /// How many objects are sealed, and how many still being written; takes as long as there are objects.
+    pub fn count(&self) -> (u64, u64) {
+        let sealed =
+            self.entries.values().filter(|entry| matches!(entry.state, State::Sealed { .. })).count();
+        (sealed as u64, (self.entries.len() - sealed) as u64)
+    }
+
     /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
         self.arena.check_invariants();
@@ -245,10 +252,12 @@ mod tests {
         store.create(object(1), 1000, JobId(1), 7).expect("fits");
         store.create(object(2), 1000, JobId(1), 7).expect("fits");
         store.seal(object(2), 42, 7).expect("created");
+        assert_eq!(store.count(), (1, 1));
         assert_eq!(store.create(object(1), 1000, JobId(1), 8), Err(StoreError::Busy));
         store.creator_gone(7);
         assert_eq!(store.get(object(1)), None);
         assert_eq!(store.get(object(2)).map(|p| p.crc), Some(42), "sealed objects outlive their creator");
+        assert_eq!(store.count(), (1, 0));
         store.check_invariants();
         store.free_job(JobId(1));
         assert_eq!(store.usage().0, 0);

@@ -17,7 +17,9 @@
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
+//! - [`census`] — how much there is of everything, for people who watch.
 
+pub mod census;
 pub mod core;
 pub mod execute;
 pub mod map;
@@ -31,4 +33,5 @@ pub mod submit;
 pub mod types;
 
 pub use crate::core::{Config, Core};
+pub use census::Census;
 pub use types::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};

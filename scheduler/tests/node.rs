@@ -132,6 +132,10 @@ fn small(text: &'static str) -> Result<Value, Failure> {
     Ok(Value::Inline(Bytes::from_static(text.as_bytes())))
 }
 
+fn count(counts: &[(&'static str, u64)], state: &str) -> u64 {
+    counts.iter().find(|(known, _)| *known == state).expect("a state").1
+}
+
 fn items(node: &Node) -> Vec<&stream_item::Item> {
     node.batches.iter().flat_map(|(_, b)| &b.items).filter_map(|i| i.item.as_ref()).collect()
 }
@@ -177,11 +181,20 @@ fn a_blocked_worker_gives_back_its_cpu_and_what_was_queued_behind() {
     let child_spec = TaskSpec { id: task_bytes(child), parent: task_bytes(task(0)), ..spec(0, &[]) };
     node.step(Event::Submit { client: 1, specs: vec![child_spec] });
     assert_eq!(node.runs(), vec![], "the only CPU is taken");
+    let census = node.core.census();
+    assert_eq!(count(&census.runs, "running"), 1);
+    assert_eq!(count(&census.kept, "placed") + count(&census.kept, "queued"), 2);
+    assert_eq!(census.queues.iter().map(|(_, waiting)| waiting).sum::<u64>(), 1, "the child waits");
+    assert_eq!(census.cpu_milli, (0, 1000));
     node.step(Event::Blocked { worker: 1, returned: vec![] });
+    let census = node.core.census();
+    assert_eq!((count(&census.runs, "blocked"), count(&census.runs, "running")), (1, 0));
+    assert_eq!((count(&census.workers, "blocked"), count(&census.workers, "starting")), (1, 1));
     let spawned = node.take(|e| matches!(e, Effect::Spawn { .. }).then_some(()));
     assert_eq!(spawned.len(), 1, "another worker is started for the child");
     node.step(Event::WorkerUp { worker: 2, job: JOB });
     assert_eq!(node.runs(), vec![(2, child, 1)]);
+    assert_eq!(count(&node.core.census().workers, "busy"), 1);
     node.finish(2, child, 1, small("c"));
     node.step(Event::Unblocked { worker: 1 });
     node.finish(1, task(0), 1, small("p"));

@@ -101,6 +101,9 @@ impl World {
         self.now = self.now + Duration::from_millis(50);
         let mut effects = Vec::new();
         self.core.step([event], self.now, &mut effects);
+        // Its counts can be taken at any moment.
+        let census = self.core.census();
+        assert_eq!(census.unacknowledged, self.core.unacknowledged());
         let mut follow = Vec::new();
         for effect in effects {
             match effect {

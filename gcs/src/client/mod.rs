@@ -56,6 +56,8 @@ struct State {
     /// Which shard has what.
     slots: Arc<SlotMap>,
     random: Random,
+    /// How often each method was asked again.
+    retries: BTreeMap<&'static str, u64>,
 }
 
 /// A connection to one head; clones share it.
@@ -119,6 +121,7 @@ impl Client {
             shards: 0,
             slots: Arc::new(SlotMap::even(1)),
             random: Random::new(seed).fork("control store client"),
+            retries: BTreeMap::new(),
         };
         Client { net, state: Arc::new(Mutex::new(state)), callers: Arc::default() }
     }
@@ -181,6 +184,17 @@ impl Client {
     /// Addresses of all known heads.
     pub fn heads(&self) -> Vec<String> {
         self.state().heads.clone()
+    }
+
+    /// How often each method was asked another time, of the same head or of another, for want of an
+    /// answer. A method that was asked and never again is there with 0.
+    pub fn retries(&self) -> BTreeMap<&'static str, u64> {
+        self.state().retries.clone()
+    }
+
+    /// `method` is asked, perhaps again.
+    fn count_try(&self, method: &'static str, again: bool) {
+        *self.state().retries.entry(method).or_default() += u64::from(again);
     }
 
     /// What one head says of itself; it need not lead anything.

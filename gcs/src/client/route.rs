@@ -43,8 +43,12 @@ pub(super) enum Said<T> {
 }
 
 /// A request that can be sent again and again.
-pub(super) type Ask<'a, T> =
-    Box<dyn Fn(Store) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync + 'a>;
+pub(super) struct Ask<T> {
+    /// The method, as the store calls it.
+    pub method: &'static str,
+    /// Sends it once.
+    pub send: Box<dyn Fn(Store) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync>,
+}
 
 /// How patient a request is and what its failure means.
 #[derive(Clone, Copy)]
@@ -69,34 +73,31 @@ pub(super) const EMPTY: Error = Error::Protocol("an answer without content");
 macro_rules! asking {
     ($method:ident, $request:expr, $($arm:pat => $said:expr),+ $(,)?) => {{
         let request = $request;
-        let ask: $crate::client::route::Ask<'static, _> = Box::new(move |mut store: $crate::client::Store| {
-            let request = request.clone();
-            Box::pin(async move {
-                let reply = store.$method(request).await?.into_inner();
-                Ok(match reply.result {
-                    $($arm => $said,)+
-                    None => Said::Later("an answer without content".into()),
+        $crate::client::route::Ask {
+            method: stringify!($method),
+            send: Box::new(move |mut store: $crate::client::Store| {
+                let request = request.clone();
+                Box::pin(async move {
+                    let reply = store.$method(request).await?.into_inner();
+                    Ok(match reply.result {
+                        $($arm => $said,)+
+                        None => Said::Later("an answer without content".into()),
+                    })
                 })
-            })
-        });
-        ask
+            }),
+        }
     }};
 }
 pub(super) use asking;
 
 impl Client {
     /// Asks until some head answers; `shard` is whose leader is wanted, `None` for any head.
-    pub(super) async fn ask<T>(
-        &self,
-        shard: Option<u32>,
-        manner: Manner,
-        ask: Ask<'_, T>,
-    ) -> Result<T, Error> {
+    pub(super) async fn ask<T>(&self, shard: Option<u32>, manner: Manner, ask: Ask<T>) -> Result<T, Error> {
         let until = Instant::now() + manner.deadline;
         let mut next = shard.and_then(|shard| self.state().leaders.get(&shard).cloned());
         let (mut tried, mut pause): (Vec<String>, _) = (Vec::new(), FIRST_PAUSE);
         let (mut last, mut sent) = ("nothing was asked".to_owned(), false);
-        let mut troubled = false;
+        let (mut troubled, mut again) = (false, false);
         // Heads that could not be asked in this round: their successors are wanted.
         let (mut failed, mut named): (Vec<String>, _) = (Vec::new(), 0);
         loop {
@@ -128,7 +129,8 @@ impl Client {
                     continue;
                 }
             };
-            let answer = tokio::time::timeout(left.min(manner.attempt), ask(store));
+            self.count_try(ask.method, std::mem::replace(&mut again, true));
+            let answer = tokio::time::timeout(left.min(manner.attempt), (ask.send)(store));
             let answer = tokio::select! {
                 biased;
                 answer = answer => answer,

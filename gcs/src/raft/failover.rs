@@ -13,7 +13,8 @@ use super::network::Peers;
 use super::types::{LogId, Types, Vote};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
-use mobula_net::seam::{BoxFuture, Listener, SharedNet, Stream};
+use mobula_net::front::First;
+use mobula_net::seam::{SharedNet, Stream};
 use mobula_proto as proto;
 use openraft::RaftMetrics;
 use openraft::errors::Fatal;
@@ -22,19 +23,16 @@ use openraft::vote::RaftLeaderId;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
-use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::sync::{mpsc, watch};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
 /// What a prober says first: no HTTP/2 connection starts like this.
-const PROBE: [u8; 4] = *b"MPRB";
+const PROBE: First = *b"MPRB";
 /// What shows life.
 const ALIVE: u8 = b'!';
-/// A probe must be answered within this; also how long an accepted connection may stay silent.
+/// A probe must be answered within this.
 const ANSWER: Duration = Duration::from_millis(200);
 /// A quiet probe connection is asked for a sign of life this often; one that misses it is dialled
 /// anew, which by itself proves nothing.
@@ -52,8 +50,6 @@ const FIRST_ROUND: Duration = Duration::from_millis(15);
 const LONGEST_ROUND: Duration = Duration::from_millis(240);
 /// Rounds until plain elections take over.
 const ROUNDS: u32 = 8;
-/// Accepted connections that may wait to be looked at.
-const ACCEPT_QUEUE: usize = 256;
 
 /// The heads that were proven dead, how often, and when last.
 #[derive(Clone, Default)]
@@ -260,114 +256,15 @@ impl Watcher {
     }
 }
 
-/// A listener that answers probes itself and passes every other connection on.
-pub struct Front {
-    address: String,
-    passed: mpsc::Receiver<(Stream, String)>,
-    accepting: tokio::task::JoinHandle<()>,
-    /// Dropped with this: every connection passed on ends then.
-    _open: watch::Sender<()>,
+/// Whether a connection that begins so is a prober's.
+pub fn is_probe(first: First) -> bool {
+    first == PROBE
 }
 
-impl Front {
-    /// Takes over `listener`.
-    pub fn new(mut listener: Box<dyn Listener>) -> Self {
-        let address = listener.address();
-        let (pass, passed) = mpsc::channel(ACCEPT_QUEUE);
-        let (_open, open) = watch::channel(());
-        let accepting = tokio::spawn(async move {
-            let mut looked_at = tokio::task::JoinSet::new();
-            loop {
-                match listener.accept().await {
-                    Ok((stream, from)) => _ = looked_at.spawn(sort(stream, from, pass.clone(), open.clone())),
-                    // Out of file descriptors, say.
-                    Err(_) => tokio::time::sleep(PAUSE).await,
-                }
-                while looked_at.try_join_next().is_some() {}
-            }
-        });
-        Front { address, passed, accepting, _open }
-    }
-}
-
-impl Drop for Front {
-    fn drop(&mut self) {
-        self.accepting.abort();
-    }
-}
-
-impl Listener for Front {
-    fn accept(&mut self) -> BoxFuture<'_, io::Result<(Stream, String)>> {
-        Box::pin(async move { self.passed.recv().await.ok_or_else(|| io::Error::other("listener closed")) })
-    }
-    fn address(&self) -> String {
-        self.address.clone()
-    }
-}
-
-async fn sort(
-    mut stream: Stream,
-    from: String,
-    pass: mpsc::Sender<(Stream, String)>,
-    mut open: watch::Receiver<()>,
-) {
-    let mut first = [0; PROBE.len()];
-    match tokio::time::timeout(ANSWER * 10, stream.read_exact(&mut first)).await {
-        Ok(Ok(_)) if first == PROBE => {
-            while stream.write_all(&[ALIVE]).await.is_ok() {
-                if stream.read_exact(&mut first).await.is_err() {
-                    return;
-                }
-            }
-        }
-        Ok(Ok(_)) => {
-            let closed = Box::pin(async move { while open.changed().await.is_ok() {} });
-            // An error means that the head is shutting down.
-            pass.send((Box::new(Replayed { first, given: 0, stream, closed }), from)).await.ok();
-        }
-        Ok(Err(_)) | Err(_) => {}
-    }
-}
-
-/// A connection whose first bytes have been looked at, and that ends with its listener: gRPC alone
-/// would go on serving it after the head has shut down.
-struct Replayed {
-    closed: Pin<Box<dyn Future<Output = ()> + Send>>,
-    first: [u8; PROBE.len()],
-    given: usize,
-    stream: Stream,
-}
-
-impl AsyncRead for Replayed {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let left = &self.first[self.given..];
-        if !left.is_empty() {
-            let take = left.len().min(buf.remaining());
-            buf.put_slice(&left[..take]);
-            self.given += take;
-            return Poll::Ready(Ok(()));
-        }
-        if self.closed.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
-        }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Replayed {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
+/// Shows life on a probe connection, at its start and whenever it is asked, until it ends.
+pub async fn answer_probes(mut stream: Stream) {
+    let mut question = PROBE;
+    while stream.read_exact(&mut question).await.is_ok() && stream.write_all(&[ALIVE]).await.is_ok() {}
 }
 
 #[cfg(test)]

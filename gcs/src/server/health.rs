@@ -1,13 +1,6 @@
 //! Whether this head is alive, and whether it is of use: `/healthz`, `/readyz`, gRPC health.
 
 use super::Site;
-use std::sync::Arc;
-use std::time::Duration;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
-
-/// Pause between looks.
-const TICK: Duration = Duration::from_millis(500);
 
 /// Why this head cannot serve every shard now, or nothing. A shard is served when this head knows
 /// who leads it: it leads itself, or sends callers on.
@@ -30,18 +23,4 @@ pub fn readiness(site: &Site) -> Result<(), String> {
         }
     }
     Ok(())
-}
-
-/// Keeps gRPC health up to date. Never ends.
-pub async fn report(site: Arc<Site>, reporter: HealthReporter) {
-    loop {
-        let status = match readiness(&site) {
-            Ok(()) => ServingStatus::Serving,
-            Err(_) => ServingStatus::NotServing,
-        };
-        for service in ["", "mobula.v1.ControlStore"] {
-            reporter.set_service_status(service, status).await;
-        }
-        tokio::time::sleep(TICK).await;
-    }
 }

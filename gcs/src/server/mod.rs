@@ -22,7 +22,7 @@ mod stream;
 mod views;
 mod watch;
 
-pub(crate) use views::resident_bytes;
+pub use views::resident_bytes;
 
 use crate::hook::SharedHook;
 use crate::identity::Identity;

@@ -178,7 +178,7 @@ impl Site {
 }
 
 /// Memory of this process, 0 where the kernel does not say.
-pub(crate) fn resident_bytes() -> u64 {
+pub fn resident_bytes() -> u64 {
     let pages = std::fs::read_to_string("/proc/self/statm").ok();
     pages.and_then(|pages| pages.split_whitespace().nth(1)?.parse::<u64>().ok()).unwrap_or(0) * 4096
 }

@@ -1,0 +1,121 @@
+//! How much a node has of everything. Nothing is decided on it.
+
+use crate::core::{Core, KeptState};
+
+/// Classes that are counted by themselves; the tasks of all further ones count as one.
+const CLASSES_MAX: usize = 32;
+/// What those further ones are called.
+const OTHER_CLASSES: &str = "other";
+
+/// Counts at one moment, each with what it counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Census {
+    /// Tasks that this node keeps (R4), by where they stand. A task has one keeper, so the counts of all
+    /// nodes add up.
+    pub kept: Vec<(&'static str, u64)>,
+    /// Attempts that run on this node, by how far they are.
+    pub runs: Vec<(&'static str, u64)>,
+    /// Kept tasks that wait for a node and attempts that wait for a worker, by what they demand.
+    pub queues: Vec<(String, u64)>,
+    /// Worker processes, by what they do.
+    pub workers: Vec<(&'static str, u64)>,
+    /// Kept tasks that no known node could ever run.
+    pub infeasible: u64,
+    /// Objects whose copying here is asked for, and under way.
+    pub fetches: (u64, u64),
+    /// Lineage records that their shards have not acknowledged.
+    pub unacknowledged: u64,
+    /// CPUs that are free, and that there are, in thousandths.
+    pub cpu_milli: (u64, u64),
+}
+
+impl Core {
+    /// Counts everything; takes as long as there are tasks.
+    pub fn census(&self) -> Census {
+        Census {
+            kept: self.count_kept(),
+            runs: self.count_runs(),
+            queues: self.count_queues(),
+            workers: self.count_workers(),
+            infeasible: self.infeasible_since.len() as u64,
+            fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
+            unacknowledged: self.unacknowledged(),
+            cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
+        }
+    }
+
+    fn count_kept(&self) -> Vec<(&'static str, u64)> {
+        const NAMES: [&str; 7] = [
+            "await_commit",
+            "await_attempt",
+            "await_arguments",
+            "queued",
+            "placed",
+            "undurable",
+            "finishing",
+        ];
+        let mut counts = [0; NAMES.len()];
+        for kept in self.kept.values() {
+            counts[match kept.state {
+                KeptState::AwaitCommit => 0,
+                KeptState::AwaitAttempt => 1,
+                KeptState::AwaitDeps(_) => 2,
+                KeptState::Queued => 3,
+                KeptState::Placed(_) => 4,
+                KeptState::Undurable(_) => 5,
+                KeptState::Finishing => 6,
+            }] += 1;
+        }
+        NAMES.into_iter().zip(counts).collect()
+    }
+
+    fn count_runs(&self) -> Vec<(&'static str, u64)> {
+        let arriving = self.runs.values().filter(|run| run.missing > 0).count() as u64;
+        let waiting: u64 = self.classes.iter().map(|c| (c.runs.len() + c.runs_urgent.len()) as u64).sum();
+        let given: u64 = self.workers.values().map(|worker| worker.queue.len() as u64).sum();
+        let begun = self.workers.values().filter(|worker| !worker.queue.is_empty());
+        let (blocked, running) =
+            begun.fold(
+                (0, 0),
+                |(blocked, running), worker| {
+                    if worker.blocked { (blocked + 1, running) } else { (blocked, running + 1) }
+                },
+            );
+        vec![
+            ("await_arguments", arriving),
+            ("await_worker", waiting),
+            ("given", given - blocked - running),
+            ("running", running),
+            ("blocked", blocked),
+        ]
+    }
+
+    fn count_queues(&self) -> Vec<(String, u64)> {
+        let waiting = |class: &crate::placement::Class| {
+            let queues = [&class.urgent, &class.waiting, &class.runs_urgent, &class.runs];
+            queues.into_iter().map(|queue| queue.len() as u64).sum::<u64>()
+        };
+        let (named, rest) = self.classes.split_at(self.classes.len().min(CLASSES_MAX));
+        let mut queues: Vec<_> =
+            named.iter().map(|class| (class.demand.to_string(), waiting(class))).collect();
+        if !rest.is_empty() {
+            queues.push((OTHER_CLASSES.to_owned(), rest.iter().map(waiting).sum()));
+        }
+        queues
+    }
+
+    fn count_workers(&self) -> Vec<(&'static str, u64)> {
+        let starting: u32 = self.starting.values().sum();
+        let (mut idle, mut busy, mut blocked) = (0, 0, 0);
+        for worker in self.workers.values() {
+            *(if worker.blocked {
+                &mut blocked
+            } else if worker.queue.is_empty() {
+                &mut idle
+            } else {
+                &mut busy
+            }) += 1;
+        }
+        vec![("starting", u64::from(starting)), ("idle", idle), ("busy", busy), ("blocked", blocked)]
+    }
+}
