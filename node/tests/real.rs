@@ -6,8 +6,8 @@ use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, 
 use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::io::{Read, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};

@@ -42,12 +42,15 @@ pub(super) enum Said<T> {
     Refused(String),
 }
 
+/// One attempt at a request, on its way.
+type Attempt<T> = BoxFuture<'static, Result<Said<T>, Status>>;
+
 /// A request that can be sent again and again.
 pub(super) struct Ask<T> {
     /// The method, as the store calls it.
     pub method: &'static str,
     /// Sends it once.
-    pub send: Box<dyn Fn(Store) -> BoxFuture<'static, Result<Said<T>, Status>> + Send + Sync>,
+    pub send: Box<dyn Fn(Store) -> Attempt<T> + Send + Sync>,
 }
 
 /// How patient a request is and what its failure means.
