@@ -40,9 +40,18 @@ async fn be_a_node(client: Client, incarnation: u64, cut: Option<Cut>, leader: A
 }
 
 async fn report(client: &Client, shard: u32, incarnation: u64) {
-    let report = proto::HoldingRequest { shard, incarnation, ..Default::default() };
-    if let Ok(Held::ReportInFull(term)) = client.holding(report.clone(), LONG).await {
-        client.holding(proto::HoldingRequest { term, full: true, ..report }, LONG).await.ok();
+    report_by(client, shard, incarnation, None).await;
+}
+
+/// Reports nothing, as a node that has acted on the deaths of a view; whether that was taken.
+async fn report_by(client: &Client, shard: u32, incarnation: u64, deaths: Option<u64>) -> bool {
+    let report = proto::HoldingRequest { shard, incarnation, deaths, ..Default::default() };
+    match client.holding(report.clone(), LONG).await {
+        Ok(Held::ReportInFull(term)) => {
+            let full = client.holding(proto::HoldingRequest { term, full: true, ..report }, LONG).await;
+            matches!(full, Ok(Held::AcceptedTerm(_)))
+        }
+        _ => false,
     }
 }
 
@@ -60,10 +69,15 @@ fn leader_of(heads: &[Head], shard: u32) -> u64 {
 
 /// A cluster in which leaderships stay where they are, and every shard is led.
 async fn form(place: &Place, all: &[String]) -> Vec<Head> {
+    form_with(place, all, HeadConfig::default().report_silence_ms).await
+}
+
+/// The same, where who does not report counts as silent after so long.
+async fn form_with(place: &Place, all: &[String], report_silence_ms: u64) -> Vec<Head> {
     let start = |address: &String| {
         let mut config = place.config(address, all);
         config.timing.rebalance_ms = 0;
-        place.start_with(HeadConfig { node_silence_ms: 5000, ..config })
+        place.start_with(HeadConfig { node_silence_ms: 60_000, report_silence_ms, ..config })
     };
     let heads = futures::future::join_all(all.iter().map(start)).await;
     let heads: Vec<Head> = heads.into_iter().map(|head| head.expect("starts")).collect();
@@ -167,6 +181,54 @@ async fn a_member_that_another_head_hears_lives() {
             assert_ne!(leader_of(&heads, shard), first);
         }
         reporting.abort();
+        for head in heads {
+            head.shutdown().await;
+        }
+    })
+    .await;
+}
+
+/// What the shard says of an object once it knows that `holder` is dead.
+async fn located(client: &Client, shard: u32, object: &Bytes, holder: u64) -> Option<Answer> {
+    let answered = async {
+        loop {
+            let asked = vec![object.clone()];
+            let found = client.locate(shard, holder, asked, Duration::ZERO, LONG).await.expect("located");
+            match found.answers[0].answer.clone() {
+                Some(Answer::Here(here)) if here.holders.iter().any(|h| h.incarnation == holder) => {}
+                other => return other,
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, answered).await.expect("the death spreads")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_lost_before_all_who_live_have_confirmed_the_death() {
+    let place = Place::new("confirm");
+    in_scope(3, async {
+        let all = addresses(3);
+        let heads = form_with(&place, &all, 60_000).await;
+        let client = client(&all).await;
+        let (gone, well) = (join(&client, "a").await, join(&client, "b").await);
+        let shard = 1;
+        let object = make(&client, shard, gone).await;
+        let before = client.watch(0, Duration::ZERO, LONG).await.expect("seen").version;
+        assert!(report_by(&client, shard, well, Some(before)).await);
+        // A new daemon at its address: the older one is dead, and the newer one knows.
+        let next = join(&client, "a").await;
+        let after = client.watch(before, LONG, LONG).await.expect("seen").version;
+        assert!(report_by(&client, shard, next, Some(after)).await);
+        let answer = located(&client, shard, &object, gone).await;
+        assert!(matches!(answer, Some(Answer::Making(0))), "one may still hear the dead: {answer:?}");
+        // What it says besides changes nothing.
+        report_by(&client, shard, well, Some(before)).await;
+        let answer = located(&client, shard, &object, gone).await;
+        assert!(matches!(answer, Some(Answer::Making(0))), "{answer:?}");
+        report_by(&client, shard, well, Some(after)).await;
+        let answer = located(&client, shard, &object, gone).await;
+        assert!(matches!(answer, Some(Answer::Lost(1))), "{answer:?}");
         for head in heads {
             head.shutdown().await;
         }

@@ -13,7 +13,7 @@ use mobula_proto::{
 use mobula_scheduler::Event;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// Deadline of one try of a stream batch; it is repeated unchanged.
@@ -40,6 +40,8 @@ pub struct Control {
     pub incarnation: Incarnation,
     /// When the control store last took it for alive.
     pub heard: Heard,
+    /// Version of the newest view that the daemon's loop has acted on.
+    pub acted: watch::Receiver<u64>,
 }
 
 /// When the leader of shard 0 last answered a heartbeat; at first, when the life began.
@@ -170,10 +172,13 @@ impl Control {
 
     /// Reports copies to one shard; tells a new leader everything (R9).
     pub async fn run_holdings(self, shard: ShardId, mut held: mpsc::UnboundedReceiver<ObjectId>) {
-        let mut term = 0;
+        let (mut term, mut acted) = (0, self.acted.clone());
         let mut waiting: Vec<ObjectId> = Vec::new();
         loop {
-            tokio::time::sleep(HOLDING_EVERY).await;
+            // A death is confirmed at once: shards wait for it before they call anything lost (R9).
+            if let Ok(Err(_)) = tokio::time::timeout(HOLDING_EVERY, acted.changed()).await {
+                return;
+            }
             while let Ok(object) = held.try_recv() {
                 waiting.push(object);
             }
@@ -213,6 +218,7 @@ impl Control {
             term,
             full: map.is_some(),
             map: map.unwrap_or(0),
+            deaths: Some(*self.acted.borrow()),
             add: add.iter().map(|o| object_bytes(*o)).collect(),
             ..HoldingRequest::default()
         }

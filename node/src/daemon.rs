@@ -20,7 +20,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Inputs taken in one turn of the loop.
@@ -159,6 +159,8 @@ pub(crate) struct Life {
     /// Messages for nodes that the view does not name yet.
     pub early: BTreeMap<Incarnation, Vec<peer_msg::Msg>>,
     pub view_version: u64,
+    /// The same, once all that follows from it is done.
+    acted: watch::Sender<u64>,
     pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
     pub next_token: u64,
     pub shards: u32,
@@ -175,7 +177,9 @@ impl Life {
         let (inbox, receiver) = mpsc::channel(INBOX_MAX);
         let (shards, cluster) = (client.shards(), client.cluster());
         let heard = Heard::default();
-        let control = Control { client: client.clone(), inbox: inbox.clone(), incarnation, heard };
+        let (acted, watched) = watch::channel(0);
+        let control =
+            Control { client: client.clone(), inbox: inbox.clone(), incarnation, heard, acted: watched };
         let welcome = Welcome {
             job: 0,
             incarnation: incarnation.0,
@@ -219,6 +223,7 @@ impl Life {
             addresses: BTreeMap::new(),
             early: BTreeMap::new(),
             view_version: 0,
+            acted,
             spawned: BTreeMap::new(),
             next_token: 1,
             shards,
@@ -289,6 +294,8 @@ impl Life {
             for effect in effects.drain(..) {
                 self.perform(effect, spawner);
             }
+            self.acted
+                .send_if_modified(|acted| std::mem::replace(acted, self.view_version) != self.view_version);
             // Finished tasks are forgotten, so that a long life does not remember each.
             while self.tasks.try_join_next().is_some() {}
             let waiting = self.core.unacknowledged();

@@ -35,6 +35,8 @@ impl Life {
             Input::FromClient { client, msgs } => self.client_msgs(client, msgs, events),
             Input::ClientClosed { client } => self.client_closed(client, events),
             Input::WorkerEnded { token, how } => self.worker_ended(token, &how, events),
+            // It may have been on its way here when its death was announced (R10).
+            Input::FromPeer { from, .. } if self.peers.is_dead(from) => {}
             Input::FromPeer { from, msgs } => {
                 for PeerMsg { msg } in msgs {
                     self.peer_msg(from, msg, events);

@@ -131,7 +131,7 @@ impl Service {
                 let mut holdings = soft.holdings();
                 group.replica.with(|state| {
                     holdings.enter(leadership.term, state.slots.adopted());
-                    let settled = holdings.settled(members.live.keys());
+                    let settled = holdings.settled(members.live.keys(), members.last_death);
                     let facts = Facts {
                         state,
                         holdings: &holdings,

@@ -84,6 +84,8 @@ pub struct Members {
     pub live: BTreeMap<u64, String>,
     /// Everyone that is gone.
     pub dead: BTreeSet<u64>,
+    /// Version of the view since which the latest death is known; 0 for none.
+    pub last_death: u64,
 }
 
 /// What a head has once it is part of a cluster.
@@ -158,6 +160,7 @@ impl Running {
                     .map(|m| (m.incarnation, m.join.as_ref().map_or_else(String::new, |j| j.address.clone())))
                     .collect(),
                 dead: state.cluster.dead.clone(),
+                last_death: state.cluster.deaths.back().map_or(0, |death| death.index),
             })
         });
         if let Some(fresh) = fresh {

@@ -49,7 +49,8 @@ pub async fn watch(site: Arc<Site>, running: Arc<Running>, shard: u32, after: Du
             holdings.enter(leadership.term, group.replica.with(|state| state.slots.adopted()));
             let heard = holdings.heard(zero);
             let live = members.live.keys().copied();
-            watcher.look(zero.elapsed(), TICK, leadership.term, live, holdings.reported(), &heard)
+            let done = holdings.done(members.last_death);
+            watcher.look(zero.elapsed(), TICK, leadership.term, live, &done, &heard)
         };
         let Some(member) = silent else { continue };
         let heir = heir(&running, &group);

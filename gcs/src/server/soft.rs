@@ -18,6 +18,8 @@ pub struct Holdings {
     /// out.
     adopted: u64,
     reported: BTreeSet<u64>,
+    /// Up to which version of the view each has acted on deaths.
+    confirmed: BTreeMap<u64, u64>,
     /// When each last said anything.
     heard: BTreeMap<u64, Instant>,
     copies: BTreeMap<ObjectId, BTreeSet<u64>>,
@@ -44,19 +46,27 @@ impl Holdings {
         self.gone.contains(&(object, node))
     }
 
-    /// Whether all of `live` have reported: nothing that is not here can be with one of them (R9).
-    pub fn settled<'a>(&self, mut live: impl Iterator<Item = &'a u64>) -> bool {
-        live.all(|node| self.reported.contains(node))
+    /// Whether all of `live` are done: nothing that is not here can be with one of them, and none hears
+    /// somebody who is dead since `last_death` (R9).
+    pub fn settled<'a>(&self, mut live: impl Iterator<Item = &'a u64>, last_death: u64) -> bool {
+        live.all(|node| self.is_done(*node, last_death))
     }
 
-    /// Who has reported in full in this term.
-    pub fn reported(&self) -> &BTreeSet<u64> {
-        &self.reported
+    /// Whether a node has reported in full in this term, and has confirmed all deaths.
+    fn is_done(&self, node: u64, last_death: u64) -> bool {
+        self.reported.contains(&node) && self.confirmed.get(&node).is_some_and(|to| *to >= last_death)
     }
 
-    /// When each last said anything, as the time since `zero`.
+    /// Who is done, see [`Holdings::settled`].
+    pub fn done(&self, last_death: u64) -> BTreeSet<u64> {
+        self.reported.iter().copied().filter(|node| self.is_done(*node, last_death)).collect()
+    }
+
+    /// When each that is on its way to reporting last said anything, as the time since `zero`. Who has
+    /// reported and still does not confirm makes no progress, whatever else it says.
     pub fn heard(&self, zero: Instant) -> BTreeMap<u64, Duration> {
-        self.heard.iter().map(|(node, at)| (*node, at.saturating_duration_since(zero))).collect()
+        let open = self.heard.iter().filter(|(node, _)| !self.reported.contains(node));
+        open.map(|(node, at)| (*node, at.saturating_duration_since(zero))).collect()
     }
 
     /// Forgets the copies of a node.
@@ -83,12 +93,15 @@ impl Holdings {
         }
         self.gone.retain(|(_, node)| !dead.contains(node));
         self.heard.retain(|node, _| !dead.contains(node));
+        self.confirmed.retain(|node, _| !dead.contains(node));
     }
 
     /// Takes a report; false when the node must first report in full.
     fn take(&mut self, report: &proto::HoldingRequest) -> bool {
         let node = report.incarnation;
         self.heard.insert(node, Instant::now());
+        let confirmed = self.confirmed.entry(node).or_default();
+        *confirmed = report.deaths.unwrap_or(u64::MAX).max(*confirmed);
         if report.full {
             self.forget(node);
             self.reported.insert(node);
