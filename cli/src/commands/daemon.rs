@@ -30,7 +30,6 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     let member = settings.member(&args.member);
     log_to_stderr(log_format(member.log_format.as_deref().unwrap_or("text")).map_err(Failure::usage)?);
     end_on_panic();
-    small_pages(&member);
     limits::raise_open_files()?;
     let dir = DataDir(settings.data_dir.clone());
     let _lock = claim(&dir)?;
@@ -52,15 +51,6 @@ fn end_on_panic() {
         usual(info);
         std::process::abort();
     }));
-}
-
-/// A head by itself holds what comes and goes in pieces of all sizes: with pages of 2 MB, which a
-/// piece keeps whole, its memory doubles, for a twentieth of its speed.
-fn small_pages(member: &MemberArgs) {
-    if member.head && member.cpus == Some(0) {
-        // Without it more memory is used, and nothing else changes.
-        rustix::thread::disable_transparent_huge_pages(true).ok();
-    }
 }
 
 /// Whether logs are JSON.

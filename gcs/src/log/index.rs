@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 
 /// Newest entries of one shard that stay in memory, in bytes of commands.
-pub const CACHE_BYTES: usize = 8 << 20;
+pub const CACHE_BYTES: usize = 4 << 20;
 /// What an entry takes beside its command, in bytes.
 const ENTRY_BYTES: usize = 128;
 
