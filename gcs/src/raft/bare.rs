@@ -4,8 +4,8 @@
 //! on a disk of its own. A message between them is a call. Applying an entry notes its id. So this
 //! leaves out whatever else a head does: gRPC and sockets between processes, the encoding of messages,
 //! requests and replies, sessions and streams, the tables and their snapshots, gathering many commands
-//! into one entry, failover. A cluster of real heads on the same machine cannot be faster than this; by
-//! how much it is slower is what those parts cost. Nothing but the benchmark uses it.
+//! into one entry, failover. By how much real heads on the same machine are slower is what those parts
+//! cost; only gathering could make them faster. Nothing but the benchmark uses it.
 
 use super::timing::RaftTiming;
 use super::types::{Answer, LogId, Proposal, SnapshotMeta, StoredMembership, Types, Vote};
