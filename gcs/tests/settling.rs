@@ -4,11 +4,10 @@
 mod heads;
 
 use bytes::Bytes;
-use heads::{LONG, Place, SHARDS, addresses, client, until};
+use heads::{LONG, Place, SHARDS, addresses, client, join, report, until};
 use mobula_base::{JobId, TaskId};
 use mobula_gcs::{Client, Head, HeadConfig, in_scope};
 use mobula_proto as proto;
-use proto::holding_reply::Result as Held;
 use proto::located::Answer;
 use proto::stream_item::Item;
 use std::sync::Arc;
@@ -32,34 +31,11 @@ async fn be_a_node(client: Client, incarnation: u64, cut: Option<Cut>, leader: A
                 shard == cut.shard && (cut.head == 0 || cut.head == leader.load(Ordering::Relaxed))
             });
             if !is_cut {
-                report(&client, shard, incarnation).await;
+                report(&client, shard, incarnation, None).await;
             }
         }
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
-}
-
-async fn report(client: &Client, shard: u32, incarnation: u64) {
-    report_by(client, shard, incarnation, None).await;
-}
-
-/// Reports nothing, as a node that has acted on the deaths of a view; whether that was taken.
-async fn report_by(client: &Client, shard: u32, incarnation: u64, deaths: Option<u64>) -> bool {
-    let report = proto::HoldingRequest { shard, incarnation, deaths, ..Default::default() };
-    match client.holding(report.clone(), LONG).await {
-        Ok(Held::ReportInFull(term)) => {
-            let full = client.holding(proto::HoldingRequest { term, full: true, ..report }, LONG).await;
-            matches!(full, Ok(Held::AcceptedTerm(_)))
-        }
-        _ => false,
-    }
-}
-
-async fn join(client: &Client, name: &str) -> u64 {
-    let join = proto::NodeJoin { address: format!("{name}:1"), ..Default::default() };
-    let reply = client.call(proto::call::Op::NodeJoin(join), 0, LONG).await.expect("joined");
-    let Some(proto::call_reply::Reply::Incarnation(incarnation)) = reply.reply else { panic!("{reply:?}") };
-    incarnation
 }
 
 fn leader_of(heads: &[Head], shard: u32) -> u64 {
@@ -215,18 +191,18 @@ async fn nothing_is_lost_before_all_who_live_have_confirmed_the_death() {
         let shard = 1;
         let object = make(&client, shard, gone).await;
         let before = client.watch(0, Duration::ZERO, LONG).await.expect("seen").version;
-        assert!(report_by(&client, shard, well, Some(before)).await);
+        assert!(report(&client, shard, well, Some(before)).await);
         // A new daemon at its address: the older one is dead, and the newer one knows.
         let next = join(&client, "a").await;
         let after = client.watch(before, LONG, LONG).await.expect("seen").version;
-        assert!(report_by(&client, shard, next, Some(after)).await);
+        assert!(report(&client, shard, next, Some(after)).await);
         let answer = located(&client, shard, &object, gone).await;
         assert!(matches!(answer, Some(Answer::Making(0))), "one may still hear the dead: {answer:?}");
         // What it says besides changes nothing.
-        report_by(&client, shard, well, Some(before)).await;
+        report(&client, shard, well, Some(before)).await;
         let answer = located(&client, shard, &object, gone).await;
         assert!(matches!(answer, Some(Answer::Making(0))), "{answer:?}");
-        report_by(&client, shard, well, Some(after)).await;
+        report(&client, shard, well, Some(after)).await;
         let answer = located(&client, shard, &object, gone).await;
         assert!(matches!(answer, Some(Answer::Lost(1))), "{answer:?}");
         for head in heads {

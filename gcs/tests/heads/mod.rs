@@ -8,6 +8,7 @@ use mobula_gcs::raft::timing::RaftTiming;
 use mobula_gcs::{Client, Error, Formats, Head, HeadConfig, Parts};
 use mobula_net::tcp::TcpNet;
 use mobula_proto as proto;
+use proto::holding_reply::Result as Held;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -106,6 +107,27 @@ pub async fn client(heads: &[String]) -> Client {
     let client = Client::new(Arc::new(TcpNet), heads.to_vec(), 99);
     client.connect(LONG).await.expect("connects");
     client
+}
+
+/// A node's life begins, as the control store sees it.
+pub async fn join(client: &Client, name: &str) -> u64 {
+    let join = proto::NodeJoin { address: format!("{name}:1"), ..Default::default() };
+    let reply = client.call(proto::call::Op::NodeJoin(join), 0, LONG).await.expect("joined");
+    let Some(proto::call_reply::Reply::Incarnation(incarnation)) = reply.reply else { panic!("{reply:?}") };
+    incarnation
+}
+
+/// Reports that a node holds nothing and has acted on the deaths of a view (`None`: it does not say);
+/// whether that was taken.
+pub async fn report(client: &Client, shard: u32, incarnation: u64, deaths: Option<u64>) -> bool {
+    let report = proto::HoldingRequest { shard, incarnation, deaths, ..Default::default() };
+    match client.holding(report.clone(), LONG).await {
+        Ok(Held::ReportInFull(term)) => {
+            let full = client.holding(proto::HoldingRequest { term, full: true, ..report }, LONG).await;
+            matches!(full, Ok(Held::AcceptedTerm(_)))
+        }
+        _ => false,
+    }
 }
 
 /// Waits for what must come.
