@@ -14,8 +14,13 @@ use std::time::Duration;
 
 /// Runs an experiment; its report. `codes` are the exit codes that are fine.
 fn experiment(args: &[&str], codes: &[i32]) -> Value {
+    figures(&[&["experiment"], args].concat(), codes)
+}
+
+/// Runs a command that prints figures; the figures.
+fn figures(args: &[&str], codes: &[i32]) -> Value {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mobula"));
-    command.arg("experiment").args(args).arg("--json");
+    command.args(args).arg("--json");
     for variable in ["MOBULA_ADDRESS", "MOBULA_CONFIG", "MOBULA_DATA_DIR", "MOBULA_SOCKET"] {
         command.env_remove(variable);
     }
@@ -237,6 +242,18 @@ fn a_full_disk_refuses_writes_keeps_what_it_has_and_goes_on_when_there_is_room()
             assert!(std::time::Instant::now() < same, "{said}");
         }
     });
+}
+
+#[test]
+fn the_memory_of_heads_is_bounded_while_the_lineage_of_five_million_tasks_is_held() {
+    let report = figures(&["bench", "memory", "--tasks", "5000000"], &[0]);
+    let figure = |name: &str| {
+        let all = report["figures"].as_array().expect("figures");
+        all.iter().find(|f| f["name"] == name).and_then(|f| f["value"].as_f64()).expect("it is there")
+    };
+    assert!(figure("tasks submitted and ended, every reference held") >= 5e6, "{report:#}");
+    assert!(figure("most resident memory of a head") < 256.0, "{report:#}");
+    assert!(figure("records read back and equal") > 10_000.0, "{report:#}");
 }
 
 #[test]

@@ -179,20 +179,24 @@ impl Control {
             if let Ok(Err(_)) = tokio::time::timeout(HOLDING_EVERY, acted.changed()).await {
                 return;
             }
+            // Before what is held is looked at: whatever was done for a death shows in it.
+            let deaths = *acted.borrow();
             while let Ok(object) = held.try_recv() {
                 waiting.push(object);
             }
             if held.is_closed() {
                 return;
             }
-            let request = self.holding(shard, term, None, &waiting);
+            let request =
+                HoldingRequest { deaths: Some(deaths), ..self.holding(shard, term, None, &waiting) };
             match self.client.holding(request, CALL_DEADLINE).await {
                 Ok(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
                 Ok(holding_reply::Result::ReportInFull(new)) => {
                     let (reply, all) = oneshot::channel();
                     self.say(Input::Held { shard, reply }).await;
                     let Ok((map, all)) = all.await else { return };
-                    let request = self.holding(shard, new, Some(map), &all);
+                    let full = self.holding(shard, new, Some(map), &all);
+                    let request = HoldingRequest { deaths: Some(deaths), ..full };
                     let answer = self.client.holding(request, CALL_DEADLINE).await;
                     if let Ok(holding_reply::Result::AcceptedTerm(_)) = answer {
                         term = new;
@@ -218,7 +222,6 @@ impl Control {
             term,
             full: map.is_some(),
             map: map.unwrap_or(0),
-            deaths: Some(*self.acted.borrow()),
             add: add.iter().map(|o| object_bytes(*o)).collect(),
             ..HoldingRequest::default()
         }

@@ -161,6 +161,8 @@ pub(crate) struct Life {
     pub view_version: u64,
     /// The same, once all that follows from it is done.
     acted: watch::Sender<u64>,
+    /// Whether a death has been learnt of in this turn.
+    pub has_buried: bool,
     pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
     pub next_token: u64,
     pub shards: u32,
@@ -224,6 +226,7 @@ impl Life {
             early: BTreeMap::new(),
             view_version: 0,
             acted,
+            has_buried: false,
             spawned: BTreeMap::new(),
             next_token: 1,
             shards,
@@ -294,8 +297,12 @@ impl Life {
             for effect in effects.drain(..) {
                 self.perform(effect, spawner);
             }
-            self.acted
-                .send_if_modified(|acted| std::mem::replace(acted, self.view_version) != self.view_version);
+            let told = std::mem::take(&mut self.has_buried);
+            self.acted.send_if_modified(|acted| {
+                *acted = self.view_version;
+                // Only deaths are waited for.
+                told
+            });
             // Finished tasks are forgotten, so that a long life does not remember each.
             while self.tasks.try_join_next().is_some() {}
             let waiting = self.core.unacknowledged();

@@ -52,9 +52,9 @@ impl Peers {
         self.state.lock().expect("never poisoned: nothing panics under this lock")
     }
 
-    /// The dead are heard no more (R10).
-    pub fn bury(&self, dead: Incarnation) {
-        self.state().dead.insert(dead);
+    /// The dead are heard no more (R10). Whether this one was still alive.
+    pub fn bury(&self, dead: Incarnation) -> bool {
+        self.state().dead.insert(dead)
     }
 
     /// Whether its death is known.

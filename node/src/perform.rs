@@ -305,12 +305,12 @@ impl Life {
             if node.alive {
                 self.addresses.insert(incarnation, node.address.clone());
             } else if self.addresses.remove(&incarnation).is_some() {
-                self.peers.bury(incarnation);
+                self.has_buried |= self.peers.bury(incarnation);
                 if let Some(outbox) = self.outgoing.remove(&incarnation) {
                     outbox.close();
                 }
             } else {
-                self.peers.bury(incarnation);
+                self.has_buried |= self.peers.bury(incarnation);
             }
         }
         for job in &view.jobs {

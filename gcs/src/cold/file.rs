@@ -30,6 +30,11 @@ impl Place {
     /// Bytes in an index.
     pub const LEN: usize = 20;
 
+    /// Whether the record says that its run is not here any more: it is without bytes. No index names it.
+    pub fn is_gone(self) -> bool {
+        self.len as usize == HEADER
+    }
+
     /// As it stands in an index.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];

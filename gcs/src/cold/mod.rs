@@ -39,7 +39,7 @@ pub struct ColdRun {
     pub run: RunId,
     /// Whose.
     pub job: u64,
-    /// Its canonical bytes.
+    /// Its canonical bytes; none say that it is not here any more, whatever older files hold.
     pub bytes: Bytes,
 }
 

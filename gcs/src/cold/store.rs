@@ -195,9 +195,9 @@ impl FileStore {
         for (head, place) in heads {
             let is_here = |state: &State| -> io::Result<bool> {
                 let alive = state.files.get(&number).is_some_and(|file| file.jobs.contains_key(&head.job));
-                Ok(alive
-                    && !state.in_transit.contains_key(&head.run)
-                    && self.shared.index.get(head.run)? == Some(place))
+                let named = self.shared.index.get(head.run)?;
+                let counts = if place.is_gone() { named.is_none() } else { named == Some(place) };
+                Ok(alive && !state.in_transit.contains_key(&head.run) && counts)
             };
             let mut state = self.shared.state();
             if is_here(&state)? {
@@ -332,7 +332,9 @@ impl Shared {
             |(run, place): &&(RunId, Place)| state.in_transit.get(run).is_some_and(|t| t.0 == *place);
         let entries = append.runs.iter().map(|(place, run)| (run.run, *place));
         let entries: Vec<(RunId, Place)> = entries.filter(|entry| current(&entry)).collect();
-        self.index.insert(&entries)?;
+        let here: Vec<(RunId, Place)> =
+            entries.iter().filter(|(_, place)| !place.is_gone()).copied().collect();
+        self.index.insert(&here)?;
         for (run, _) in entries {
             if let Some((_, _, bytes)) = state.in_transit.remove(&run) {
                 state.in_transit_bytes -= bytes.len();
@@ -400,7 +402,7 @@ impl Shared {
             },
         };
         let counts = |(place, job, _): &(Place, u64, Bytes)| {
-            state.files.get(&place.file).is_some_and(|file| file.jobs.contains_key(job))
+            !place.is_gone() && state.files.get(&place.file).is_some_and(|file| file.jobs.contains_key(job))
         };
         Ok(found.filter(counts))
     }
@@ -412,7 +414,13 @@ impl Shared {
         let mut batch = Vec::with_capacity(SCAN_BATCH);
         let add = |batch: &mut Vec<(RunId, u64, Place)>| -> io::Result<()> {
             for (run, job, place) in batch.drain(..) {
-                let before = self.index.replace(run, place)?;
+                let before = if place.is_gone() {
+                    let before = self.index.get(run)?;
+                    before.map_or(Ok(()), |before| self.index.remove(run, before))?;
+                    before
+                } else {
+                    self.index.replace(run, place)?
+                };
                 let mut state = self.state();
                 if let Some(file) =
                     before.and_then(|before| Some((before, state.files.get_mut(&before.file)?)))
@@ -479,7 +487,8 @@ impl ColdStore for FileStore {
     fn after(&self, run: Option<RunId>, limit: usize) -> io::Result<Vec<RunId>> {
         let state = self.shared.state();
         let above = (run.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
-        let in_transit = state.in_transit.range(above).take(limit).map(|(run, _)| *run);
+        let in_transit = state.in_transit.range(above).filter(|(_, (place, ..))| !place.is_gone());
+        let in_transit = in_transit.take(limit).map(|(run, _)| *run);
         let mut all: Vec<RunId> =
             self.shared.index.after(run, limit)?.into_iter().chain(in_transit).collect();
         all.sort_unstable();

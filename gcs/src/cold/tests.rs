@@ -11,6 +11,7 @@ fn cold_run(run: u128, job: u64, byte: u8, len: usize) -> ColdRun {
 enum Step {
     Put(Vec<(u128, usize)>),
     Take(u128),
+    Remove(u128),
     Forget(u64),
     Tidy,
     Reopen,
@@ -25,6 +26,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => proptest::collection::vec((0u128..20, 1usize..3000), 1..6).prop_map(Step::Put),
         3 => (0u128..20).prop_map(Step::Take),
+        2 => (0u128..20).prop_map(Step::Remove),
         1 => (1u64..4).prop_map(Step::Forget),
         2 => Just(Step::Tidy),
         2 => Just(Step::Reopen),
@@ -41,6 +43,7 @@ proptest! {
         let mut store = open_one(disk.clone(), 4).expect("memory");
         store.set_file_bytes(5000);
         let mut model: BTreeMap<u128, Bytes> = BTreeMap::new();
+        let mut removed = std::collections::BTreeSet::new();
         for (at, step) in steps.into_iter().enumerate() {
             match step {
                 Step::Put(runs) => {
@@ -50,9 +53,15 @@ proptest! {
                         store.take(run.run).expect("memory");
                     }
                     model.extend(runs.iter().map(|run| (run.run.0, run.bytes.clone())));
+                    removed.retain(|id| !model.contains_key(id));
                     store.put(runs).expect("memory");
                 }
                 Step::Take(run) => prop_assert_eq!(store.take(RunId(run)).expect("memory"), model.remove(&run)),
+                Step::Remove(run) => {
+                    prop_assert_eq!(store.take(RunId(run)).expect("memory"), model.remove(&run));
+                    store.put(vec![cold_run(run, job_of(run), 0, 0)]).expect("memory");
+                    removed.insert(run);
+                }
                 Step::Forget(job) => {
                     store.forget(job);
                     model.retain(|run, _| job_of(*run) != job);
@@ -62,7 +71,9 @@ proptest! {
                     // A taken copy is still in its file: tables restore it over the manifest's.
                     let manifest = store.manifest();
                     store.sync(&manifest).expect("memory");
-                    let taken: Vec<u128> = (0..20).filter(|run| !model.contains_key(run)).collect();
+                    // One that was removed is nowhere else, and must not come back.
+                    let gone = |run: &u128| !model.contains_key(run) && !removed.contains(run);
+                    let taken: Vec<u128> = (0..20).filter(gone).collect();
                     disk.power_cut();
                     store = open_one(disk.clone(), 4).expect("memory");
                     store.set_file_bytes(5000);

@@ -290,7 +290,7 @@ impl ShardState {
             }
             Some(Op::JobEnd(end)) if self.cluster.job_end(index, end) => Called::Revision(index),
             Some(Op::JobEnd(_)) => wrong("no such job"),
-            Some(Op::NodeJoin(join)) if self.cluster.slots_table.epoch() > 1 && !join.follows_slots => wrong(
+            Some(Op::NodeJoin(join)) if self.cluster.slots_table.has_moves() && !join.follows_slots => wrong(
                 "slots have moved in this cluster, which this release does not understand: upgrade the node",
             ),
             Some(Op::NodeJoin(join)) => {

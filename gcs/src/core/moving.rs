@@ -164,7 +164,8 @@ impl ShardState {
                 let (key, value, revision) = (key.clone(), entry.value.clone(), entry.revision);
                 piece.keys.push(MovedKey { key, value, revision });
             }
-            if looked == LOOKS || *room <= 0 {
+            // After the empty key it goes on: as a cursor it would mean the beginning.
+            if (looked >= LOOKS || *room <= 0) && !key.is_empty() {
                 return at(KEYS, key.to_vec());
             }
         }

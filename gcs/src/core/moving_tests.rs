@@ -38,6 +38,14 @@ impl Shard {
         Shard { state: shard(number, HOT), index: 0 }
     }
 
+    /// A replica that is made of a snapshot goes on alike.
+    fn start_again(&mut self) {
+        let (dump, cold, before) = (self.state.snapshot(2), self.state.manifest(), self.state.digest());
+        self.state.restore(dump.into(), &cold).expect("just written");
+        self.state.set_hot_limit(HOT);
+        assert_eq!(self.state.digest(), before);
+    }
+
     fn apply(&mut self, op: Op) -> Answer {
         self.index += 1;
         let reply = self.state.apply(self.index, &proto::Command::from(op)).reply;
@@ -230,11 +238,7 @@ fn content_arrives_whole_in_pieces_of_any_size_also_what_is_cold() {
         a.slots(release(2, &some()));
         let last = a.state.kv.history().last();
         let pieces = copy(&a, &mut b, 2, bytes, |b| {
-            // A replica that is made of a snapshot in the middle goes on alike.
-            let (dump, cold, before) = (b.state.snapshot(2), b.state.manifest(), b.state.digest());
-            b.state.restore(dump.into(), &cold).expect("just written");
-            b.state.set_hot_limit(HOT);
-            assert_eq!(b.state.digest(), before);
+            b.start_again();
         });
         assert!(pieces > 3 || bytes > 300, "{pieces}");
         for key in &goes {
@@ -258,6 +262,7 @@ fn content_arrives_whole_in_pieces_of_any_size_also_what_is_cold() {
             let (runs, next) = a.state.left_behind(2, after).expect("readable");
             let runs = runs.into_iter().map(|id| super::run_bytes(id).into()).collect();
             a.slots(SlotOp::Forget(proto::ForgetSlots { epoch: 2, runs, last: next.is_none() }));
+            a.start_again();
             if next.is_none() {
                 break;
             }
@@ -265,6 +270,9 @@ fn content_arrives_whole_in_pieces_of_any_size_also_what_is_cold() {
         }
         assert_eq!((a.state.kv.count(), a.state.tasks.len(), a.state.puts.len()), (20, 60, 1));
         assert!(a.state.slots.leaving().is_none());
+        let (left, _) = a.state.tasks.ids_after(None, 1000).expect("readable");
+        let is_there = left.len() == 60 && left.iter().all(|id| !some().contains(id.slot()));
+        assert!(is_there, "what has gone does not come back out of the files: {left:?}");
         for n in &numbers[60..] {
             assert_eq!(a.state.view_of(task(*n), true).expect("read").state(), proto::TaskState::TaskPending);
         }

@@ -30,6 +30,11 @@ impl SlotTable {
         self.map.as_ref().map_or(1, SlotMap::epoch)
     }
 
+    /// Whether slots have moved, or do now.
+    pub fn has_moves(&self) -> bool {
+        self.epoch() > 1 || self.plan.is_some()
+    }
+
     /// The move that is under way.
     pub fn plan(&self) -> Option<&SlotPlan> {
         self.plan.as_ref()

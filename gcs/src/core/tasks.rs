@@ -200,6 +200,8 @@ impl Tasks {
 
     /// Forgets every record of a job; how many they were.
     pub fn forget(&mut self, job: u64) -> u64 {
+        // In any case: it may have marks of runs that went elsewhere.
+        self.cold.forget(job);
         let Some(sum) = self.jobs.remove(&job) else { return 0 };
         let (hot_bytes, hot) = (&mut self.hot_bytes, &mut self.hot);
         hot.retain(|_, hot| {
@@ -207,7 +209,6 @@ impl Tasks {
             *hot_bytes -= if stays { 0 } else { hot.run.weight() };
             stays
         });
-        self.cold.forget(job);
         self.cold_runs -= sum.cold_runs;
         self.len -= sum.tasks;
         sum.tasks
@@ -244,7 +245,8 @@ impl Tasks {
         if sum.tasks == 0 {
             self.jobs.remove(&run.job);
         }
-        Ok(())
+        // A file may hold an older copy, which whoever starts from it would find.
+        self.cold.put(vec![ColdRun { run: id, job: run.job, bytes: Bytes::new() }])
     }
 
     /// Runs that may be here, hot or cold, after `after`, in the order of their ids; and the last that

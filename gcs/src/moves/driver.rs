@@ -19,6 +19,9 @@ const TICK: Duration = Duration::from_millis(100);
 const BUSY_TICK: Duration = Duration::from_millis(10);
 /// Bytes of content in one entry, about, unless a single key or run is larger.
 const PIECE_BYTES: usize = 512 << 10;
+/// A piece that is larger cannot be sent to other heads as one entry, and would stop the shard that
+/// takes it in. Only a run whose arguments are that large makes one.
+const ENTRY_MAX: usize = 32 << 20;
 /// So many steps of reading at most make one piece: each looks at a bounded part of the tables.
 const READS_PER_PIECE: usize = 64;
 
@@ -122,6 +125,14 @@ fn piece(running: &Running, to: &Group, plan: &SlotPlan) -> Option<SlotContent> 
         };
         append(&mut whole, next);
         bytes = whole.encoded_len();
+        if bytes > ENTRY_MAX {
+            tracing::error!(
+                shard = plan.from,
+                bytes,
+                "what moves has a run too large for one entry: it stays where it is, and the move waits"
+            );
+            return None;
+        }
         if whole.last || bytes >= PIECE_BYTES {
             break;
         }

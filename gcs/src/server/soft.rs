@@ -183,6 +183,8 @@ impl Service {
             let mut holdings = soft.holdings();
             holdings.enter(leadership.term, adopted);
             if report.full && report.map < adopted {
+                // The map it needs may not be there yet: that is no silence of its own.
+                holdings.heard.insert(report.incarnation, Instant::now());
                 return Held::Moved(adopted);
             }
             if report.term != leadership.term || !holdings.take(report) {
