@@ -3,6 +3,7 @@
 //! Ids are hashes, not dice: a re-executed parent submits its children under the same ids, so a
 //! retry is idempotent and a duplicate is recognised instead of prevented.
 
+use crate::slots::slot_of_key;
 use std::fmt;
 
 /// How many consecutive submissions of one strand share a run.
@@ -117,7 +118,7 @@ pub fn shard_of_slot(slot: u32, shards: u32) -> ShardId {
 
 /// The shard of a key-value key.
 pub fn shard_of_key(key: &[u8], shards: u32) -> ShardId {
-    shard_of_slot((hash64(&[key]) % u64::from(SLOTS)) as u32, shards)
+    shard_of_slot(slot_of_key(key), shards)
 }
 
 /// A task: its run and its place in the run.

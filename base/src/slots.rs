@@ -1,7 +1,7 @@
 //! Slots and who owns them: every id and key hashes to one of [`SLOTS`] slots, and a map with an epoch
 //! deals the slots to shards. A later map has a higher epoch; each move of slots makes the next one.
 
-use crate::ids::{RunId, SLOTS, ShardId, hash64};
+use crate::ids::{RunId, SLOTS, ShardId, hash64, shard_of_slot};
 use std::fmt;
 
 const WORDS: usize = SLOTS as usize / 64;
@@ -134,7 +134,7 @@ pub struct SlotMap {
 impl SlotMap {
     /// The map of a new cluster, epoch 1: contiguous rows of equal length.
     pub fn even(shards: u32) -> Self {
-        let owner = |slot: usize| (slot as u64 * u64::from(shards) / u64::from(SLOTS)) as u32;
+        let owner = |slot: usize| shard_of_slot(slot as u32, shards).0;
         SlotMap { epoch: 1, owners: Box::new(std::array::from_fn(owner)) }
     }
 

@@ -12,6 +12,7 @@ use proto::slot_command::Op;
 use proto::{SlotContent, SlotOutcome, SlotPlan};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::time::Instant;
 
 /// Pause between looks while nothing moves.
 const TICK: Duration = Duration::from_millis(100);
@@ -24,6 +25,8 @@ const PIECE_BYTES: usize = 512 << 10;
 const ENTRY_MAX: usize = 32 << 20;
 /// So many steps of reading at most make one piece: each looks at a bounded part of the tables.
 const READS_PER_PIECE: usize = 64;
+/// What keeps a step from being taken is told no more often than this.
+const TOLD_AGAIN: Duration = Duration::from_secs(1);
 
 /// The move that is under way as this head's replicas have it.
 pub fn look(running: &Running) -> (Option<SlotPlan>, Seen) {
@@ -77,6 +80,19 @@ pub async fn drive(running: Arc<Running>) {
 struct Left {
     epoch: u64,
     after: Option<RunId>,
+    /// When trouble was told last.
+    told: Option<Instant>,
+}
+
+impl Left {
+    /// Whether trouble is to be told now: steps are tried again many times a second.
+    fn tells(&mut self) -> bool {
+        let due = self.told.is_none_or(|told| told.elapsed() >= TOLD_AGAIN);
+        if due {
+            self.told = Some(Instant::now());
+        }
+        due
+    }
 }
 
 /// Takes a step; whether it was done. Whatever the outcome, the next look decides anew.
@@ -94,7 +110,7 @@ async fn take(running: &Running, group: &Group, plan: &SlotPlan, step: Step, lef
         Step::Release => {
             Op::Release(proto::ReleaseSlots { epoch, to: plan.to, slots, owned: owned(plan.from) })
         }
-        Step::Copy => match piece(running, group, plan) {
+        Step::Copy => match piece(running, group, plan, left) {
             Some(piece) => Op::Content(piece),
             None => return false,
         },
@@ -109,7 +125,7 @@ async fn take(running: &Running, group: &Group, plan: &SlotPlan, step: Step, lef
 }
 
 /// The next piece of content, from this head's own replica of the shard that had it.
-fn piece(running: &Running, to: &Group, plan: &SlotPlan) -> Option<SlotContent> {
+fn piece(running: &Running, to: &Group, plan: &SlotPlan, left: &mut Left) -> Option<SlotContent> {
     let begin = to.replica.with(|state| state.slots.coming().map(|coming| coming.cursor.clone()))?;
     let from = running.groups.get(plan.from as usize)?;
     let (mut whole, mut bytes) = (SlotContent::default(), 0);
@@ -119,18 +135,20 @@ fn piece(running: &Running, to: &Group, plan: &SlotPlan) -> Option<SlotContent> 
         let next = match read {
             Ok(next) => next?,
             Err(error) => {
-                tracing::error!(%error, shard = plan.from, "lineage of slots that move cannot be read here");
+                if left.tells() {
+                    tracing::error!(%error, shard = plan.from, "lineage of slots that move cannot be read here");
+                }
                 return None;
             }
         };
         append(&mut whole, next);
         bytes = whole.encoded_len();
         if bytes > ENTRY_MAX {
-            tracing::error!(
-                shard = plan.from,
-                bytes,
-                "what moves has a run too large for one entry: it stays where it is, and the move waits"
-            );
+            if left.tells() {
+                let why =
+                    "what moves has a run too large for one entry: it stays where it is, and the move waits";
+                tracing::error!(shard = plan.from, bytes, why);
+            }
             return None;
         }
         if whole.last || bytes >= PIECE_BYTES {
@@ -157,12 +175,14 @@ async fn forget(group: &Group, epoch: u64, left: &mut Left) -> bool {
         return false;
     }
     if left.epoch != epoch {
-        *left = Left { epoch, after: None };
+        (left.epoch, left.after) = (epoch, None);
     }
     let (runs, next) = match group.replica.with(|state| state.left_behind(epoch, left.after)) {
         Ok(found) => found,
         Err(error) => {
-            tracing::error!(%error, shard = group.shard, "lineage of slots that have moved cannot be read here");
+            if left.tells() {
+                tracing::error!(%error, shard = group.shard, "lineage of slots that have moved cannot be read here");
+            }
             return false;
         }
     };
