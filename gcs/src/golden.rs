@@ -73,6 +73,7 @@ fn commands() -> Vec<command::Op> {
         object: proto::object_bytes(task(0).output(mobula_base::ids::FIRST_PUT_SLOT)),
         job: 1,
         value: "small".into(),
+        ..Default::default()
     };
     let entry =
         |head, address: &str| proto::HeadEntry { head, address: address.into(), ..Default::default() };

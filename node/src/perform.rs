@@ -201,13 +201,21 @@ impl Life {
                             job,
                             value: shared(place),
                             by_driver: driver,
+                            contains: Vec::new(),
                         });
                     }
                 }
                 Some(client_msg::Msg::PutInline(put)) => {
                     if let Ok(object) = object_id(&put.object) {
                         let value = Value::Inline(put.value);
-                        events.push(Event::Put { client, object, job, value, by_driver: driver });
+                        events.push(Event::Put {
+                            client,
+                            object,
+                            job,
+                            value,
+                            by_driver: driver,
+                            contains: Vec::new(),
+                        });
                     }
                 }
                 Some(client_msg::Msg::Blocked(blocked)) => {
@@ -219,7 +227,13 @@ impl Life {
                     self.end_job(job, end.succeeded, Some(outbox.clone()));
                     events.push(Event::JobEnded(job));
                 }
-                Some(client_msg::Msg::Hello(_) | client_msg::Msg::Unpin(_)) | None => {}
+                Some(
+                    client_msg::Msg::Hello(_)
+                    | client_msg::Msg::Unpin(_)
+                    | client_msg::Msg::Held(_)
+                    | client_msg::Msg::Dropped(_),
+                )
+                | None => {}
             }
         }
         if !specs.is_empty() {
@@ -258,7 +272,13 @@ impl Life {
                 Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
             }
         };
-        Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns })
+        Some(TaskOutcome {
+            task,
+            attempt: result.attempt,
+            value,
+            ran_ns: result.ran_ns,
+            contains: Vec::new(),
+        })
     }
 
     /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
@@ -291,7 +311,7 @@ impl Life {
             }
             Some(peer_msg::Msg::Notice(notice)) => self.notice_drivers(None, &notice),
             Some(peer_msg::Msg::JobEnded(job)) => events.push(Event::JobEnded(JobId(job))),
-            Some(peer_msg::Msg::Hello(_)) | None => {}
+            Some(peer_msg::Msg::Hello(_) | peer_msg::Msg::Freed(_)) | None => {}
         }
     }
 
@@ -336,6 +356,7 @@ impl Life {
                 let args = args.into_iter().map(wire).collect();
                 self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args }));
             }
+            Effect::Discard { .. } | Effect::Freed { .. } => {}
             Effect::Spawn { job } => self.spawn_worker(job, spawner),
             Effect::Assign { to, assign } => self.tell_peer(to, peer_msg::Msg::Assign(assign)),
             Effect::Result { to, result } => self.tell_peer(to, peer_msg::Msg::Result(result)),

@@ -164,9 +164,10 @@ impl Core {
                 }
             }
             Event::Get { client, job, objects, want_value } => self.get(client, job, objects, want_value),
-            Event::Put { client: _, object, job, value, by_driver } => {
+            Event::Put { client: _, object, job, value, by_driver, contains: _ } => {
                 self.put(object, job, value, by_driver)
             }
+            Event::Held { .. } | Event::Dropped { .. } | Event::Freed { .. } => {}
             Event::ClientGone { client } => self.client_gone(client),
             Event::WorkerUp { worker, job } => self.worker_up(worker, job),
             Event::WorkerGone { worker } => self.worker_gone(worker),

@@ -318,7 +318,7 @@ impl Core {
         match small {
             Some(value) => {
                 let bytes = value.len() + 40;
-                let put = SmallPut { object: object_bytes(id), job: job.0, value };
+                let put = SmallPut { object: object_bytes(id), job: job.0, value, ..Default::default() };
                 let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
                 self.streams.push(item, bytes, About::Put(id));
             }

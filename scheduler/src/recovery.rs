@@ -251,7 +251,8 @@ impl Core {
             item_outcome::Outcome::Granted(_)
             | item_outcome::Outcome::Refused(_)
             | item_outcome::Outcome::DivergedDone(_)
-            | item_outcome::Outcome::Moved(_) => {}
+            | item_outcome::Outcome::Moved(_)
+            | item_outcome::Outcome::Kept(_) => {}
         }
     }
 

@@ -57,6 +57,8 @@ pub struct TaskOutcome {
     pub attempt: u32,
     /// Its value, or why there is none.
     pub value: Result<Value, Failure>,
+    /// Objects whose references lie inside the value.
+    pub contains: Vec<ObjectId>,
     /// How long the function ran, nanoseconds.
     pub ran_ns: u64,
 }
@@ -81,8 +83,21 @@ pub enum Event {
     Submit { client: ClientId, specs: Vec<TaskSpec> },
     /// A client wants to know of objects, or (`want_value`) have them in this node's memory.
     Get { client: ClientId, job: JobId, objects: Vec<ObjectId>, want_value: bool },
-    /// A client stored a value.
-    Put { client: ClientId, object: ObjectId, job: JobId, value: Value, by_driver: bool },
+    /// A client stored a value, in which references lie; it refers to it from here on.
+    Put {
+        client: ClientId,
+        object: ObjectId,
+        job: JobId,
+        value: Value,
+        by_driver: bool,
+        contains: Vec<ObjectId>,
+    },
+    /// A client took references out of values. (It refers to what it submits and puts anyway.)
+    Held { client: ClientId, job: JobId, objects: Vec<ObjectId> },
+    /// A client dropped its last references to these.
+    Dropped { client: ClientId, objects: Vec<ObjectId> },
+    /// Nobody needs these any more, says their home or a node that heard it: copies may go.
+    Freed { objects: Vec<ObjectId> },
     /// A driver's link closed.
     ClientGone { client: ClientId },
     /// A worker is ready.
@@ -148,6 +163,10 @@ pub enum Effect {
     Committed { client: ClientId, task: TaskId, revision: u64 },
     /// Tell the home shard that this node holds a copy (soft state).
     Held { object: ObjectId },
+    /// Nobody uses this copy any more: free its memory.
+    Discard { object: ObjectId },
+    /// Tell a node that nobody needs these any more.
+    Freed { to: Incarnation, objects: Vec<ObjectId> },
     /// Ask a node to keep a copy.
     Replicate { to: Incarnation, object: ObjectId, job: JobId, output: Output },
     /// For whoever watches the job.

@@ -132,6 +132,8 @@ impl World {
                 Effect::Committed { .. }
                 | Effect::Held { .. }
                 | Effect::Notice { .. }
+                | Effect::Discard { .. }
+                | Effect::Freed { .. }
                 | Effect::FreeJob(_) => {}
             }
         }
@@ -185,7 +187,13 @@ impl World {
                     }))
                 }
                 // Packed only on the way to the store.
-                stream_item::Item::Put(_) | stream_item::Item::Run(_) | stream_item::Item::RunDone(_) => None,
+                stream_item::Item::Put(_)
+                | stream_item::Item::Run(_)
+                | stream_item::Item::RunDone(_)
+                | stream_item::Item::Name(_)
+                | stream_item::Item::Unname(_)
+                | stream_item::Item::Release(_)
+                | stream_item::Item::RunRelease(_) => None,
             };
             outcomes
                 .extend(outcome.map(|o| ItemOutcome { seq: batch.first_seq + i as u64, outcome: Some(o) }));
@@ -202,7 +210,7 @@ impl World {
             true => Err(Failure::new(FailureKind::FailureUserError, "drawn")),
             false => Ok(Value::Inline(Bytes::from_static(b"v"))),
         };
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 1_000 };
+        let outcome = TaskOutcome { task, attempt, value, ran_ns: 1_000, contains: Vec::new() };
         self.event(Event::Finished { worker, outcomes: vec![outcome] });
     }
 

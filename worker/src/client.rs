@@ -202,14 +202,18 @@ impl Client {
         let bytes = value::encode(value).map_err(Error::Value)?;
         let object = self.context.next_put();
         if bytes.len() <= INLINE_MAX {
-            let put = PutInline { object: object_bytes(object), value: bytes.into() };
+            let put = PutInline { object: object_bytes(object), value: bytes.into(), contains: Vec::new() };
             self.send(client_msg::Msg::PutInline(put));
         } else {
             self.ask_create(object, bytes.len() as u64);
             // `None`: an earlier attempt put it, and this node still has it.
             if let Some(offset) = self.wait_created(object)? {
                 let crc = self.fill(offset, &bytes).crc;
-                self.send(client_msg::Msg::Seal(Seal { object: object_bytes(object), crc }));
+                self.send(client_msg::Msg::Seal(Seal {
+                    object: object_bytes(object),
+                    crc,
+                    contains: Vec::new(),
+                }));
             }
         }
         self.remember(object);

@@ -132,7 +132,13 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
 
 impl Prepared {
     fn report(self, client: &Client, value: Value, ran_ns: u64) {
-        let result = TaskResult { task: self.spec.id, attempt: self.attempt, value: Some(value), ran_ns };
+        let result = TaskResult {
+            task: self.spec.id,
+            attempt: self.attempt,
+            value: Some(value),
+            ran_ns,
+            contains: Vec::new(),
+        };
         client.send_result(result);
     }
 }

@@ -279,6 +279,7 @@ impl Cluster {
             cluster: self.id,
             shards: self.shards,
             slots: None,
+            level: self.level().0,
         }
     }
 }

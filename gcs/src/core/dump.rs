@@ -53,6 +53,7 @@ impl ShardState {
             object: proto::object_bytes(*id),
             job: put.job,
             value: put.value.clone(),
+            ..Default::default()
         };
         let job = |(job, sum): (u64, JobSum)| JobDump {
             job,

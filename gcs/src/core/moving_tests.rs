@@ -220,7 +220,7 @@ fn filled() -> (Shard, Vec<String>, Vec<u64>) {
     a.stream(1, numbers.iter().map(|n| submit(*n)).collect());
     let small = |n: u64| {
         let object = proto::object_bytes(task(n).output(mobula_base::ids::FIRST_PUT_SLOT));
-        Item::Put(proto::SmallPut { object, job: 1, value: format!("put {n}").into() })
+        Item::Put(proto::SmallPut { object, job: 1, value: format!("put {n}").into(), ..Default::default() })
     };
     a.stream(121, vec![small(numbers[0]), small(numbers[60])]);
     (a, goes, numbers)

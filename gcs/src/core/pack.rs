@@ -71,6 +71,7 @@ fn dones_of(run: &proto::RunDone) -> impl Iterator<Item = proto::Done> + '_ {
         outputs: vec![set.output(place)],
         failure: None,
         holders: run.holders.clone(),
+        contains: Vec::new(),
     })
 }
 

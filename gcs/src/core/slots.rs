@@ -214,5 +214,9 @@ fn run_of(item: &proto::StreamItem) -> Option<RunId> {
         Item::Put(put) => ObjectId::from_bytes(&put.object).map(|id| id.task.run),
         Item::Run(run) => of_run(&run.run),
         Item::RunDone(done) => of_run(&done.run),
+        Item::RunRelease(release) => of_run(&release.run),
+        Item::Name(proto::Name { object, .. })
+        | Item::Unname(proto::Unname { object, .. })
+        | Item::Release(proto::Release { object }) => ObjectId::from_bytes(object).map(|id| id.task.run),
     }
 }

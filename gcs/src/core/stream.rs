@@ -71,6 +71,7 @@ impl ShardState {
                 Some(Item::Done(done)) => self.done(who, done)?,
                 Some(Item::Next(next)) => self.next_attempt(who, next)?,
                 Some(Item::Put(put)) => self.put(put),
+                Some(Item::Name(_) | Item::Unname(_) | Item::Release(_) | Item::RunRelease(_)) => None,
                 Some(Item::Run(run)) => self.submit_run(index, who, run, seq, &mut outcomes)?,
                 Some(Item::RunDone(done)) => self.done_run(who, done, seq, &mut outcomes)?,
                 None => None,
@@ -190,6 +191,7 @@ impl ShardState {
                 outputs: vec![done.output(place)],
                 failure: None,
                 holders: batch.holders.clone(),
+                contains: Vec::new(),
             };
             let outcome = self.done(who, &single)?;
             say(outcomes, seq, outcome);

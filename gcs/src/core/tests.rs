@@ -291,6 +291,7 @@ fn a_forgotten_job_leaves_nothing_and_does_not_come_back() {
         object: proto::object_bytes(task(0).output(mobula_base::ids::FIRST_PUT_SLOT)),
         job: 1,
         value: vec![1].into(),
+        ..Default::default()
     };
     state.apply(1300, &batch(1, 1201, vec![Item::Put(put)]));
     assert_eq!(state.jobs(), BTreeSet::from([1]));
@@ -336,7 +337,7 @@ fn any_item() -> impl Strategy<Value = Item> {
         2 => (0u64..40, 1u32..4, any::<bool>()).prop_map(|(n, from, failed)| next(n, from, failed)),
         1 => (0u32..9).prop_map(|slot| {
             let object = ObjectId { task: task(0), slot: mobula_base::ids::FIRST_PUT_SLOT + slot };
-            Item::Put(proto::SmallPut { object: proto::object_bytes(object), job: 1, value: vec![7; 9].into() })
+            Item::Put(proto::SmallPut { object: proto::object_bytes(object), job: 1, value: vec![7; 9].into(), ..Default::default() })
         }),
     ]
 }

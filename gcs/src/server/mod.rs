@@ -264,7 +264,7 @@ impl ControlStore for Service {
         request: Request<proto::HoldingRequest>,
     ) -> Result<Response<proto::HoldingReply>, Status> {
         let result = Some(self.held(&request.into_inner()));
-        Ok(Response::new(proto::HoldingReply { result }))
+        Ok(Response::new(proto::HoldingReply { result, drop: Vec::new() }))
     }
 
     async fn heartbeat(
