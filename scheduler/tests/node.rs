@@ -97,7 +97,7 @@ impl Node {
     }
 
     fn finish(&mut self, worker: u64, task: TaskId, attempt: u32, value: Result<Value, Failure>) {
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000 };
+        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000, contains: Vec::new() };
         self.step(Event::Finished { worker, outcomes: vec![outcome] });
     }
 
