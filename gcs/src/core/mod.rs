@@ -7,15 +7,18 @@
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
 //! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
-//! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). [`silence`] is not replicated: it decides about
-//! members that hold up a new leader.
+//! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). Not replicated, but pure as well: [`holdings`] and [`locate`] (who holds what,
+//! and what a leader says of it), [`beats`] and [`silence`] (who says nothing).
 
+pub mod beats;
 pub mod cluster;
 mod dump;
 pub mod events;
 mod format;
 pub mod heads;
+pub mod holdings;
 pub mod kv;
+pub mod locate;
 mod moving;
 #[cfg(test)]
 mod moving_tests;

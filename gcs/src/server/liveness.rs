@@ -1,13 +1,13 @@
 //! Heartbeats of node daemons, on the leader of shard 0: soft state that decides when to declare a
-//! death. The declaration itself is a log entry.
+//! death ([`crate::core::beats`]). The declaration itself is a log entry.
 
 use super::{Running, Service, not_leader};
+use crate::core::beats::Beats;
 use mobula_proto as proto;
 use prost::Message;
 use proto::command::Op;
 use proto::heartbeat_reply::Result as Beaten;
 use proto::suspect_reply::Result as Suspected;
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
@@ -15,101 +15,36 @@ use tokio::time::Instant;
 
 /// The leader's own dial of a suspect must succeed or be refused within this.
 const DIAL_DEADLINE: Duration = Duration::from_millis(300);
-/// A leader whose own tick is this late was not able to listen: it starts all timers anew.
-const LATE: Duration = Duration::from_millis(500);
-
-/// The last word of one node.
-#[derive(Clone, Copy)]
-struct Beat {
-    at: Instant,
-    cpu_milli_free: u32,
-    queued: u32,
-    store_bytes_used: u64,
-    follows_slots: bool,
-    heard: bool,
-}
-
-/// Heartbeats of one term.
-#[derive(Default)]
-pub struct Beats {
-    term: u64,
-    ticked: Option<Instant>,
-    last: BTreeMap<u64, Beat>,
-}
-
-impl Beats {
-    /// One look at the clock: whoever has been silent too long, the longest first.
-    fn tick(
-        &mut self,
-        term: u64,
-        every: Duration,
-        silence: Duration,
-        live: Vec<u64>,
-    ) -> Option<(u64, Duration)> {
-        let now = Instant::now();
-        let late = self.ticked.is_none_or(|ticked| now - ticked > every + LATE);
-        self.ticked = Some(now);
-        if self.term != term {
-            *self = Beats { term, ticked: self.ticked, last: BTreeMap::new() };
-        }
-        let mut last = BTreeMap::new();
-        let fresh = Beat {
-            at: now,
-            cpu_milli_free: 0,
-            queued: 0,
-            store_bytes_used: 0,
-            follows_slots: false,
-            heard: false,
-        };
-        for node in live {
-            let mut beat = self.last.get(&node).copied().unwrap_or(fresh);
-            if late {
-                beat.at = now;
-            }
-            last.insert(node, beat);
-        }
-        self.last = last;
-        // One at a time: a cause common to many is more likely here than there (R9).
-        let silent = self.last.iter().map(|(node, beat)| (*node, now - beat.at));
-        silent.filter(|(_, since)| *since > silence).max_by_key(|(_, since)| *since)
-    }
-
-    /// Those of `live` that cannot follow slots, and those that were not heard in this term.
-    pub fn strangers_to_slots(&self, live: &[u64]) -> (Vec<u64>, Vec<u64>) {
-        let beat = |node: &u64| self.last.get(node).filter(|beat| beat.heard);
-        let strange = |node: &&u64| beat(node).is_some_and(|beat| !beat.follows_slots);
-        let unheard = |node: &&u64| beat(node).is_none();
-        (live.iter().filter(strange).copied().collect(), live.iter().filter(unheard).copied().collect())
-    }
-
-    /// Adds loads to a view.
-    pub fn add_loads(&self, view: &mut proto::ClusterView) {
-        for node in &mut view.nodes {
-            if let Some(beat) = self.last.get(&node.incarnation) {
-                node.cpu_milli_free = beat.cpu_milli_free;
-                node.queued = beat.queued;
-                node.store_bytes_used = beat.store_bytes_used;
-            }
-        }
-    }
-}
-
 /// Heartbeats behind a lock.
-#[derive(Default)]
-pub struct Liveness(Mutex<Beats>);
+pub struct Liveness {
+    /// Where their times are counted from.
+    zero: Instant,
+    beats: Mutex<Beats>,
+}
+
+impl Default for Liveness {
+    fn default() -> Self {
+        Liveness { zero: Instant::now(), beats: Mutex::default() }
+    }
+}
 
 impl Liveness {
     /// The heartbeats, of whatever term they are.
     pub fn beats(&self) -> MutexGuard<'_, Beats> {
-        self.0.lock().expect("nothing panics under this lock")
+        self.beats.lock().expect("nothing panics under this lock")
+    }
+
+    /// The time, as the heartbeats count it.
+    fn now(&self) -> Duration {
+        self.zero.elapsed()
     }
 }
 
 impl Running {
     /// One tick of the detector; call it every `every` while this head leads shard 0.
     pub async fn check_liveness(&self, term: u64, every: Duration, silence: Duration) {
-        let live = self.members().live.keys().copied().collect();
-        let silent = self.liveness.beats().tick(term, every, silence, live);
+        let (members, now) = (self.members(), self.liveness.now());
+        let silent = self.liveness.beats().tick(now, term, every, silence, members.live.keys().copied());
         if let Some((node, since)) = silent {
             let ms = since.as_millis() as u64;
             self.declare_dead(node, format!("no heartbeat for {ms} ms"), ms).await;
@@ -147,12 +82,8 @@ impl Service {
         }
         let mut view = running.view();
         let mut beats = running.liveness.beats();
-        let (cpu_milli_free, queued) = (beat.cpu_milli_free, beat.queued);
-        let store_bytes_used = beat.store_bytes_used;
         if running.members().live.contains_key(&beat.incarnation) {
-            let (at, follows_slots) = (Instant::now(), beat.follows_slots);
-            let word = Beat { at, cpu_milli_free, queued, store_bytes_used, follows_slots, heard: true };
-            beats.last.insert(beat.incarnation, word);
+            beats.hear(beat, running.liveness.now());
         }
         beats.add_loads(&mut view);
         Beaten::View(view)

@@ -24,6 +24,7 @@ mod watch;
 
 pub use views::resident_bytes;
 
+use crate::core::locate::Members;
 use crate::hook::SharedHook;
 use crate::identity::Identity;
 use crate::level::{Formats, Level};
@@ -43,7 +44,6 @@ use prost::Message;
 use proto::control_store_server::ControlStore;
 use proto::propose_reply::Result as Proposed;
 use soft::Soft;
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, OnceLock};
 use tonic::{Request, Response, Status};
 
@@ -73,19 +73,6 @@ pub struct Site {
     pub formats: Formats,
     /// Whether it asks to be taken back.
     pub repair: bool,
-}
-
-/// Who lives and who does not, as the local replica of shard 0 has it.
-#[derive(Default)]
-pub struct Members {
-    /// Version of the view this was made of.
-    pub version: u64,
-    /// Addresses of the live.
-    pub live: BTreeMap<u64, String>,
-    /// Everyone that is gone.
-    pub dead: BTreeSet<u64>,
-    /// Version of the view since which the latest death is known; 0 for none.
-    pub last_death: u64,
 }
 
 /// What a head has once it is part of a cluster.
@@ -151,18 +138,10 @@ impl Running {
     /// Who lives and who does not.
     pub fn members(&self) -> Arc<Members> {
         let mut known = self.members.lock().expect("nothing panics under this lock");
-        let fresh = self.root().replica.with(|state| {
-            (state.cluster.version != known.version).then(|| Members {
-                version: state.cluster.version,
-                live: state
-                    .cluster
-                    .live()
-                    .map(|m| (m.incarnation, m.join.as_ref().map_or_else(String::new, |j| j.address.clone())))
-                    .collect(),
-                dead: state.cluster.dead.clone(),
-                last_death: state.cluster.deaths.back().map_or(0, |death| death.index),
-            })
-        });
+        let fresh = self
+            .root()
+            .replica
+            .with(|state| (state.cluster.version != known.version).then(|| Members::of(&state.cluster)));
         if let Some(fresh) = fresh {
             *known = Arc::new(fresh);
         }

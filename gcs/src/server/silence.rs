@@ -35,7 +35,7 @@ impl Default for Bench {
 /// On the leader of `shard`: watches for members that do not report. Never ends.
 pub async fn watch(site: Arc<Site>, running: Arc<Running>, shard: u32, after: Duration) {
     let (group, soft) = (running.groups[shard as usize].clone(), &running.soft[shard as usize]);
-    let (zero, mut watcher) = (Instant::now(), Watcher::new(after));
+    let mut watcher = Watcher::new(after);
     loop {
         tokio::time::sleep(TICK).await;
         let leadership = group.leadership();
@@ -47,10 +47,10 @@ pub async fn watch(site: Arc<Site>, running: Arc<Running>, shard: u32, after: Du
         let silent = {
             let mut holdings = soft.holdings();
             holdings.enter(leadership.term, group.replica.with(|state| state.slots.adopted()));
-            let heard = holdings.heard(zero);
+            let heard = holdings.heard();
             let live = members.live.keys().copied();
             let done = holdings.done(members.last_death);
-            watcher.look(zero.elapsed(), TICK, leadership.term, live, &done, &heard)
+            watcher.look(soft.now(), TICK, leadership.term, live, &done, &heard)
         };
         let Some(member) = silent else { continue };
         let heir = heir(&running, &group);

@@ -1,0 +1,136 @@
+//! Who holds which copies, for one term, from the nodes' reports (R9). Not replicated, and pure: time is
+//! handed in, as what has passed since some start of the caller's.
+
+use mobula_base::ObjectId;
+use mobula_proto as proto;
+use proto::holding_reply::Result as Held;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// The holdings of one term, since slots came to the shard last.
+#[derive(Clone, Default)]
+pub struct Holdings {
+    term: u64,
+    /// Epoch of the map since when the shard has its slots (R9): reports by an older one leave something
+    /// out.
+    adopted: u64,
+    reported: BTreeSet<u64>,
+    /// Up to which version of the view each has acted on deaths.
+    confirmed: BTreeMap<u64, u64>,
+    /// When each last said anything.
+    heard: BTreeMap<u64, Duration>,
+    copies: BTreeMap<ObjectId, BTreeSet<u64>>,
+    held: BTreeMap<u64, BTreeSet<ObjectId>>,
+    /// Copies that a done-record promises and that are no more.
+    gone: BTreeSet<(ObjectId, u64)>,
+}
+
+impl Holdings {
+    /// Forgets everything when a new term has begun, or slots have come.
+    pub fn enter(&mut self, term: u64, adopted: u64) {
+        if (self.term, self.adopted) != (term, adopted) {
+            *self = Holdings { term, adopted, ..Holdings::default() };
+        }
+    }
+
+    /// Who reported a copy of `object`.
+    pub fn holders(&self, object: ObjectId) -> impl Iterator<Item = u64> {
+        self.copies.get(&object).into_iter().flatten().copied()
+    }
+
+    /// Whether `node` said that it no longer has `object`.
+    pub fn is_gone(&self, object: ObjectId, node: u64) -> bool {
+        self.gone.contains(&(object, node))
+    }
+
+    /// Whether all of `live` are done: nothing that is not here can be with one of them, and none hears
+    /// somebody who is dead since `last_death` (R9).
+    pub fn settled<'a>(&self, mut live: impl Iterator<Item = &'a u64>, last_death: u64) -> bool {
+        live.all(|node| self.is_done(*node, last_death))
+    }
+
+    /// Whether a node has reported in full in this term, and has confirmed all deaths.
+    fn is_done(&self, node: u64, last_death: u64) -> bool {
+        self.reported.contains(&node) && self.confirmed.get(&node).is_some_and(|to| *to >= last_death)
+    }
+
+    /// Who is done, see [`Holdings::settled`].
+    pub fn done(&self, last_death: u64) -> BTreeSet<u64> {
+        self.reported.iter().copied().filter(|node| self.is_done(*node, last_death)).collect()
+    }
+
+    /// When each that is on its way to reporting last said anything. Who has reported and still does not
+    /// confirm makes no progress, whatever else it says.
+    pub fn heard(&self) -> BTreeMap<u64, Duration> {
+        let open = self.heard.iter().filter(|(node, _)| !self.reported.contains(node));
+        open.map(|(node, at)| (*node, *at)).collect()
+    }
+
+    /// Forgets the copies of a node.
+    fn forget(&mut self, node: u64) {
+        for object in self.held.remove(&node).unwrap_or_default() {
+            self.drop_copy(object, node);
+        }
+    }
+
+    fn drop_copy(&mut self, object: ObjectId, node: u64) {
+        if let Some(holders) = self.copies.get_mut(&object) {
+            holders.remove(&node);
+            if holders.is_empty() {
+                self.copies.remove(&object);
+            }
+        }
+    }
+
+    /// Forgets the copies of nodes that are gone.
+    pub fn forget_dead(&mut self, dead: &BTreeSet<u64>) {
+        let gone: Vec<u64> = self.held.keys().filter(|node| dead.contains(node)).copied().collect();
+        for node in gone {
+            self.forget(node);
+        }
+        self.gone.retain(|(_, node)| !dead.contains(node));
+        self.heard.retain(|node, _| !dead.contains(node));
+        self.confirmed.retain(|node, _| !dead.contains(node));
+    }
+
+    /// Hears a report of a live node to the leader of `term`, and answers it.
+    pub fn hear(&mut self, report: &proto::HoldingRequest, term: u64, adopted: u64, now: Duration) -> Held {
+        self.enter(term, adopted);
+        if report.full && report.map < adopted {
+            // The map it needs may not be there yet: that is no silence of its own.
+            self.heard.insert(report.incarnation, now);
+            return Held::Moved(adopted);
+        }
+        if report.term != term || !self.take(report, now) {
+            return Held::ReportInFull(term);
+        }
+        Held::AcceptedTerm(term)
+    }
+
+    /// Takes a report; false when the node must first report in full.
+    fn take(&mut self, report: &proto::HoldingRequest, now: Duration) -> bool {
+        let node = report.incarnation;
+        self.heard.insert(node, now);
+        let confirmed = self.confirmed.entry(node).or_default();
+        *confirmed = report.deaths.unwrap_or(u64::MAX).max(*confirmed);
+        if report.full {
+            self.forget(node);
+            self.reported.insert(node);
+        } else if !self.reported.contains(&node) {
+            return false;
+        }
+        for object in report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)) {
+            if let Some(held) = self.held.get_mut(&node) {
+                held.remove(&object);
+            }
+            self.drop_copy(object, node);
+            self.gone.insert((object, node));
+        }
+        for object in report.add.iter().filter_map(|id| ObjectId::from_bytes(id)) {
+            self.held.entry(node).or_default().insert(object);
+            self.copies.entry(object).or_default().insert(node);
+            self.gone.remove(&(object, node));
+        }
+        true
+    }
+}
