@@ -87,7 +87,7 @@ impl RunId {
     pub fn new(job: JobId, parent: TaskId, strand: u64, index: u64) -> Self {
         RunId(hash128(&[
             &job.0.to_le_bytes(),
-            &parent.to_bytes(),
+            &if crate::mutant!("R1b") { TaskId::root(job) } else { parent }.to_bytes(),
             &strand.to_le_bytes(),
             &(index / RUN_LEN).to_le_bytes(),
         ]))

@@ -11,9 +11,11 @@
 //! - [`resources`] — fixed-point amounts that never drift.
 //! - [`disk`] — the [`disk::Disk`] trait, its real twin, and the simulated one that forgets
 //!   what was not synced. [`recorded_disk`] replays what a power cut may leave, for tests.
+//! - [`mutants`] — bugs that the simulator plants; not there in any other build.
 
 pub mod disk;
 pub mod ids;
+pub mod mutants;
 pub mod random;
 pub mod recorded_disk;
 pub mod resources;

@@ -6,9 +6,9 @@ use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
-use mobula_base::{Incarnation, JobId, ShardId, TaskId};
+use mobula_base::{Incarnation, JobId, ShardId, TaskId, mutant};
 use mobula_proto::{Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_id, task_bytes, task_id};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashSet, VecDeque};
 
 /// A job whose workers fail to start this often in a row is told so.
 const SPAWN_FAILURES_MAX: u32 = 3;
@@ -166,13 +166,15 @@ impl Core {
         let depth = self.depth(function) as usize;
         let fits = self.free.fits(&self.classes[class].demand);
         let usable = self.workers.iter().filter(|(_, w)| w.job == job && !w.blocked);
-        let choice = usable
-            .filter(|(_, w)| match w.lease {
-                None => fits && w.queue.is_empty(),
-                Some(lease) => lease == class && w.queue.len() < depth,
-            })
-            .min_by_key(|(id, w)| (w.queue.len(), **id))
-            .map(|(id, _)| *id);
+        let takers = usable.filter(|(_, w)| match w.lease {
+            None => fits && w.queue.is_empty(),
+            Some(lease) => lease == class && w.queue.len() < depth,
+        });
+        let choice = if mutant!("M27") {
+            takers.map(|(id, _)| *id).collect::<HashSet<_>>().into_iter().next()
+        } else {
+            takers.min_by_key(|(id, w)| (w.queue.len(), **id)).map(|(id, _)| *id)
+        };
         let Some(worker) = choice else {
             if fits {
                 self.start_worker(job);
@@ -245,7 +247,7 @@ impl Core {
 
     fn return_lease(&mut self, worker: ClientId) {
         if let Some(w) = self.workers.get_mut(&worker)
-            && let Some(class) = w.lease.take()
+            && let Some(class) = if mutant!("M14") && !w.queue.is_empty() { w.lease } else { w.lease.take() }
         {
             self.free.give(&self.classes[class].demand);
         }
@@ -264,7 +266,7 @@ impl Core {
                 "the worker process died while it ran the task (killed, out of memory, or it exited)";
             self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
         }
-        for task in queue.rev() {
+        for task in queue.rev().filter(|_| !mutant!("W1")) {
             self.requeue(task);
         }
     }
@@ -283,7 +285,9 @@ impl Core {
             self.blocked_runs += 1;
         }
         w.queue.retain(|t| !returned.contains(t));
-        self.return_lease(worker);
+        if !mutant!("R16") {
+            self.return_lease(worker);
+        }
         for task in returned.into_iter().rev() {
             self.requeue(task);
         }
@@ -315,7 +319,7 @@ impl Core {
             {
                 w.queue.remove(at);
             }
-            if self.runs.get(&outcome.task).is_some_and(|r| r.attempt == outcome.attempt) {
+            if self.runs.get(&outcome.task).is_some_and(|r| r.attempt == outcome.attempt || mutant!("W2")) {
                 self.finish_run(outcome.task, outcome.value, outcome.ran_ns);
             }
         }
@@ -340,7 +344,7 @@ impl Core {
             .into_iter()
             .filter(|(shard, number)| !is_committed(streams, *shard, *number))
             .collect();
-        let durable = pending.is_empty();
+        let durable = pending.is_empty() || mutant!("R4");
         let attempt = run.attempt;
         if ran_ns > 0 {
             self.observe(run.spec.function, ran_ns);

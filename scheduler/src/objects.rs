@@ -5,7 +5,7 @@ use crate::recovery::Timer;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, FetchError, Ready, Value};
 use bytes::Bytes;
-use mobula_base::{Incarnation, JobId, ObjectId, TaskId};
+use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, Output, SmallPut, StreamItem, object_bytes, stream_item};
 use std::time::Duration;
 
@@ -106,6 +106,9 @@ impl Core {
             .map(|(id, _)| *id)
             .collect();
         held.sort_unstable();
+        if mutant!("W5") {
+            held.pop();
+        }
         held
     }
 
@@ -215,7 +218,9 @@ impl Core {
                     holders.retain(|h| *h != from);
                     if holders.is_empty() {
                         object.state = State::Unknown;
-                        self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
+                        if !mutant!("W3") {
+                            self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
+                        }
                     } else {
                         self.want_here(id);
                     }

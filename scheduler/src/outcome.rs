@@ -4,7 +4,7 @@ use crate::core::{Core, KeptState};
 use crate::objects::State;
 use crate::stream::About;
 use crate::types::Value;
-use mobula_base::{Incarnation, JobId, TaskId};
+use mobula_base::{Incarnation, JobId, TaskId, mutant};
 use mobula_proto::{
     Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, stream_item, task_bytes, task_id,
 };
@@ -153,5 +153,11 @@ impl Core {
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
         self.streams.push(item, 40, About::Next(task));
         self.set_kept_state(task, KeptState::AwaitAttempt);
+        if mutant!("R7a")
+            && let Some(kept) = self.kept.get_mut(&task)
+        {
+            kept.attempt = from + 1;
+            self.await_deps(task);
+        }
     }
 }

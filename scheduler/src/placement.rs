@@ -9,7 +9,7 @@ use crate::objects::State;
 use crate::recovery::Timer;
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
-use mobula_base::{Incarnation, JobId, Resources, TaskId};
+use mobula_base::{Incarnation, JobId, Resources, TaskId, mutant};
 use mobula_proto::{ArgHint, Assign, Failure, FailureKind, TaskSpec, object_bytes, task_bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -72,7 +72,7 @@ impl Core {
         for class in 0..self.classes.len() {
             // Re-executions are placed whatever the backlog: what fills it may be waiting for them.
             while let Some(task) = self.classes[class].urgent.pop_front() {
-                if !self.place(class, task, true) {
+                if !self.place(class, task, !mutant!("R16b")) {
                     self.classes[class].urgent.push_front(task);
                     break;
                 }

@@ -11,7 +11,7 @@ use crate::objects::{RELOCATE_AFTER, State};
 use crate::placement::Member;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Value};
-use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
 use mobula_proto::{
     ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, StreamItem, TaskState, TaskView,
     item_outcome, located, object_id,
@@ -174,7 +174,9 @@ impl Core {
                     self.diverged(task, view);
                 }
                 match outcome {
-                    Some(item_outcome::Outcome::Refused(view)) if self.still_ours(task, &view) => {
+                    Some(item_outcome::Outcome::Refused(view))
+                        if self.still_ours(task, &view) && !mutant!("W4") =>
+                    {
                         self.done_refused(task);
                     }
                     Some(_) | None => {
@@ -330,7 +332,7 @@ impl Core {
                     }
                 }
                 None => {
-                    if self.objects.get(&id).is_some_and(|o| o.state == State::Pending) {
+                    if self.objects.get(&id).is_some_and(|o| o.state == State::Pending) && !mutant!("W7") {
                         self.forget_place(id);
                     }
                 }
@@ -399,7 +401,7 @@ impl Core {
             let attempt = self.kept[&task].attempt;
             self.propose_next(task, attempt, true);
         }
-        let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node));
+        let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node) && !mutant!("W6"));
         for task in undurable {
             let attempt = self.kept[&task].attempt;
             self.propose_next(task, attempt, false);

@@ -6,7 +6,7 @@
 //! What an item is waited for by is its *ticket*, not its number on the wire: an item whose slot moves
 //! leaves its stream for another one, and keeps the ticket of the shard that it was first meant for.
 
-use mobula_base::{Incarnation, ObjectId, ShardId, TaskId};
+use mobula_base::{Incarnation, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{StreamBatch, StreamItem};
 use std::collections::{BTreeSet, VecDeque};
 
@@ -134,6 +134,7 @@ impl Stream {
         let (records, rest): (Vec<_>, Vec<_>) =
             self.queue.drain(..count).partition(|queued| matches!(queued.waits.about, About::Submit(_)));
         let mut items = Vec::with_capacity(count);
+        let (records, rest) = if mutant!("R12c") { (rest, records) } else { (records, rest) };
         for queued in records.into_iter().chain(rest) {
             items.push(queued.item);
             self.in_flight.push(queued.waits);

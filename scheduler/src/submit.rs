@@ -4,7 +4,7 @@ use crate::core::{Core, Kept, KeptState};
 use crate::objects::State;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Ready};
-use mobula_base::{JobId, ObjectId, TaskId};
+use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, StreamItem, TaskSpec, arg, object_id, stream_item, task_id};
 
 /// Links of a chain of causes that are kept: the nearest and those next to the root.
@@ -39,11 +39,13 @@ impl Core {
             return;
         }
         // A duplicate is recognised, not run again (R2): the client hears of the first.
-        if self.kept.contains_key(&task) || self.is_known(output) {
+        let making = self.kept.contains_key(&task);
+        if (making && !mutant!("M05")) || (!making && self.is_known(output)) {
             self.subscribe(client, output, job);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
-                self.streams.all_of(task.run.slot()).into_iter().for_each(|ticket| run.waits_for(ticket));
+                let tickets = self.streams.all_of(task.run.slot()).into_iter();
+                tickets.filter(|_| !mutant!("R4b")).for_each(|ticket| run.waits_for(ticket));
             }
             return;
         }
@@ -63,7 +65,7 @@ impl Core {
         {
             run.waits_for(ticket);
         }
-        let wait = spec.max_retries == 0 || spec.replay;
+        let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay;
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
         self.kept.insert(task, Kept { spec, attempt: 1, client: Some(client), state, result: None });
         if !wait {

@@ -1,7 +1,7 @@
-//! `mobula-sim run | store | meta | sweep | plants`.
+//! `mobula-sim run | store | meta | sweep | plants | mutants`.
 
 use crate::judge::Verdict;
-use crate::{clock, scenario, store, trace};
+use crate::{clock, mutants, scenario, store, trace};
 use clap::{Parser, Subcommand};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, ExitCode, Stdio};
@@ -28,6 +28,9 @@ enum What {
         /// Lets no fault land.
         #[arg(long)]
         no_faults: bool,
+        /// Plants a bug of the product.
+        #[arg(long)]
+        mutant: Option<String>,
     },
     /// One seed of the control store alone: clients, and a swarm of faults.
     Store {
@@ -40,6 +43,9 @@ enum What {
         /// Plants a bug by its name.
         #[arg(long)]
         plant: Option<String>,
+        /// Plants a bug of the product.
+        #[arg(long)]
+        mutant: Option<String>,
     },
     /// Plants each bug in turn and looks for it, one seed after the other.
     Plants {
@@ -49,6 +55,11 @@ enum What {
         /// Only this bug.
         #[arg(long)]
         only: Option<String>,
+    },
+    /// Bugs that can be planted: what there is, and who finds it.
+    Mutants {
+        #[command(subcommand)]
+        what: mutants::What,
     },
     /// Runs each seed twice in fresh processes: the traces must agree, event for event.
     Meta {
@@ -88,11 +99,35 @@ pub fn main() -> ExitCode {
         }
     };
     match arguments.what {
-        What::Run { seed, trace, no_faults } => run(seed, trace, !no_faults),
-        What::Store { seed, trace, plant } => run_store(seed, trace, plant.as_deref()),
+        What::Run { seed, trace, no_faults, mutant } => {
+            with_mutant(mutant.as_deref(), || run(seed, trace, !no_faults))
+        }
+        What::Store { seed, trace, plant, mutant } => {
+            with_mutant(mutant.as_deref(), || run_store(seed, trace, plant.as_deref()))
+        }
+        What::Mutants { what } => mutants::run(what),
         What::Plants { max_seeds, only } => plants(max_seeds, only.as_deref()),
         What::Meta { seeds, store } => meta(seeds, kind(store)),
         What::Sweep { seeds, store } => sweep(seeds, kind(store)),
+    }
+}
+
+/// Runs something with a bug of the product planted, or none.
+fn with_mutant(mutant: Option<&str>, run: impl FnOnce() -> ExitCode) -> ExitCode {
+    match mutant.map(mutants::plant) {
+        Some(Err(why)) => {
+            eprintln!("{why}");
+            ExitCode::from(64)
+        }
+        Some(Ok(())) | None => run(),
+    }
+}
+
+/// What the line of a run says of the bug that is planted.
+fn said_of_the_bug() -> &'static str {
+    match mutants::reached() {
+        Some(false) => ", the bug was not reached",
+        Some(true) | None => "",
     }
 }
 
@@ -131,12 +166,13 @@ fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
     }
     let simulated = outcome.simulated.as_secs_f64();
     println!(
-        "seed {seed} trace {:016x} {} events, {} rounds, {} records acknowledged, {simulated:.1} s simulated in \
+        "seed {seed} trace {:016x} {} events, {} rounds, {} records acknowledged{}, {simulated:.1} s simulated in \
          {wall:.1} s ({:.0} s/s): {:?}",
         outcome.fingerprint,
         trace::events().len(),
         outcome.rounds,
         outcome.acknowledged,
+        said_of_the_bug(),
         simulated / wall.max(0.001),
         outcome.verdict
     );
@@ -164,10 +200,11 @@ fn run_store(seed: u64, file: Option<std::path::PathBuf>, plant: Option<&str>) -
     }
     let simulated = outcome.simulated.as_secs_f64();
     println!(
-        "seed {seed} trace {:016x} {} events, {}, {simulated:.1} s simulated in {wall:.1} s ({:.0} s/s): {:?}",
+        "seed {seed} trace {:016x} {} events, {}{}, {simulated:.1} s simulated in {wall:.1} s ({:.0} s/s): {:?}",
         outcome.fingerprint,
         trace::events().len(),
         outcome.figures,
+        said_of_the_bug(),
         simulated / wall.max(0.001),
         outcome.verdict
     );
@@ -210,7 +247,7 @@ fn plants(max_seeds: u64, only: Option<&str>) -> ExitCode {
 
 /// Runs this binary on one seed in a fresh process: its output line, or how it panicked, and its exit
 /// code.
-fn one(arguments: &[&str], seed: u64) -> Result<(String, i32), String> {
+pub fn one(arguments: &[&str], seed: u64) -> Result<(String, i32), String> {
     let program = std::env::current_exe().map_err(|e| e.to_string())?;
     let output = Command::new(program)
         .args(arguments)
@@ -229,12 +266,13 @@ fn one(arguments: &[&str], seed: u64) -> Result<(String, i32), String> {
     Ok((text, code))
 }
 
-fn fingerprint(line: &str) -> &str {
+/// The fingerprint in a run's line.
+pub fn fingerprint(line: &str) -> &str {
     line.split_whitespace().skip_while(|w| *w != "trace").nth(1).unwrap_or("none")
 }
 
 /// Runs `job` for every seed on as many threads as there are processors, in order of seeds.
-fn for_seeds<T: Send>(seeds: (u64, u64), job: impl Fn(u64) -> T + Sync) -> Vec<(u64, T)> {
+pub fn for_seeds<T: Send>(seeds: (u64, u64), job: impl Fn(u64) -> T + Sync) -> Vec<(u64, T)> {
     let next = std::sync::atomic::AtomicU64::new(seeds.0);
     let results = std::sync::Mutex::new(Vec::new());
     let threads = std::thread::available_parallelism().map_or(1, usize::from);

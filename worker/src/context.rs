@@ -2,7 +2,7 @@
 
 use crate::client::Client;
 use mobula_base::ids::FIRST_PUT_SLOT;
-use mobula_base::{JobId, ObjectId, TaskId};
+use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -24,7 +24,14 @@ const STRAND: u64 = 0;
 impl Context {
     /// A fresh context: the first submission has index 0.
     pub fn new(job: JobId, task: TaskId, replay: bool) -> Arc<Self> {
-        Arc::new(Context { job, task, replay, next_index: AtomicU64::new(0), next_put: AtomicU32::new(0) })
+        let first = u64::from(replay && mutant!("R1"));
+        Arc::new(Context {
+            job,
+            task,
+            replay,
+            next_index: AtomicU64::new(first),
+            next_put: AtomicU32::new(0),
+        })
     }
 
     /// The id of the next submission.

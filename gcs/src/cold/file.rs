@@ -6,8 +6,8 @@
 //! `len` is the payload's; the CRC covers all after itself, and `len`.
 
 use bytes::{BufMut, Bytes};
-use mobula_base::RunId;
 use mobula_base::disk::Disk;
+use mobula_base::{RunId, mutant};
 use std::io;
 
 /// Bytes before the payload.
@@ -102,7 +102,8 @@ pub fn decode(record: Bytes) -> Option<(Head, Bytes)> {
     let head = Head::read(&record)?;
     let fixed = record.slice(..HEADER);
     let payload = record.slice(HEADER..);
-    (payload.len() == head.len as usize && crc(&fixed, &payload) == head.crc).then_some((head, payload))
+    let right = crc(&fixed, &payload) == head.crc || mutant!("M23");
+    (payload.len() == head.len as usize && right).then_some((head, payload))
 }
 
 /// Visits the heads of all records in the first `len` bytes of a file, without their payloads.

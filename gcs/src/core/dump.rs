@@ -17,7 +17,7 @@ use crate::error::Error;
 use crate::level;
 use bytes::Bytes;
 use mobula_base::ids::hash64;
-use mobula_base::{ObjectId, RunId};
+use mobula_base::{ObjectId, RunId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use std::io;
@@ -148,6 +148,7 @@ impl ShardState {
         for stream in dump.streams {
             let last_ack = Arc::new(stream.last_ack.unwrap_or_default());
             let (mark, last_first, last_len) = (stream.mark, stream.last_first, stream.last_len);
+            let last_len = if mutant!("R12b") { 0 } else { last_len };
             self.streams.insert(stream.incarnation, Stream { mark, last_first, last_len, last_ack });
         }
         self.fenced = dump.fenced.into_iter().collect();

@@ -42,7 +42,7 @@ use crate::level::Formats;
 use bytes::Bytes;
 use cluster::Cluster;
 use kv::Kv;
-use mobula_base::{ObjectId, TaskId};
+use mobula_base::{ObjectId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::call::Op;
@@ -165,8 +165,12 @@ impl ShardState {
                 Some(Answer::Revision(index))
             }
             Some(CommandOp::Fence(fence)) => {
-                self.fenced.insert(fence.incarnation);
-                self.streams.remove(&fence.incarnation);
+                if !mutant!("R10b") {
+                    self.fenced.insert(fence.incarnation);
+                }
+                if !mutant!("R10a") {
+                    self.streams.remove(&fence.incarnation);
+                }
                 Some(Answer::Revision(index))
             }
             Some(CommandOp::Init(init)) => {

@@ -6,7 +6,7 @@ use super::tasks::Changing;
 use super::{Answer, MAX_TASKS_PER_SHARD, Put, ShardState};
 use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{ObjectId, RunId, TaskId};
+use mobula_base::{ObjectId, RunId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::FailureKind;
@@ -43,16 +43,17 @@ fn say(outcomes: &mut Outcomes, seq: u64, outcome: Option<Outcome>) {
 impl ShardState {
     pub(super) fn apply_stream(&mut self, index: u64, batch: &proto::StreamBatch) -> io::Result<Answer> {
         let (who, len) = (batch.incarnation, batch.items.iter().map(seqs_of).sum::<u64>());
-        if self.is_fenced(who) {
+        if self.is_fenced(who) && !mutant!("R10a") {
             return Ok(Answer::Fenced(true));
         }
-        if let Some(stream) = self.streams.get(&who)
+        if let Some(stream) = self.streams.get(&who).filter(|_| !mutant!("R12a"))
             && (stream.last_first, stream.last_len) == (batch.first_seq, len)
         {
             return Ok(Answer::Stream((*stream.last_ack).clone()));
         }
         let mark = self.streams.get(&who).map_or(0, |stream| stream.mark);
-        if batch.first_seq != mark + 1 {
+        let again = mutant!("R12a") && batch.first_seq + len == mark + 1;
+        if batch.first_seq != mark + 1 && !again {
             return Ok(Answer::ExpectedSeq(mark + 1));
         }
         if len == 0 {
@@ -79,6 +80,7 @@ impl ShardState {
             say(&mut outcomes, seq, outcome);
             seq += seqs_of(item);
         }
+        let mark = if again { mark - len } else { mark };
         let ack = proto::StreamAck { mark: mark + len, revision: index, outcomes };
         let last_ack = Arc::new(ack.clone());
         let stream = Stream { mark: mark + len, last_first: batch.first_seq, last_len: len, last_ack };
@@ -135,7 +137,11 @@ impl ShardState {
         let known = self.tasks.get_mut(id.run)?.as_ref().and_then(digest_of);
         if let Some(known) = known {
             let view = self.view_of(id, false)?;
-            return Ok(Some(if known == digest { Outcome::Known(view) } else { Outcome::Diverged(view) }));
+            return Ok(Some(if known == digest || mutant!("R2") {
+                Outcome::Known(view)
+            } else {
+                Outcome::Diverged(view)
+            }));
         }
         if let Some(refused) = self.no_room_for(1, job) {
             return Ok(Some(refused));
@@ -175,7 +181,7 @@ impl ShardState {
         let Some((done, run)) = DoneSet::new(batch).zip(run_id(&batch.run)) else {
             return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed run of done-records")));
         };
-        let executor_fenced = self.is_fenced(done.executor);
+        let executor_fenced = self.is_fenced(done.executor) && !mutant!("M08");
         if !executor_fenced
             && let Some(mut known) = self.tasks.get_mut(run)?
             && known.all_first_attempts_of(who, &done.places)
@@ -202,7 +208,7 @@ impl ShardState {
     /// The current attempt's first `Done` stands; every other is only compared (R3).
     fn done(&mut self, who: u64, done: &proto::Done) -> io::Result<Option<Outcome>> {
         let Some(id) = TaskId::from_bytes(&done.task) else { return Ok(None) };
-        let executor_fenced = self.is_fenced(done.executor);
+        let executor_fenced = self.is_fenced(done.executor) && !mutant!("M08");
         let refused = |state: &Self| Ok(Some(Outcome::Refused(state.view_of(id, false)?)));
         let Some(mut run) = self.tasks.get_mut(id.run)? else { return refused(self) };
         let Some(standing) = run.standing(id.place) else {
@@ -211,7 +217,7 @@ impl ShardState {
         };
         match &standing.state {
             State::Done { outputs, .. } => {
-                let differs = done.failure.is_some() || outputs[..] != done.outputs[..];
+                let differs = !mutant!("R3") && done.failure.is_some() || outputs[..] != done.outputs[..];
                 drop(run);
                 Ok(if differs { Some(Outcome::DivergedDone(self.view_of(id, false)?)) } else { None })
             }
@@ -253,12 +259,13 @@ impl ShardState {
             State::Done { .. } => true,
             State::Failed(_) => false,
         };
-        if !may || standing.attempt != next.from {
+        if (!may || standing.attempt != next.from) && !mutant!("R7b") {
             return refused(self);
         }
-        standing.failures += u32::from(next.failed);
+        standing.failures += u32::from(next.failed && !mutant!("R7c"));
         let max_retries = proto::TaskSpec::decode(record.spec).unwrap_or_default().max_retries;
-        let over = next.failed && standing.failures > max_retries;
+        let over =
+            next.failed && standing.failures > max_retries - u32::from(mutant!("R7e") && max_retries > 1);
         if over {
             standing.state = State::Failed(Box::new(out_of_attempts(standing.failures, max_retries)));
         } else {

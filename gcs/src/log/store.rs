@@ -11,6 +11,7 @@ use crate::hook::{Plant, SharedHook};
 use crate::raft::types::{Entry, LogId, Types, Vote};
 use crate::snapshot::on_disk;
 use mobula_base::disk::Disk;
+use mobula_base::mutant;
 use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use std::fmt::Debug;
@@ -178,6 +179,7 @@ impl RaftLogStorage<Types> for ShardLog {
                 lock(&memory).truncate_blocks(end);
             }
         });
+        let end = end + u64::from(mutant!("M25"));
         self.writer.submit(Record::Truncate { shard: self.shard, end }, Some(done)).await;
         Ok(())
     }

@@ -1,6 +1,7 @@
 //! How patient a cluster is. Simulation chooses shorter times than production.
 
 use crate::error::Error;
+use mobula_base::mutant;
 use openraft::{Config, SnapshotPolicy};
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +75,7 @@ impl RaftTiming {
             // `duties::recycle` purges. openraft's own rule would take back a purge that went further than
             // it and still waits for a follower.
             max_in_snapshot_log_to_keep: u64::MAX,
-            enable_pre_vote: Some(true),
+            enable_pre_vote: Some(!mutant!("M18")),
             enable_leader_restore: Some(false),
             backoff: "20ms 40ms ..200ms".into(),
             ..Config::default()

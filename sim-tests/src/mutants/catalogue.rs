@@ -1,0 +1,143 @@
+//! Every bug that can be planted, in one place. `M..` are those of the fault catalogue that the project
+//! began with, as they apply here; `R..` break the rule of the design with that number; the others are
+//! bugs that this code once had or nearly had.
+//!
+//! A bug is the smallest wrong edit at one place, without a panic or a mark: only its consequences can be
+//! seen. Most are in the product, where `mobula_base::mutant!` has their name; those of `store` are planted
+//! by its hook or by a disk that lies (`store/planted.rs`).
+
+/// What a simulation runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Layer {
+    /// The pure cores in an event loop.
+    Core,
+    /// Whole daemons with a job.
+    Full,
+    /// The control store alone.
+    Store,
+}
+
+impl Layer {
+    /// All of them.
+    pub const ALL: [Layer; 3] = [Layer::Core, Layer::Full, Layer::Store];
+
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Layer::Core => "core",
+            Layer::Full => "full",
+            Layer::Store => "store",
+        }
+    }
+}
+
+/// Where a bug is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// At the site in the product that has its name.
+    Product,
+    /// Planted by the simulator of the store under this name.
+    Planted(&'static str),
+}
+
+/// One bug.
+#[derive(Clone, Copy, Debug)]
+pub struct Mutant {
+    /// Its name.
+    pub id: &'static str,
+    /// The rule or promise that it breaks.
+    pub breaks: &'static str,
+    /// What is wrong.
+    pub what: &'static str,
+    /// Where it is.
+    pub place: Place,
+    /// Who should find it.
+    pub layers: &'static [Layer],
+}
+
+const fn product(
+    id: &'static str,
+    breaks: &'static str,
+    what: &'static str,
+    layers: &'static [Layer],
+) -> Mutant {
+    Mutant { id, breaks, what, place: Place::Product, layers }
+}
+
+const fn planted(id: &'static str, name: &'static str, breaks: &'static str, what: &'static str) -> Mutant {
+    Mutant { id, breaks, what, place: Place::Planted(name), layers: STORE }
+}
+
+const CORE: &[Layer] = &[Layer::Core];
+const BOTH: &[Layer] = &[Layer::Core, Layer::Full];
+const FULL: &[Layer] = &[Layer::Full];
+const STORE: &[Layer] = &[Layer::Store];
+
+/// All of them, in the order of their names.
+pub const MUTANTS: &[Mutant] = &[
+    product("G8", "G8", "the records of a job that has ended stay in memory", CORE),
+    planted("M01", "skip-vote", "R15", "a vote is answered, and not written"),
+    planted("M02", "ack-before-sync", "R14", "an append is acknowledged before it is synced"),
+    product("M04", "R7", "after a broken connection a peer's messages are taken again", FULL),
+    product("M05", "R2", "a known submission is recognised only once it has finished", BOTH),
+    product("M06", "R7", "snapshots and cold runs forget which attempt was granted", BOTH),
+    product("M08", "R10", "a done-record by a fenced executor is applied", BOTH),
+    product("M11", "R14", "files of cold runs are not synced before a snapshot names them", STORE),
+    planted("M13", "read-without-index", "linear", "a fresh read is served without asking a majority"),
+    product("M14", "scheduler 1", "a worker that dies with work gives its CPU back twice", BOTH),
+    planted("M16", "watch-twice", "watch", "an answer to a watch begins with the change before"),
+    product("M17", "liveness", "votes and snapshots have no deadline", STORE),
+    product(
+        "M18",
+        "R15",
+        "no pre-vote: a head that does not hear its leader deposes it, again and again",
+        STORE,
+    ),
+    planted("M22", "ignore-failed-sync", "R14", "a failed sync is taken for done"),
+    product("M23", "R14", "the checksum of a cold run is not looked at", STORE),
+    product("M25", "R14", "a truncation of the log leaves its first void entry in the file", STORE),
+    product("M27", "determinism", "the order of a hash map chooses the worker", BOTH),
+    product("M28", "R14", "an append from before a truncation counts as the place of what came after", STORE),
+    product("R1", "R1", "the submissions of a task that runs again are numbered from another start", FULL),
+    product("R1b", "R1", "the parent does not enter the id of a task", BOTH),
+    product("R2", "R2", "a record with another digest passes for the known one", CORE),
+    product("R3", "R3", "a done-record with another checksum passes for the known one", CORE),
+    product("R4", "R4", "a task is done before what it submitted is committed", BOTH),
+    product("R4b", "R4", "whoever submits a known task again does not wait for its record", CORE),
+    product("R7a", "R7", "the next attempt starts before it is granted", BOTH),
+    product("R7b", "R7", "every proposal of an attempt is granted", BOTH),
+    product("R7c", "R7", "attempts that failed are not counted: a poison task never ends", CORE),
+    product("R7d", "R7", "a task without retries starts before its record is committed", BOTH),
+    product("R7e", "R7", "one retry fewer than the task has", BOTH),
+    product("R9a", "R9", "what no node has reported is lost, whoever has not reported yet", FULL),
+    product("R9b", "R9", "lost is said before all nodes have confirmed a death", FULL),
+    product("R10a", "R10", "a stream of a fenced node is applied", BOTH),
+    product("R10b", "R10", "a death is fenced in shard 0 only", BOTH),
+    product("R12a", "R12", "a batch that is sent again is applied again", BOTH),
+    product("R12b", "R12", "a snapshot forgets which batch of a stream was the last", FULL),
+    product("R12c", "R12", "what follows from a record goes before it in its batch", BOTH),
+    product("R16", "R16", "a worker that waits inside its task keeps its CPU", BOTH),
+    product("R16b", "R16", "re-executions wait for room behind those who wait for them", BOTH),
+    planted("S01", "forget-directory-sync", "R14", "new files and renames are not made durable"),
+    planted("S02", "repeat-twice", "R12", "a repeated request executes again"),
+    planted("S03", "apply-differently", "digest", "one replica applies another value"),
+    planted("S04", "take-any-disk", "no-guess", "a directory is used without asking whose it is"),
+    planted("S05", "leak-proposal-slot", "liveness", "a failed proposal keeps its place"),
+    product("W1", "R4", "what a dead worker had queued is forgotten with it", BOTH),
+    product("W2", "R7", "a worker's late result of an attempt is taken for that of the next", BOTH),
+    product("W3", "G5", "a failed transfer with no other holder is the end of asking", BOTH),
+    product("W4", "R3", "a done-record that was refused is not sent again", BOTH),
+    product("W5", "R9", "a node's full report leaves out the last of its copies", FULL),
+    product(
+        "W6",
+        "R10",
+        "a dead node's finished tasks wait for ever for its word that all is committed",
+        BOTH,
+    ),
+    product("W7", "G5", "whoever was refused an attempt does not ask again where the object is", BOTH),
+];
+
+/// The bug of this name.
+pub fn find(id: &str) -> Option<&'static Mutant> {
+    MUTANTS.iter().find(|mutant| mutant.id == id)
+}

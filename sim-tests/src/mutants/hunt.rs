@@ -1,0 +1,92 @@
+//! Looks for one bug in one layer.
+
+use super::catalogue::{Layer, Mutant, Place};
+use crate::command::{fingerprint, for_seeds, one};
+
+/// How a hunt ended.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// At this seed, which was the last of so many, by this property.
+    At {
+        /// The seed.
+        seed: u64,
+        /// What a judge said.
+        how: String,
+    },
+    /// In none of so many seeds, and whether any came to its place.
+    Not {
+        /// Seeds that were run.
+        seeds: u64,
+        /// Whether the wrong code ran in any of them.
+        reached: bool,
+    },
+}
+
+/// Whether a layer can run a bug at all: those that the store's simulator plants are its own.
+pub fn has(layer: Layer, mutant: &Mutant) -> bool {
+    matches!(mutant.place, Place::Product) || layer == Layer::Store
+}
+
+/// Runs seeds from 1 on until one of them is red.
+pub fn hunt(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
+    let arguments = arguments(layer, mutant);
+    // A judge of one run cannot see that a second one would differ.
+    let twice = mutant.breaks == "determinism";
+    let step = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    let (mut first, mut reached) = (1, false);
+    while first <= max_seeds {
+        let last = (first + step - 1).min(max_seeds);
+        for (seed, (how, came)) in for_seeds((first, last), |seed| look(&arguments, seed, twice)) {
+            reached |= came;
+            if let Some(how) = how {
+                return Found::At { seed, how };
+            }
+        }
+        first = last + 1;
+    }
+    Found::Not { seeds: max_seeds, reached }
+}
+
+fn arguments(layer: Layer, mutant: &Mutant) -> Vec<&'static str> {
+    let mut arguments = match layer {
+        Layer::Core => vec!["run", "--layer", "core"],
+        Layer::Full => vec!["run"],
+        Layer::Store => vec!["store"],
+    };
+    match mutant.place {
+        Place::Product => arguments.extend(["--mutant", mutant.id]),
+        Place::Planted(name) => arguments.extend(["--plant", name]),
+    }
+    arguments
+}
+
+/// Runs one seed: what a judge said, if it was red, and whether the run came to the bug's place.
+fn look(arguments: &[&str], seed: u64, twice: bool) -> (Option<String>, bool) {
+    let Ok((line, code)) = one(arguments, seed) else { return (None, false) };
+    // A hook or a lying disk does not say.
+    let reached = !line.contains("the bug was not reached");
+    if code == 0 && twice {
+        let same = one(arguments, seed).is_ok_and(|(again, _)| fingerprint(&again) == fingerprint(&line));
+        return ((!same).then(|| "determinism: two runs differ".to_owned()), reached);
+    }
+    // Unknown and a failure of the simulator itself are no finding.
+    let red = !matches!(code, 0 | 2 | 5 | 64);
+    (red.then(|| property(&line, code)), reached)
+}
+
+/// The property that a run's line names: what comes before the first colon of the verdict.
+fn property(line: &str, code: i32) -> String {
+    let said = line.split_once(" s/s): ").map_or(line, |(_, verdict)| verdict);
+    let kind = match code {
+        1 => "safety",
+        3 => "liveness",
+        4 => "determinism",
+        _ => "panic",
+    };
+    let text = said.split_once('"').map_or(said, |(_, text)| text);
+    let short: String = text.split(['"', '\n']).next().unwrap_or("").chars().take(PROPERTY_MAX).collect();
+    format!("{kind}: {short}")
+}
+
+/// Characters of a property in a table.
+const PROPERTY_MAX: usize = 100;
