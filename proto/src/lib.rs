@@ -19,6 +19,8 @@ pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descrip
 pub const MAGIC: u32 = 0x4d4f_4255;
 /// Version of the link and peer protocols; both ends must agree.
 pub const WIRE_VERSION: u32 = 1;
+/// From this level of formats on, nodes list references (R6, R8) and the store prunes.
+pub const LEVEL_REFERENCES: u32 = 3;
 /// Results up to this many bytes travel inside messages; larger ones through shared memory.
 pub const INLINE_MAX: usize = 100 * 1024;
 /// No frame of the link or peer protocols may be larger than this.

@@ -1,10 +1,13 @@
 //! The state of one node, and `step`, which only dispatches.
 
+use crate::elide::Later;
 use crate::execute::{Run, Worker};
 use crate::map::IdMap;
 use crate::objects::Object;
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
+use crate::refs::{HeldBack, Named};
+use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
@@ -35,6 +38,28 @@ pub(crate) struct Kept {
     pub state: KeptState,
     /// What it came to and whether that is inline, once it has finished.
     pub result: Option<(mobula_proto::Output, bool)>,
+    /// What an earlier attempt came to, as recorded (G3).
+    pub recorded: Option<mobula_proto::Output>,
+    /// Objects whose references lie inside what it made.
+    pub contains: Vec<ObjectId>,
+    /// Objects that it names, each once.
+    pub names: Vec<Named>,
+    pub record: Record,
+    /// Its done-record, once that is queued.
+    pub done: Option<Ticket>,
+    /// Others may know of it: it was given to another node, or has put something.
+    pub shared: bool,
+}
+
+/// Where the lineage record of a kept task is.
+#[derive(Debug)]
+pub(crate) enum Record {
+    /// Its edges come first (R6); then this, the record in front. The ticket is the record's.
+    Waits { ticket: Ticket, edges: Vec<Ticket>, then: Vec<Later> },
+    /// In its stream.
+    Queued(Ticket),
+    /// On its way, or committed.
+    Sent,
 }
 
 /// Where a kept task stands.
@@ -66,7 +91,6 @@ pub struct Core {
     pub(crate) config: Config,
     pub(crate) now: Instant,
     pub(crate) objects: IdMap<ObjectId, Object>,
-    pub(crate) by_job: BTreeMap<JobId, Vec<ObjectId>>,
     pub(crate) kept: IdMap<TaskId, Kept>,
     pub(crate) runs: IdMap<TaskId, Run>,
     pub(crate) classes: Vec<Class>,
@@ -93,6 +117,24 @@ pub struct Core {
     pub(crate) blocked_runs: u32,
     /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
     pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
+    /// Level of the cluster's formats.
+    pub(crate) level: u32,
+    /// Jobs whose references are counted.
+    pub(crate) counted: BTreeSet<JobId>,
+    /// Objects that somebody may have lost interest in.
+    pub(crate) to_tidy: VecDeque<ObjectId>,
+    /// Copies that nobody on this node has a use for, and which was asked about last, by shard.
+    pub(crate) idle: BTreeSet<ObjectId>,
+    pub(crate) idle_asked: BTreeMap<ShardId, ObjectId>,
+    /// Last tickets of what each client took out of values.
+    pub(crate) gates: BTreeMap<ClientId, BTreeMap<ShardId, u64>>,
+    pub(crate) held_back: Vec<HeldBack>,
+    /// Kept tasks whose records wait for edges.
+    pub(crate) awaiting_edges: BTreeSet<TaskId>,
+    /// What other nodes may drop.
+    pub(crate) freed_at: BTreeMap<Incarnation, Vec<ObjectId>>,
+    /// Something was acknowledged or withdrawn: whoever waits for it looks again.
+    pub(crate) recheck: bool,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -105,7 +147,6 @@ impl Core {
             config,
             now: Instant::default(),
             objects: IdMap::default(),
-            by_job: BTreeMap::new(),
             kept: IdMap::default(),
             runs: IdMap::default(),
             classes: Vec::new(),
@@ -129,6 +170,16 @@ impl Core {
             jobs_ended: BTreeSet::new(),
             blocked_runs: 0,
             to_fail: VecDeque::new(),
+            level: mobula_proto::LEVEL_REFERENCES,
+            counted: BTreeSet::new(),
+            to_tidy: VecDeque::new(),
+            idle: BTreeSet::new(),
+            idle_asked: BTreeMap::new(),
+            gates: BTreeMap::new(),
+            held_back: Vec::new(),
+            awaiting_edges: BTreeSet::new(),
+            freed_at: BTreeMap::new(),
+            recheck: false,
             effects: Vec::new(),
         }
     }
@@ -141,15 +192,18 @@ impl Core {
         for event in events {
             self.handle(event);
             self.fail_dependents();
+            self.tidy_all();
         }
         self.fire_timers();
         self.fail_dependents();
         self.place_queued();
         self.dispatch();
         self.fail_dependents();
+        self.look_again();
         self.start_fetches();
         self.flush_locates();
         self.flush_streams();
+        self.flush_freed();
         if cfg!(debug_assertions) {
             self.check_invariants();
         }
@@ -164,10 +218,12 @@ impl Core {
                 }
             }
             Event::Get { client, job, objects, want_value } => self.get(client, job, objects, want_value),
-            Event::Put { client: _, object, job, value, by_driver, contains: _ } => {
-                self.put(object, job, value, by_driver)
+            Event::Put { client, object, job, value, by_driver, contains } => {
+                self.put(client, object, job, value, by_driver, contains);
             }
-            Event::Held { .. } | Event::Dropped { .. } | Event::Freed { .. } => {}
+            Event::Held { client, job, objects } => self.client_held(client, job, objects),
+            Event::Dropped { client, objects } => self.client_dropped(client, objects),
+            Event::Freed { objects } => self.freed(objects),
             Event::ClientGone { client } => self.client_gone(client),
             Event::WorkerUp { worker, job } => self.worker_up(worker, job),
             Event::WorkerGone { worker } => self.worker_gone(worker),
@@ -227,6 +283,18 @@ impl Core {
     fn flush_streams(&mut self) {
         for (shard, batch) in self.streams.next_batches(self.config.incarnation) {
             self.effects.push(Effect::Send { shard, batch });
+            self.batch_left(shard);
+        }
+    }
+
+    /// Tickets count as acknowledged that did not before: so may what waits for them.
+    fn look_again(&mut self) {
+        self.tidy_all();
+        while std::mem::take(&mut self.recheck) {
+            self.check_edges();
+            self.check_undurable();
+            self.check_held_back();
+            self.tidy_all();
         }
     }
 

@@ -2,12 +2,15 @@
 
 use crate::core::Core;
 use crate::objects::State;
+use crate::outcome::End;
 use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
-use mobula_base::{Incarnation, JobId, ShardId, TaskId, mutant};
-use mobula_proto::{Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_id, task_bytes, task_id};
+use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
+use mobula_proto::{
+    Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
+};
 use std::collections::{BTreeMap, HashSet, VecDeque};
 
 /// A job whose workers fail to start this often in a row is told so.
@@ -24,6 +27,8 @@ pub(crate) struct Run {
     pub missing: u32,
     /// Last ticket of each shard that a record of it has (R4).
     pub submitted: BTreeMap<ShardId, u64>,
+    /// Objects whose references lie inside what it put.
+    pub contains: Vec<ObjectId>,
 }
 
 impl Run {
@@ -45,6 +50,18 @@ pub(crate) struct UndurableRun {
     pub attempt: u32,
     pub keeper: Incarnation,
     pub pending: BTreeMap<ShardId, u64>,
+    /// The report of a task without retries, which nothing would replay: its value is used only once all
+    /// it submitted is committed (R5).
+    pub report: Option<Box<Report>>,
+}
+
+/// What a finished run came to.
+#[derive(Debug)]
+pub(crate) struct Report {
+    pub job: JobId,
+    pub value: Result<Value, Failure>,
+    pub contains: Vec<ObjectId>,
+    pub ran_ns: u64,
 }
 
 /// A worker process.
@@ -96,7 +113,9 @@ impl Core {
         let job = JobId(spec.job);
         let class = self.class_of(&spec.demand());
         let objects: Vec<_> = arg_objects(&spec).collect();
-        let run = Run { spec, attempt, keeper, class, missing: 0, submitted: BTreeMap::new() };
+        self.use_args(&spec, true);
+        let (submitted, contains) = (BTreeMap::new(), Vec::new());
+        let run = Run { spec, attempt, keeper, class, missing: 0, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -183,7 +202,7 @@ impl Core {
         };
         let Some(args) = self.arg_values(&self.runs[&task].spec) else {
             // An argument went while the run waited for a worker: bring it again.
-            let run = self.runs.remove(&task).expect("seen above");
+            let run = self.take_run(task).expect("seen above");
             self.start_run(run.spec, run.attempt, run.keeper);
             return true;
         };
@@ -196,6 +215,13 @@ impl Core {
         let run = &self.runs[&task];
         self.effects.push(Effect::Run { worker, spec: run.spec.clone(), attempt: run.attempt, args });
         true
+    }
+
+    /// Takes a run out of what this node does; it no longer uses its arguments.
+    pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
+        let run = self.runs.remove(&task)?;
+        self.use_args(&run.spec, false);
+        Some(run)
     }
 
     /// The arguments' values, if all are here.
@@ -255,6 +281,7 @@ impl Core {
 
     pub(crate) fn worker_gone(&mut self, worker: ClientId) {
         self.return_lease(worker);
+        self.forget_client_refs(worker);
         let Some(gone) = self.workers.remove(&worker) else { return };
         if gone.blocked {
             self.blocked_runs = self.blocked_runs.saturating_sub(1);
@@ -320,7 +347,7 @@ impl Core {
                 w.queue.remove(at);
             }
             if self.runs.get(&outcome.task).is_some_and(|r| r.attempt == outcome.attempt || mutant!("W2")) {
-                self.finish_run(outcome.task, outcome.value, outcome.ran_ns);
+                self.finish_run(outcome.task, outcome.value, outcome.contains, outcome.ran_ns);
             }
         }
         if self.workers.get(&worker).is_some_and(|w| w.queue.is_empty()) {
@@ -330,14 +357,31 @@ impl Core {
 
     pub(crate) fn fail_run(&mut self, task: TaskId, failure: Failure) {
         if self.runs.contains_key(&task) {
-            self.finish_run(task, Err(failure), 0);
+            self.finish_run(task, Err(failure), Vec::new(), 0);
         }
     }
 
     /// An attempt ended here: keeps its value and reports to the keeper.
-    fn finish_run(&mut self, task: TaskId, value: Result<Value, Failure>, ran_ns: u64) {
-        let Some(run) = self.runs.remove(&task) else { return };
-        let (job, me) = (JobId(run.spec.job), self.config.incarnation);
+    fn finish_run(
+        &mut self,
+        task: TaskId,
+        value: Result<Value, Failure>,
+        mut contains: Vec<ObjectId>,
+        ran_ns: u64,
+    ) {
+        let Some(run) = self.runs.get(&task) else { return };
+        let job = JobId(run.spec.job);
+        if !self.counts(job) {
+            contains.clear();
+        }
+        // Edges from the task: there before its done-record (R6).
+        for inner in contains.iter().copied() {
+            let ticket = self.name(inner, job, Some(task.output(0)), true, false);
+            if let Some(run) = self.runs.get_mut(&task) {
+                run.waits_for(ticket);
+            }
+        }
+        let Some(run) = self.take_run(task) else { return };
         let streams = &self.streams;
         let pending: BTreeMap<ShardId, u64> = run
             .submitted
@@ -345,32 +389,49 @@ impl Core {
             .filter(|(shard, number)| !is_committed(streams, *shard, *number))
             .collect();
         let durable = pending.is_empty() || mutant!("R4");
-        let attempt = run.attempt;
         if ran_ns > 0 {
             self.observe(run.spec.function, ran_ns);
         }
-        if run.keeper == me {
-            self.result(task, attempt, me, value, durable);
+        contains.extend(run.contains);
+        contains.sort_unstable();
+        contains.dedup();
+        let (attempt, keeper) = (run.attempt, run.keeper);
+        let report = Report { job, value, contains, ran_ns };
+        let waits = !durable && run.spec.max_retries == 0;
+        let report = if waits {
+            Some(Box::new(report))
         } else {
-            let mut result =
-                PeerResult { task: task_bytes(task), attempt, durable, ran_ns, ..PeerResult::default() };
-            match value {
-                Err(failure) => result.failure = Some(failure),
-                Ok(value) => {
-                    result.output = Some(value.output(self.config.crc));
-                    if let Value::Inline(bytes) = &value {
-                        result.inline = bytes.clone();
-                        result.has_inline = true;
-                    }
-                    self.make_known(task.output(0), job, State::Here(value));
-                    self.announce(task.output(0));
-                }
-            }
-            self.effects.push(Effect::Result { to: run.keeper, result });
-        }
+            self.report(task, attempt, keeper, report, durable);
+            None
+        };
         if !durable {
-            self.undurable.push(UndurableRun { task, attempt, keeper: run.keeper, pending });
+            self.undurable.push(UndurableRun { task, attempt, keeper, pending, report });
         }
+    }
+
+    fn report(&mut self, task: TaskId, attempt: u32, keeper: Incarnation, report: Report, durable: bool) {
+        let Report { job, value, contains, ran_ns } = report;
+        let me = self.config.incarnation;
+        if keeper == me {
+            return self.result(End { task, attempt, executor: me, durable, contains }, value);
+        }
+        let contains = contains.into_iter().map(object_bytes).collect();
+        let task_name = task_bytes(task);
+        let mut result =
+            PeerResult { task: task_name, attempt, durable, ran_ns, contains, ..PeerResult::default() };
+        match value {
+            Err(failure) => result.failure = Some(failure),
+            Ok(value) => {
+                result.output = Some(value.output(self.config.crc));
+                if let Value::Inline(bytes) = &value {
+                    result.inline = bytes.clone();
+                    result.has_inline = true;
+                }
+                self.make_known(task.output(0), job, State::Here(value));
+                self.announce(task.output(0));
+            }
+        }
+        self.effects.push(Effect::Result { to: keeper, result });
     }
 
     /// Some records were acknowledged: which finished runs are durable now?
@@ -380,12 +441,13 @@ impl Core {
             .into_iter()
             .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
         self.undurable = waiting;
-        for run in done {
-            if run.keeper == self.config.incarnation {
-                self.durable(run.task, run.attempt);
+        for UndurableRun { task, attempt, keeper, report, .. } in done {
+            if let Some(report) = report {
+                self.report(task, attempt, keeper, *report, true);
+            } else if keeper == self.config.incarnation {
+                self.durable(task, attempt);
             } else {
-                let (task, attempt) = (run.task, run.attempt);
-                self.effects.push(Effect::Durable { to: run.keeper, task, attempt });
+                self.effects.push(Effect::Durable { to: keeper, task, attempt });
             }
         }
     }
@@ -397,7 +459,7 @@ impl Core {
         if running {
             return;
         }
-        if let Some(run) = self.runs.remove(&task) {
+        if let Some(run) = self.take_run(task) {
             for id in arg_objects(&run.spec) {
                 if let Some(object) = self.objects.get_mut(&id) {
                     object.runs_waiting.retain(|t| *t != task);

@@ -14,6 +14,8 @@
 //! - [`execute`] — tasks on this node: arguments, workers, leases, results.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - [`objects`] — what this node knows of each object, and who waits for it.
+//! - [`refs`] — who on this node refers to an object, and what its home is told (R6, R8); [`elide`] — when a
+//!   record is sent, and when it never is (R4).
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
@@ -21,12 +23,14 @@
 
 pub mod census;
 pub mod core;
+pub mod elide;
 pub mod execute;
 pub mod map;
 pub mod objects;
 pub mod outcome;
 pub mod placement;
 pub mod recovery;
+pub mod refs;
 pub mod stream;
 pub mod streams;
 pub mod submit;

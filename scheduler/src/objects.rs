@@ -2,9 +2,9 @@
 
 use crate::core::Core;
 use crate::recovery::Timer;
+use crate::refs::{Home, Refs};
 use crate::stream::About;
 use crate::types::{ClientId, Effect, FetchError, Ready, Value};
-use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, Output, SmallPut, StreamItem, object_bytes, stream_item};
 use std::time::Duration;
@@ -43,33 +43,31 @@ pub(crate) struct Object {
     pub subscribers: Vec<ClientId>,
     /// Clients that want its bytes.
     pub getters: Vec<ClientId>,
-    /// Keep a copy here although nobody asked.
+    /// Bring a copy here although nobody asked.
     pub replica: bool,
+    pub refs: Refs,
 }
 
 impl Object {
     fn wanted_here(&self) -> bool {
         self.replica || !self.runs_waiting.is_empty() || !self.getters.is_empty()
     }
-    fn wanted(&self) -> bool {
+    pub fn is_wanted(&self) -> bool {
         self.wanted_here() || !self.tasks_waiting.is_empty() || !self.subscribers.is_empty()
     }
 }
 
 impl Core {
     pub(crate) fn object(&mut self, id: ObjectId, job: JobId) -> &mut Object {
-        let by_job = &mut self.by_job;
-        self.objects.entry(id).or_insert_with(|| {
-            by_job.entry(job).or_default().push(id);
-            Object {
-                job,
-                state: State::Unknown,
-                tasks_waiting: Vec::new(),
-                runs_waiting: Vec::new(),
-                subscribers: Vec::new(),
-                getters: Vec::new(),
-                replica: false,
-            }
+        self.objects.entry(id).or_insert_with(|| Object {
+            job,
+            state: State::Unknown,
+            tasks_waiting: Vec::new(),
+            runs_waiting: Vec::new(),
+            subscribers: Vec::new(),
+            getters: Vec::new(),
+            replica: false,
+            refs: Refs::default(),
         })
     }
 
@@ -196,11 +194,16 @@ impl Core {
 
     pub(crate) fn fetched(&mut self, id: ObjectId, value: Value) {
         self.fetching.remove(&id);
-        let Some(object) = self.objects.get_mut(&id) else { return };
+        let Some(object) = self.objects.get_mut(&id) else {
+            // Nobody wants it by now.
+            self.effects.push(Effect::Discard { object: id });
+            return;
+        };
         if matches!(object.state, State::Here(_) | State::Failed(_)) {
             return;
         }
         object.state = State::Here(value);
+        object.replica = false;
         self.effects.push(Effect::Held { object: id });
         self.announce(id);
     }
@@ -232,6 +235,7 @@ impl Core {
     /// The object exists (or failed): tells everyone who waited.
     pub(crate) fn announce(&mut self, id: ObjectId) {
         let Some(ready) = self.ready_of(id) else { return };
+        self.to_tidy.push_back(id);
         let Some(object) = self.objects.get_mut(&id) else { return };
         for client in std::mem::take(&mut object.subscribers) {
             self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
@@ -293,48 +297,93 @@ impl Core {
     pub(crate) fn forget_place(&mut self, id: ObjectId) {
         if let Some(object) = self.objects.get_mut(&id) {
             object.state = State::Unknown;
-            if object.wanted() {
+            if object.is_wanted() {
                 self.locate_if_unknown(id);
             }
         }
     }
 
-    pub(crate) fn put(&mut self, id: ObjectId, job: JobId, value: Value, by_driver: bool) {
+    pub(crate) fn put(
+        &mut self,
+        client: ClientId,
+        id: ObjectId,
+        job: JobId,
+        value: Value,
+        by_driver: bool,
+        contains: Vec<ObjectId>,
+    ) {
         if self.jobs_ended.contains(&job) {
             return;
         }
-        let output = value.output(self.config.crc);
-        let small = match &value {
-            Value::Inline(bytes) => Some(bytes.clone()),
-            Value::Shared { .. } => None,
-        };
-        self.object(id, job).state = State::Here(value);
+        self.refer(client, id, job);
+        let object = self.object(id, job);
+        object.state = State::Here(value.clone());
+        object.refs.origin = true;
+        let contains = if self.counts(job) { contains } else { Vec::new() };
         if by_driver {
-            self.keep_put_safe(id, job, small, output);
+            self.keep_put_safe(id, job, value, contains);
         } else {
-            self.effects.push(Effect::Held { object: id });
+            self.put_in_task(client, id, job, contains);
         }
         self.announce(id);
     }
 
-    /// A driver's `put` has no task behind it: small ones go into the store, large ones get a
-    /// second copy (R6, default k = 2).
-    fn keep_put_safe(&mut self, id: ObjectId, job: JobId, small: Option<Bytes>, output: Output) {
-        match small {
-            Some(value) => {
-                let bytes = value.len() + 40;
-                let put = SmallPut { object: object_bytes(id), job: job.0, value, ..Default::default() };
-                let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
-                self.streams.push(item, bytes, About::Put(id));
+    /// The task that a worker runs has put a value: the task makes it again should it be lost. Its
+    /// done-record names what the value contains, and comes after the hold and the edges (R6).
+    fn put_in_task(&mut self, worker: ClientId, id: ObjectId, job: JobId, contains: Vec<ObjectId>) {
+        self.effects.push(Effect::Held { object: id });
+        if !self.counts(job) {
+            return;
+        }
+        let hold = self.name(id, job, None, false, true);
+        self.running_waits_for(worker, hold);
+        for inner in contains.iter().copied() {
+            let edge = self.name(inner, job, Some(id.task.output(0)), true, false);
+            self.running_waits_for(worker, edge);
+        }
+        if let Some(run) = self.runs.get_mut(&id.task) {
+            run.contains.extend(contains);
+        }
+        if let Some(kept) = self.kept.get_mut(&id.task) {
+            kept.shared = true;
+        }
+    }
+
+    /// A driver's `put` has no task behind it: its record is in the store, small values with it; large
+    /// ones get a second copy (R6, default k = 2).
+    fn keep_put_safe(&mut self, id: ObjectId, job: JobId, value: Value, contains: Vec<ObjectId>) {
+        for inner in contains.iter().copied() {
+            self.name(inner, job, Some(id), true, false);
+        }
+        let simple = contains.is_empty();
+        let output = value.output(self.config.crc);
+        let mut put = SmallPut { object: object_bytes(id), job: job.0, ..Default::default() };
+        put.contains = contains.into_iter().map(object_bytes).collect();
+        let bytes = match &value {
+            Value::Inline(value) => {
+                put.value = value.clone();
+                value.len() + 40
             }
-            None => {
-                self.effects.push(Effect::Held { object: id });
-                let me = self.config.incarnation;
-                let other =
-                    self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
-                if let Some(to) = other {
-                    self.effects.push(Effect::Replicate { to, object: id, job, output });
-                }
+            Value::Shared { .. } => {
+                (put.large, put.output) = (true, Some(output));
+                60
+            }
+        };
+        let large = put.large;
+        if !large || self.counts(job) {
+            let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
+            let ticket = self.streams.push(item, bytes, About::Put(id));
+            let refs = &mut self.object(id, job).refs;
+            (refs.home, refs.put) = (Home::Held, (simple && !large).then_some(ticket));
+        }
+        if large {
+            self.effects.push(Effect::Held { object: id });
+            let me = self.config.incarnation;
+            let other =
+                self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
+            if let Some(to) = other {
+                self.effects.push(Effect::Replicate { to, object: id, job, output });
+                self.object(id, job).refs.copy_at = Some(to);
             }
         }
     }
@@ -347,7 +396,8 @@ impl Core {
         if matches!(object.state, State::Unknown | State::Locating) {
             object.state = State::Elsewhere { holders: vec![holder], output };
         }
-        object.replica = true;
+        object.replica = !matches!(object.state, State::Here(_));
         self.want_here(id);
+        self.to_tidy.push_back(id);
     }
 }

@@ -1,13 +1,27 @@
 //! What a keeper does with a result; done-records (R3, R4).
 
 use crate::core::{Core, KeptState};
+use crate::elide::Later;
 use crate::objects::State;
 use crate::stream::About;
-use crate::types::Value;
-use mobula_base::{Incarnation, JobId, TaskId, mutant};
+use crate::types::{Effect, Value};
+use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{
-    Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, stream_item, task_bytes, task_id,
+    Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, object_bytes, object_id,
+    stream_item, task_bytes, task_id,
 };
+
+/// How an attempt of a kept task ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub task: TaskId,
+    pub attempt: u32,
+    pub executor: Incarnation,
+    /// Everything that it submitted is committed or elided.
+    pub durable: bool,
+    /// Objects whose references lie inside what it made; they have their edges.
+    pub contains: Vec<ObjectId>,
+}
 
 impl Core {
     pub(crate) fn peer_result(&mut self, from: Incarnation, result: PeerResult) {
@@ -16,13 +30,15 @@ impl Core {
         if kept.state != KeptState::Placed(from) {
             return;
         }
-        let function = kept.spec.function;
+        let (function, job) = (kept.spec.function, JobId(kept.spec.job));
         self.observe(function, result.ran_ns.max(1));
-        let (durable, attempt) = (result.durable, result.attempt);
+        self.object(task.output(0), job).refs.copy_at = Some(from);
+        let contains = result.contains.iter().filter_map(|id| object_id(id).ok()).collect();
+        let end = End { task, attempt: result.attempt, executor: from, durable: result.durable, contains };
         match (result.failure, result.has_inline, result.output) {
-            (Some(failure), _, _) => self.result(task, attempt, from, Err(failure), durable),
-            (None, true, _) => self.result(task, attempt, from, Ok(Value::Inline(result.inline)), durable),
-            (None, false, Some(output)) => self.result_elsewhere(task, from, output, durable),
+            (Some(failure), _, _) => self.result(end, Err(failure)),
+            (None, true, _) => self.result(end, Ok(Value::Inline(result.inline))),
+            (None, false, Some(output)) => self.result_elsewhere(end, output),
             (None, false, None) => {}
         }
     }
@@ -34,14 +50,8 @@ impl Core {
     }
 
     /// An attempt of a kept task ended with a value in this node's memory, or without one.
-    pub(crate) fn result(
-        &mut self,
-        task: TaskId,
-        attempt: u32,
-        executor: Incarnation,
-        value: Result<Value, Failure>,
-        durable: bool,
-    ) {
+    pub(crate) fn result(&mut self, end: End, value: Result<Value, Failure>) {
+        let (task, attempt, executor) = (end.task, end.attempt, end.executor);
         let Some(kept) = self.kept.get(&task) else { return };
         if kept.attempt != attempt || kept.state != KeptState::Placed(executor) {
             return;
@@ -54,36 +64,59 @@ impl Core {
             Err(failure) if failure.kind() == FailureKind::FailureWorkerDied => {
                 self.propose_next(task, attempt, true);
             }
-            Err(failure) => self.conclude(task, executor, Err(failure), durable),
+            Err(failure) => self.conclude(end, Err(failure)),
             Ok(value) => {
-                self.object(task.output(0), job).state = State::Here(value.clone());
                 let output = value.output(self.config.crc);
-                self.conclude(task, executor, Ok((output, matches!(value, Value::Inline(_)))), durable);
+                if let Err(diverged) = self.compare(task, output) {
+                    if executor == self.config.incarnation && matches!(value, Value::Shared { .. }) {
+                        self.effects.push(Effect::Discard { object: task.output(0) });
+                    }
+                    return self.conclude(end, Err(diverged));
+                }
+                self.object(task.output(0), job).state = State::Here(value.clone());
+                self.conclude(end, Ok((output, matches!(value, Value::Inline(_)))));
             }
         }
     }
 
-    fn result_elsewhere(&mut self, task: TaskId, executor: Incarnation, output: Output, durable: bool) {
-        let Some(kept) = self.kept.get(&task) else { return };
+    fn result_elsewhere(&mut self, end: End, output: Output) {
+        let Some(kept) = self.kept.get(&end.task) else { return };
         let job = JobId(kept.spec.job);
-        self.unplace(executor);
-        self.make_known(task.output(0), job, State::Elsewhere { holders: vec![executor], output });
-        self.conclude(task, executor, Ok((output, false)), durable);
+        self.unplace(end.executor);
+        if let Err(diverged) = self.compare(end.task, output) {
+            return self.conclude(end, Err(diverged));
+        }
+        let state = State::Elsewhere { holders: vec![end.executor], output };
+        self.make_known(end.task.output(0), job, state);
+        self.conclude(end, Ok((output, false)));
+    }
+
+    /// An id denotes one value (G3): what a further attempt made must be what is recorded, unless the job
+    /// accepts what differs.
+    fn compare(&self, task: TaskId, output: Output) -> Result<(), Failure> {
+        let Some(kept) = self.kept.get(&task) else { return Ok(()) };
+        match kept.recorded {
+            Some(recorded) if recorded != output && !kept.spec.accept_divergence => Err(Failure::new(
+                FailureKind::FailureDiverged,
+                format!(
+                    "attempt {} of task {task} made other bytes (checksum {:08x}, {} bytes) than are recorded \
+                     ({:08x}, {} bytes): the task is not deterministic. Make it so, or let the job accept divergence",
+                    kept.attempt, output.crc, output.size, recorded.crc, recorded.size
+                ),
+            )),
+            Some(_) | None => Ok(()),
+        }
     }
 
     /// The value may be used at once; the done-record waits until everything the task submitted is
     /// committed (R4).
-    fn conclude(
-        &mut self,
-        task: TaskId,
-        executor: Incarnation,
-        result: Result<(Output, bool), Failure>,
-        durable: bool,
-    ) {
+    fn conclude(&mut self, end: End, result: Result<(Output, bool), Failure>) {
+        let End { task, attempt, executor, durable, contains } = end;
         let Some(kept) = self.kept.get_mut(&task) else { return };
-        let (job, attempt) = (JobId(kept.spec.job), kept.attempt);
+        let job = JobId(kept.spec.job);
         let bytes = result.as_ref().map(|(output, _)| output.size).unwrap_or(0);
         kept.result = result.as_ref().ok().copied();
+        kept.contains = contains;
         if let Err(failure) = &result {
             self.make_known(task.output(0), job, State::Failed(failure.clone()));
         }
@@ -102,6 +135,7 @@ impl Core {
             if pending && object != task.output(0) {
                 self.forget_place(object);
             }
+            self.to_tidy.push_back(object);
         }
     }
 
@@ -123,10 +157,16 @@ impl Core {
             }
             Err(failure) => done.failure = Some(failure),
         }
+        if let Some(kept) = self.kept.get(&task) {
+            done.contains = kept.contains.iter().copied().map(object_bytes).collect();
+        }
         let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
         let bytes = prost::Message::encoded_len(&item);
-        self.streams.push(item, bytes, About::Done(task));
-        self.set_kept_state(task, KeptState::Finishing);
+        let ticket = self.push_behind(task, Later { item, bytes, about: About::Done(task) });
+        if let Some(kept) = self.kept.get_mut(&task) {
+            (kept.done, kept.state) = (ticket, KeptState::Finishing);
+        }
+        self.to_tidy.push_back(task.output(0));
     }
 
     /// Everything the task submitted is committed: its done-record may go.
@@ -143,15 +183,16 @@ impl Core {
         if matches!(kept.state, KeptState::Finishing | KeptState::Placed(_) | KeptState::Undurable(_)) {
             return;
         }
-        let me = self.config.incarnation;
-        self.conclude(task, me, Err(failure), true);
+        let (attempt, executor) = (kept.attempt, self.config.incarnation);
+        let end = End { task, attempt, executor, durable: true, contains: Vec::new() };
+        self.conclude(end, Err(failure));
     }
 
     /// Proposes the next attempt: it starts only once that is granted (R7).
     pub(crate) fn propose_next(&mut self, task: TaskId, from: u32, failed: bool) {
         let next = NextAttempt { task: task_bytes(task), from, failed };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
-        self.streams.push(item, 40, About::Next(task));
+        self.push_behind(task, Later { item, bytes: 40, about: About::Next(task) });
         self.set_kept_state(task, KeptState::AwaitAttempt);
         if mutant!("R7a")
             && let Some(kept) = self.kept.get_mut(&task)

@@ -109,6 +109,7 @@ impl Core {
         if node == me {
             self.start_run(spec, attempt, me);
         } else {
+            kept.shared = true;
             *self.placed.entry(node).or_default() += 1;
             let assign = Assign { hints: self.hints(&spec), spec: Some(spec), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
@@ -227,7 +228,7 @@ impl Core {
 
     /// Gives the task of a job that ended, or of a dead keeper, no further thought.
     pub(crate) fn drop_kept(&mut self, task: TaskId) {
-        if let Some(kept) = self.kept.remove(&task)
+        if let Some(kept) = self.take_kept(task)
             && let KeptState::Placed(node) | KeptState::Undurable(node) = kept.state
         {
             self.unplace(node);

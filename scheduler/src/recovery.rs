@@ -5,7 +5,7 @@
 //! arguments of that task are awaited like those of any other, so the walk down the lineage is
 //! iterative, parallel, and stops at the first thing that still exists.
 
-use crate::core::{Core, Kept, KeptState};
+use crate::core::{Core, Kept, KeptState, Record};
 use crate::map::sorted_keys;
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::placement::Member;
@@ -96,7 +96,8 @@ impl Core {
                 let holders: Vec<Incarnation> =
                     here.holders.iter().map(|h| Incarnation(h.incarnation)).filter(|h| *h != me).collect();
                 if holders.is_empty() {
-                    // Said to be here, but it is not: ask again when the news has settled.
+                    // Said to be here, but it is not: says so, and asks again when the news has settled.
+                    self.effects.push(Effect::Discard { object: id });
                     self.set_object_state(id, State::Unknown);
                     self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
                 } else {
@@ -160,9 +161,7 @@ impl Core {
         for (about, outcome) in self.streams.acknowledge(shard, ack, moved) {
             self.item_acked(about, revision, outcome);
         }
-        if !self.undurable.is_empty() {
-            self.check_undurable();
-        }
+        self.recheck = true;
     }
 
     fn item_acked(&mut self, about: About, revision: u64, outcome: Option<ItemOutcome>) {
@@ -181,14 +180,18 @@ impl Core {
                     }
                     Some(_) | None => {
                         if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
-                            self.kept.remove(&task);
+                            self.take_kept(task);
+                            self.to_tidy.push_back(task.output(0));
                         }
                     }
                 }
             }
             (About::Next(task), Some(item_outcome::Outcome::Granted(view))) => self.granted(task, view),
             (About::Next(task), Some(item_outcome::Outcome::Refused(view))) => self.refused(task, view),
-            (About::Next(_) | About::Put(_), _) => {}
+            (About::Release(id), outcome) => {
+                self.released(id, matches!(outcome, Some(item_outcome::Outcome::Kept(true))));
+            }
+            (About::Next(_) | About::Put(_) | About::Name(_) | About::Unname(_), _) => {}
         }
     }
 
@@ -299,16 +302,29 @@ impl Core {
         if self.jobs_ended.contains(&job) {
             return;
         }
-        let old = self.kept.remove(&task);
-        let client = old.and_then(|k| k.client);
+        let recorded = view.outputs.first().copied();
+        let (client, names) = match self.kept.remove(&task) {
+            Some(old) => (old.client, old.names),
+            None => (None, self.hold_for(&spec)),
+        };
         self.object(task.output(0), job);
         if !matches!(self.objects[&task.output(0)].state, State::Here(_)) {
             self.set_object_state(task.output(0), State::Pending);
         }
-        self.kept.insert(
-            task,
-            Kept { spec, attempt: view.attempt, client, state: KeptState::AwaitDeps(0), result: None },
-        );
+        let kept = Kept {
+            spec,
+            attempt: view.attempt,
+            client,
+            state: KeptState::AwaitDeps(0),
+            result: None,
+            recorded,
+            contains: Vec::new(),
+            names,
+            record: Record::Sent,
+            done: None,
+            shared: true,
+        };
+        self.kept.insert(task, kept);
         if self.rebuilding.insert(task) {
             self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
         }
@@ -323,6 +339,7 @@ impl Core {
         let failure = (view.state == TaskState::TaskFailed as i32).then_some(view.failure).flatten();
         waiting.sort_unstable();
         waiting.dedup();
+        self.to_tidy.extend(&waiting);
         for id in waiting {
             match &failure {
                 Some(failure) => {
@@ -350,6 +367,9 @@ impl Core {
             && let Ok(map) = map.read()
         {
             self.streams.learn(map);
+        }
+        if view.level > 0 {
+            self.level = view.level;
         }
         let mut alive = BTreeSet::new();
         for node in &view.nodes {
@@ -382,6 +402,7 @@ impl Core {
     /// Workers start while the job's first tasks are on their way.
     pub(crate) fn job_started(&mut self, job: JobId) {
         if !self.jobs_ended.contains(&job) && self.jobs_seen.insert(job) {
+            self.count_from_now_on(job);
             for _ in 0..self.config.workers {
                 self.start_worker(job);
             }
@@ -435,6 +456,7 @@ impl Core {
                 kept.client = None;
             }
         }
+        self.forget_client_refs(client);
     }
 
     /// A job ended: everything of it goes.
@@ -446,10 +468,12 @@ impl Core {
             self.drop_kept(task);
         }
         for task in sorted_keys(&self.runs, |r| r.spec.job == job.0) {
-            self.runs.remove(&task);
+            self.take_run(task);
         }
-        for id in self.by_job.remove(&job).unwrap_or_default() {
+        self.counted.remove(&job);
+        for id in sorted_keys(&self.objects, |object| object.job == job) {
             self.objects.remove(&id);
+            self.idle.remove(&id);
         }
         let workers: Vec<ClientId> =
             self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();

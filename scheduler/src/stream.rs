@@ -24,8 +24,14 @@ pub enum About {
     Done(TaskId),
     /// A compare-and-set on the attempt.
     Next(TaskId),
-    /// A small put.
+    /// A driver's put.
     Put(ObjectId),
+    /// A reference: an edge, a hold, or both (R6, R8).
+    Name(ObjectId),
+    /// The end of an edge.
+    Unname(ObjectId),
+    /// The end of a hold.
+    Release(ObjectId),
 }
 
 impl About {
@@ -33,7 +39,10 @@ impl About {
     pub fn slot(self) -> u32 {
         match self {
             About::Submit(task) | About::Done(task) | About::Next(task) => task.run.slot(),
-            About::Put(object) => object.task.run.slot(),
+            About::Put(object)
+            | About::Name(object)
+            | About::Unname(object)
+            | About::Release(object) => object.task.run.slot(),
         }
     }
 }
@@ -56,6 +65,16 @@ pub(crate) struct Waits {
     pub strays: bool,
 }
 
+/// Where in a batch an item stands.
+fn rank(about: About) -> u8 {
+    match about {
+        About::Name(_) | About::Unname(_) => 0,
+        About::Submit(_) => 1,
+        About::Done(_) | About::Next(_) | About::Put(_) => 2,
+        About::Release(_) => 3,
+    }
+}
+
 /// An item in a queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
@@ -75,8 +94,12 @@ pub struct Stream {
     given: u64,
     /// The last ticket of this shard that was acknowledged from this stream.
     settled: u64,
-    /// Items here that have a ticket of this shard and never left.
+    /// Items here that have a ticket of this shard, never left, and were not withdrawn.
     own: usize,
+    /// The last ticket of this shard whose item was put into a batch here.
+    taken: u64,
+    /// Tickets whose items are still queued and will not be sent.
+    withdrawn: BTreeSet<u64>,
     /// Tickets of this shard whose items have left, and are not acknowledged elsewhere yet.
     strayed: BTreeSet<u64>,
 }
@@ -115,7 +138,27 @@ impl Stream {
 
     /// Items that are here and not acknowledged.
     pub(crate) fn pending(&self) -> u64 {
-        (self.queue.len() + self.in_flight.len()) as u64
+        (self.queue.len() + self.in_flight.len() - self.withdrawn.len()) as u64
+    }
+
+    /// Whether the item with this ticket of this shard waits here, so that it could be withdrawn.
+    pub(crate) fn is_queued(&self, number: u64) -> bool {
+        number > self.taken && !self.strayed.contains(&number) && !self.withdrawn.contains(&number)
+    }
+
+    /// The item with this ticket is not to be sent, if it has not been.
+    pub(crate) fn withdraw(&mut self, number: u64) -> bool {
+        let queued = self.is_queued(number);
+        if queued {
+            self.withdrawn.insert(number);
+            self.own -= 1;
+        }
+        queued
+    }
+
+    /// What the batch in flight is about.
+    pub(crate) fn in_flight(&self) -> impl Iterator<Item = About> + '_ {
+        self.in_flight.iter().map(|waits| waits.about)
     }
 
     /// The next batch, unless one is in flight or nothing waits.
@@ -123,23 +166,56 @@ impl Stream {
         if !self.in_flight.is_empty() || self.queue.is_empty() {
             return None;
         }
-        let mut total = 0;
-        let fits = |(at, queued): (usize, &Queued)| {
-            total += queued.bytes;
-            at < BATCH_ITEMS_MAX && (total <= BATCH_BYTES_MAX || at == 0)
-        };
-        let count = self.queue.iter().enumerate().map(fits).take_while(|fits| *fits).count();
-        // Records first: so neighbours of a run stand together and travel as one piece. Nothing that
-        // follows from a record comes before it, and a record follows from nothing in its batch.
-        let (records, rest): (Vec<_>, Vec<_>) =
-            self.queue.drain(..count).partition(|queued| matches!(queued.waits.about, About::Submit(_)));
-        let mut items = Vec::with_capacity(count);
-        let (records, rest) = if mutant!("R12c") { (rest, records) } else { (records, rest) };
-        for queued in records.into_iter().chain(rest) {
+        let mut batch = self.take_batch();
+        if batch.is_empty() {
+            return None;
+        }
+        // References first, then records, so that neighbours of a run stand together and travel as one
+        // piece. Nothing that follows from a record comes before it, and a record follows from nothing in
+        // its batch but its edges.
+        if !mutant!("R12c") {
+            batch.sort_by_key(|queued| rank(queued.waits.about));
+        } else {
+            batch.sort_by_key(|queued| std::cmp::Reverse(rank(queued.waits.about)));
+        }
+        let mut items = Vec::with_capacity(batch.len());
+        for queued in batch {
             items.push(queued.item);
             self.in_flight.push(queued.waits);
         }
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
+    }
+
+    /// What the next batch is made of, as it was queued: what was withdrawn is left out. It ends before
+    /// an object is held or made anew whose release is in it, since the order within it changes.
+    fn take_batch(&mut self) -> Vec<Queued> {
+        let (mut batch, mut bytes, mut released) = (Vec::new(), 0, BTreeSet::new());
+        while let Some(next) = self.queue.front() {
+            let Waits { about, ticket, strays } = next.waits;
+            if !strays && self.withdrawn.remove(&ticket.number) {
+                self.queue.pop_front();
+                continue;
+            }
+            let full = batch.len() == BATCH_ITEMS_MAX
+                || (bytes + next.bytes > BATCH_BYTES_MAX && !batch.is_empty());
+            let anew = match about {
+                About::Submit(task) => released.contains(&task.output(0)),
+                About::Name(object) => released.contains(&object),
+                _ => false,
+            };
+            if full || anew {
+                break;
+            }
+            bytes += next.bytes;
+            if let About::Release(object) = about {
+                released.insert(object);
+            }
+            if !strays {
+                self.taken = self.taken.max(ticket.number);
+            }
+            batch.extend(self.queue.pop_front());
+        }
+        batch
     }
 
     /// The batch in flight is acknowledged up to `mark`: its items with their sequence numbers. Empty
@@ -177,8 +253,10 @@ impl Stream {
 
     /// Takes what waits here and `goes` out, in order.
     pub(crate) fn take_out(&mut self, goes: impl Fn(u32) -> bool) -> Vec<Queued> {
-        let (out, stay): (VecDeque<_>, _) =
-            std::mem::take(&mut self.queue).into_iter().partition(|queued| goes(queued.waits.about.slot()));
+        let withdrawn = std::mem::take(&mut self.withdrawn);
+        let queue = std::mem::take(&mut self.queue).into_iter();
+        let sent = queue.filter(|queued| queued.waits.strays || !withdrawn.contains(&queued.waits.ticket.number));
+        let (out, stay): (VecDeque<_>, _) = sent.partition(|queued| goes(queued.waits.about.slot()));
         self.queue = stay;
         let mut out = Vec::from(out);
         for queued in &mut out {

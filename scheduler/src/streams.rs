@@ -60,6 +60,48 @@ impl Streams {
         ticket
     }
 
+    /// A ticket for an item of a slot that is to be queued later, with [`Streams::push_reserved`]: until then
+    /// nothing after it counts as acknowledged.
+    pub fn reserve(&mut self, slot: u32) -> Ticket {
+        let shard = self.map.of_slot(slot);
+        self.streams[shard.0 as usize].ticket(shard, true)
+    }
+
+    /// Queues the item that a ticket was reserved for.
+    pub fn push_reserved(&mut self, item: StreamItem, bytes: usize, about: About, ticket: Ticket) {
+        let slot = about.slot();
+        let queued = Queued { item, bytes, waits: Waits { about, ticket, strays: true } };
+        match self.parked.get_mut(&slot) {
+            Some(parked) => parked.queue.push_back(queued),
+            None => self.streams[self.map.of_slot(slot).0 as usize].push(queued),
+        }
+    }
+
+    /// The item that a ticket was reserved for will not come.
+    pub fn give_up(&mut self, ticket: Ticket) {
+        self.streams[ticket.shard.0 as usize].found(ticket.number);
+    }
+
+    /// Whether an item waits in its stream, so that it can be withdrawn.
+    pub fn is_queued(&self, ticket: Ticket) -> bool {
+        self.streams[ticket.shard.0 as usize].is_queued(ticket.number)
+    }
+
+    /// Takes an item back, if it has not been sent; its ticket then counts as acknowledged.
+    pub fn withdraw(&mut self, ticket: Ticket) -> bool {
+        self.streams[ticket.shard.0 as usize].withdraw(ticket.number)
+    }
+
+    /// Whether what is queued for the first slot now arrives before what is queued for the second later.
+    pub fn is_in_order(&self, first: u32, second: u32) -> bool {
+        first == second || (self.parked.is_empty() && self.map.of_slot(first) == self.map.of_slot(second))
+    }
+
+    /// What the batch that is on its way to a shard is about.
+    pub fn in_flight(&self, shard: ShardId) -> impl Iterator<Item = About> + '_ {
+        self.streams[shard.0 as usize].in_flight()
+    }
+
     /// Whether an item is acknowledged, by its ticket.
     pub fn is_committed(&self, ticket: Ticket) -> bool {
         self.streams[ticket.shard.0 as usize].committed() >= ticket.number

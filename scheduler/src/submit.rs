@@ -1,7 +1,9 @@
 //! A task arrives: its record goes to its shard, its arguments are awaited.
 
 use crate::core::{Core, Kept, KeptState};
+use crate::elide::Later;
 use crate::objects::State;
+use crate::refs::Home;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Ready};
 use mobula_base::{JobId, ObjectId, TaskId, mutant};
@@ -18,6 +20,15 @@ pub(crate) fn arg_objects(spec: &TaskSpec) -> impl Iterator<Item = ObjectId> + '
     })
 }
 
+/// The objects that a record names, each once: arguments, and what lies inside of those given by value.
+pub(crate) fn named_objects(spec: &TaskSpec) -> Vec<ObjectId> {
+    let nested = spec.nested.iter().filter_map(|id| object_id(id).ok());
+    let mut named: Vec<ObjectId> = arg_objects(spec).chain(nested).collect();
+    named.sort_unstable();
+    named.dedup();
+    named
+}
+
 fn spec_bytes(spec: &TaskSpec) -> usize {
     let args: usize = spec
         .args
@@ -27,7 +38,7 @@ fn spec_bytes(spec: &TaskSpec) -> usize {
             None => 2,
         })
         .sum();
-    100 + args
+    100 + args + 24 * spec.nested.len()
 }
 
 impl Core {
@@ -38,9 +49,8 @@ impl Core {
         if self.jobs_ended.contains(&job) {
             return;
         }
-        // A duplicate is recognised, not run again (R2): the client hears of the first.
-        let making = self.kept.contains_key(&task);
-        if (making && !mutant!("M05")) || (!making && self.is_known(output)) {
+        if self.is_duplicate(task, output, job) {
+            self.refer(client, output, job);
             self.subscribe(client, output, job);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
@@ -49,16 +59,37 @@ impl Core {
             }
             return;
         }
-        if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if object_id(b).is_err())) {
+        let malformed = |bytes: &[u8]| object_id(bytes).is_err();
+        if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if malformed(b)))
+            || spec.nested.iter().any(|id| malformed(id))
+        {
             let failure =
                 Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }
-        self.object(output, job).state = State::Pending;
+        let object = self.object(output, job);
+        object.state = State::Pending;
+        (object.refs.origin, object.refs.home) = (true, Home::Held);
+        self.refer(client, output, job);
         self.subscribe(client, output, job);
+        self.keep(client, task, spec);
+    }
+
+    /// Whether a task that is submitted is one that this node keeps or holds the value of: that is recognised,
+    /// not run again (R2). Of what this node only has a copy, the record may be gone.
+    fn is_duplicate(&self, task: TaskId, output: ObjectId, job: JobId) -> bool {
+        let held = self.objects.get(&output).is_some_and(|object| object.refs.home == Home::Held);
+        let making = self.kept.contains_key(&task);
+        (making && !mutant!("M05")) || (!making && self.is_known(output) && (held || !self.counts(job)))
+    }
+
+    /// Begins to keep a task: sends its edges and its record, and looks for its arguments.
+    fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
+        let (names, edges) = self.name_for(task, &spec);
         let item = StreamItem { item: Some(stream_item::Item::Submit(spec.clone())) };
-        let ticket = self.streams.push(item, spec_bytes(&spec), About::Submit(task));
+        let later = Later { item, bytes: spec_bytes(&spec), about: About::Submit(task) };
+        let (record, ticket) = self.send_record(task, later, edges);
         // What a task submits must be committed before its own done-record (R4).
         if let Ok(parent) = task_id(&spec.parent)
             && let Some(run) = self.runs.get_mut(&parent)
@@ -67,7 +98,20 @@ impl Core {
         }
         let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay;
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
-        self.kept.insert(task, Kept { spec, attempt: 1, client: Some(client), state, result: None });
+        let kept = Kept {
+            spec,
+            attempt: 1,
+            client: Some(client),
+            state,
+            result: None,
+            recorded: None,
+            contains: Vec::new(),
+            names,
+            record,
+            done: None,
+            shared: false,
+        };
+        self.kept.insert(task, kept);
         if !wait {
             self.await_deps(task);
         }
