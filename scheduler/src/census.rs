@@ -23,6 +23,8 @@ pub struct Census {
     pub infeasible: u64,
     /// Objects whose copying here is asked for, and under way.
     pub fetches: (u64, u64),
+    /// Objects that this node knows of, and copies among them that it has no use for.
+    pub objects: (u64, u64),
     /// Lineage records that their shards have not acknowledged.
     pub unacknowledged: u64,
     /// CPUs that are free, and that there are, in thousandths.
@@ -39,6 +41,7 @@ impl Core {
             workers: self.count_workers(),
             infeasible: self.infeasible_since.len() as u64,
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
+            objects: (self.objects.len() as u64, self.idle.len() as u64),
             unacknowledged: self.unacknowledged(),
             cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
         }

@@ -12,7 +12,9 @@ use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
-use mobula_proto::{LEVEL_REFERENCES, Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item};
+use mobula_proto::{
+    LEVEL_REFERENCES, Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item,
+};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -405,7 +407,8 @@ impl Core {
     /// Copies on this node that nobody here has a use for and whose home is `shard`; one after the other.
     pub fn idle(&mut self, shard: ShardId) -> Vec<ObjectId> {
         let after = self.idle_asked.get(&shard).map_or(Bound::Unbounded, |last| Bound::Excluded(*last));
-        let look: Vec<ObjectId> = self.idle.range((after, Bound::Unbounded)).take(IDLE_LOOK_MAX).copied().collect();
+        let look: Vec<ObjectId> =
+            self.idle.range((after, Bound::Unbounded)).take(IDLE_LOOK_MAX).copied().collect();
         let ours = look.iter().filter(|id| self.shard_of(id.task) == shard);
         let found: Vec<ObjectId> = ours.take(IDLE_MAX).copied().collect();
         let last = if found.len() == IDLE_MAX { found.last() } else { look.last() };

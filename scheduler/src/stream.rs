@@ -39,10 +39,9 @@ impl About {
     pub fn slot(self) -> u32 {
         match self {
             About::Submit(task) | About::Done(task) | About::Next(task) => task.run.slot(),
-            About::Put(object)
-            | About::Name(object)
-            | About::Unname(object)
-            | About::Release(object) => object.task.run.slot(),
+            About::Put(object) | About::Name(object) | About::Unname(object) | About::Release(object) => {
+                object.task.run.slot()
+            }
         }
     }
 }
@@ -196,8 +195,8 @@ impl Stream {
                 self.queue.pop_front();
                 continue;
             }
-            let full = batch.len() == BATCH_ITEMS_MAX
-                || (bytes + next.bytes > BATCH_BYTES_MAX && !batch.is_empty());
+            let full =
+                batch.len() == BATCH_ITEMS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && !batch.is_empty());
             let anew = match about {
                 About::Submit(task) => released.contains(&task.output(0)),
                 About::Name(object) => released.contains(&object),
@@ -255,7 +254,8 @@ impl Stream {
     pub(crate) fn take_out(&mut self, goes: impl Fn(u32) -> bool) -> Vec<Queued> {
         let withdrawn = std::mem::take(&mut self.withdrawn);
         let queue = std::mem::take(&mut self.queue).into_iter();
-        let sent = queue.filter(|queued| queued.waits.strays || !withdrawn.contains(&queued.waits.ticket.number));
+        let sent =
+            queue.filter(|queued| queued.waits.strays || !withdrawn.contains(&queued.waits.ticket.number));
         let (out, stay): (VecDeque<_>, _) = sent.partition(|queued| goes(queued.waits.about.slot()));
         self.queue = stay;
         let mut out = Vec::from(out);

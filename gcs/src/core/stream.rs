@@ -286,6 +286,9 @@ impl ShardState {
         if self.forgotten.contains(&put.job) {
             return Some(failed(FailureKind::FailureCancelled, "its job has ended and was forgotten"));
         }
+        if put.large {
+            return None;
+        }
         let value = || Put { job: put.job, value: Bytes::copy_from_slice(&put.value) };
         self.puts.entry(object).or_insert_with(value);
         None

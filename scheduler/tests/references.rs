@@ -1,0 +1,454 @@
+//! One node's core and references: what is elided, held, released, kept as a copy (R4, R6, R8, G3;
+//! decision 14). A story per test; the shard is played by hand.
+
+use bytes::Bytes;
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, RunId, ShardId, TaskId};
+use mobula_proto::{
+    Arg, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, NodeView, Output, PeerResult,
+    StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome, object_bytes, object_id,
+    stream_item, task_bytes, task_id,
+};
+use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
+use std::collections::VecDeque;
+use std::time::Duration;
+use stream_item::Item;
+
+const ME: Incarnation = Incarnation(1);
+const OTHER: Incarnation = Incarnation(2);
+const DRIVER: u64 = 100;
+const WORKER: u64 = 5;
+const JOB: JobId = JobId(7);
+
+struct Node {
+    core: Core,
+    now: Instant,
+    effects: Vec<Effect>,
+    batches: VecDeque<(ShardId, StreamBatch)>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let config = Config {
+            incarnation: ME,
+            shards: 2,
+            resources: Resources::cpus_milli(1000),
+            workers: 1,
+            crc: |b| b.len() as u32,
+        };
+        let mut node =
+            Node { core: Core::new(config), now: Instant(0), effects: vec![], batches: VecDeque::new() };
+        node.step(Event::JobStarted(JOB));
+        node.step(Event::WorkerUp { worker: WORKER, job: JOB });
+        node.effects.clear();
+        node
+    }
+
+    fn step(&mut self, event: Event) {
+        self.now = self.now + Duration::from_millis(1);
+        let mut out = Vec::new();
+        self.core.step([event], self.now, &mut out);
+        for effect in out {
+            match effect {
+                Effect::Send { shard, batch } => self.batches.push_back((shard, batch)),
+                effect => self.effects.push(effect),
+            }
+        }
+    }
+
+    /// Takes the oldest batch, which is not acknowledged yet.
+    fn batch(&mut self) -> (ShardId, StreamBatch) {
+        self.batches.pop_front().expect("a batch was sent")
+    }
+
+    /// Acknowledges a batch; `say` has the outcome of items that have one.
+    fn ack(
+        &mut self,
+        (shard, batch): (ShardId, StreamBatch),
+        say: impl Fn(&Item) -> Option<item_outcome::Outcome>,
+    ) {
+        let outcomes = (batch.first_seq..)
+            .zip(&batch.items)
+            .filter_map(|(seq, item)| {
+                Some(ItemOutcome { seq, outcome: Some(say(item.item.as_ref().expect("has content"))?) })
+            })
+            .collect();
+        let mark = batch.first_seq + batch.items.len() as u64 - 1;
+        self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 9, outcomes }, moved: Vec::new() });
+    }
+
+    /// Acknowledges whatever is and will be sent; what that was.
+    fn settle(&mut self) -> Vec<Item> {
+        let mut items = Vec::new();
+        while let Some((shard, batch)) = self.batches.pop_front() {
+            items.extend(batch.items.iter().filter_map(|item| item.item.clone()));
+            self.ack((shard, batch), |_| None);
+        }
+        items
+    }
+
+    fn submit(&mut self, client: u64, spec: TaskSpec) {
+        self.step(Event::Submit { client, specs: vec![spec] });
+    }
+
+    fn drop_refs(&mut self, client: u64, objects: &[ObjectId]) {
+        self.step(Event::Dropped { client, objects: objects.to_vec() });
+    }
+
+    fn finish(&mut self, task: TaskId, attempt: u32, value: Result<Value, Failure>, contains: &[ObjectId]) {
+        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000, contains: contains.to_vec() };
+        self.step(Event::Finished { worker: WORKER, outcomes: vec![outcome] });
+    }
+
+    fn discarded(&self) -> Vec<ObjectId> {
+        let discard = |e: &Effect| if let Effect::Discard { object } = e { Some(*object) } else { None };
+        self.effects.iter().filter_map(discard).collect()
+    }
+
+    fn objects(&self) -> u64 {
+        self.core.census().objects.0
+    }
+
+    fn members(&mut self, alive: &[Incarnation]) {
+        let node = |n: &Incarnation| NodeView {
+            incarnation: n.0,
+            cpu_milli: 1000,
+            alive: true,
+            ..NodeView::default()
+        };
+        let nodes = alive.iter().map(node).collect();
+        self.step(Event::View(ClusterView { version: 1, nodes, ..ClusterView::default() }));
+    }
+}
+
+/// The `n`-th task of the driver whose run lies in `shard`, each in a run of its own.
+fn task_in(shard: u32, n: usize) -> TaskId {
+    let all = (0..).map(|run| TaskId::new(JOB, TaskId::root(JOB), 0, run * 512));
+    all.filter(|task| task.run.shard(2) == ShardId(shard)).nth(n).expect("there are many")
+}
+
+fn spec(task: TaskId, args: &[ObjectId]) -> TaskSpec {
+    let args = args.iter().map(|o| Arg { arg: Some(arg::Arg::Object(object_bytes(*o))) }).collect();
+    TaskSpec {
+        id: task_bytes(task),
+        job: JOB.0,
+        parent: task_bytes(TaskId::root(JOB)),
+        function: 1,
+        cpu_milli: 1000,
+        max_retries: 3,
+        args,
+        ..TaskSpec::default()
+    }
+}
+
+fn out(task: TaskId) -> ObjectId {
+    task.output(0)
+}
+
+fn small() -> Result<Value, Failure> {
+    Ok(Value::Inline(Bytes::from_static(b"v")))
+}
+
+fn large() -> Result<Value, Failure> {
+    Ok(Value::Shared { offset: 0, len: 1 << 20, crc: 3 })
+}
+
+/// Where in `items` each of the stories' steps stands: a letter and what it is about.
+fn told(items: &[Item]) -> Vec<(char, ObjectId)> {
+    let object = |bytes: &Bytes| object_id(bytes).expect("valid");
+    let one = |item: &Item| match item {
+        Item::Submit(spec) => ('s', out(task_id(&spec.id).expect("valid"))),
+        Item::Done(done) => ('d', out(task_id(&done.task).expect("valid"))),
+        Item::Name(name) if name.by.is_empty() => ('h', object(&name.object)),
+        Item::Name(name) => (if name.hold { 'N' } else { 'n' }, object(&name.object)),
+        Item::Unname(unname) => ('u', object(&unname.object)),
+        Item::Release(release) => ('r', object(&release.object)),
+        other => panic!("not expected: {other:?}"),
+    };
+    items.iter().map(one).collect()
+}
+
+fn items(batch: &(ShardId, StreamBatch)) -> Vec<Item> {
+    batch.1.items.iter().filter_map(|item: &StreamItem| item.item.clone()).collect()
+}
+
+/// A batch to shard 0 is on its way, so that what follows waits.
+fn busy() -> (Node, (ShardId, StreamBatch)) {
+    let mut node = Node::new();
+    let first = task_in(0, 9);
+    node.submit(DRIVER, spec(first, &[]));
+    let batch = node.batch();
+    node.finish(first, 1, small(), &[]);
+    (node, batch)
+}
+
+#[test]
+fn what_came_and_went_before_its_record_was_sent_is_never_sent() {
+    let (mut node, in_flight) = busy();
+    let (a, b) = (task_in(0, 0), task_in(0, 1));
+    node.submit(DRIVER, spec(a, &[]));
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    node.drop_refs(DRIVER, &[out(a)]);
+    node.finish(a, 1, small(), &[]);
+    node.finish(b, 1, large(), &[]);
+    assert!(!node.effects.iter().any(|e| matches!(e, Effect::Committed { .. })));
+    node.drop_refs(DRIVER, &[out(b)]);
+    let told_client = |e: &&Effect| matches!(e, Effect::Committed { revision: 0, .. });
+    assert_eq!(node.effects.iter().filter(told_client).count(), 2, "b goes, and with it who named a");
+    assert_eq!(node.discarded(), [out(b)]);
+    node.ack(in_flight, |_| None);
+    assert_eq!(told(&node.settle()), [('d', out(task_in(0, 9)))], "nothing of a and b");
+    assert_eq!((node.objects(), node.core.unacknowledged()), (1, 0));
+}
+
+#[test]
+fn a_value_that_is_still_named_by_what_was_sent_is_not_elided() {
+    let (mut node, in_flight) = busy();
+    let (a, b) = (task_in(0, 0), task_in(1, 0));
+    // b's record lies in the other shard, which is idle: it leaves as soon as its edge is there.
+    node.submit(DRIVER, spec(a, &[]));
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    assert!(node.batches.is_empty(), "the edge waits behind the batch in flight, and b behind the edge");
+    node.finish(a, 1, small(), &[]);
+    node.ack(in_flight, |_| None);
+    let edges = node.batch();
+    assert_eq!(
+        told(&items(&edges)),
+        [('n', out(a)), ('s', out(a)), ('d', out(task_in(0, 9))), ('d', out(a))]
+    );
+    assert!(node.batches.is_empty());
+    node.ack(edges, |_| None);
+    let record = node.batch();
+    assert_eq!(told(&items(&record)), [('s', out(b))]);
+    node.finish(b, 1, small(), &[]);
+    node.drop_refs(DRIVER, &[out(a), out(b)]);
+    assert!(node.batches.is_empty(), "b's done-record is not acknowledged: a is not released");
+    node.ack(record, |_| None);
+    assert_eq!(told(&node.settle()), [('d', out(b)), ('r', out(b)), ('r', out(a))]);
+    assert_eq!(node.objects(), 1);
+}
+
+#[test]
+fn a_task_that_is_elided_while_its_record_waits_takes_its_edges_back() {
+    let (mut node, in_flight) = busy();
+    let (a, b) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, spec(a, &[]));
+    node.finish(a, 1, small(), &[]);
+    node.ack(in_flight, |_| None);
+    let records = node.batch();
+    // a is on its way. b names it from another shard: its edge has to wait.
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    node.finish(b, 1, small(), &[]);
+    node.drop_refs(DRIVER, &[out(b)]);
+    node.ack(records, |_| None);
+    assert_eq!(told(&node.settle()), [], "neither the edge nor the record");
+    node.drop_refs(DRIVER, &[out(a)]);
+    assert_eq!(told(&node.settle()), [('r', out(a))]);
+    assert_eq!(node.core.unacknowledged(), 0);
+}
+
+#[test]
+fn the_done_record_of_a_parent_comes_after_the_edges_of_what_its_value_contains() {
+    let mut node = Node::new();
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, spec(parent, &[]));
+    node.settle();
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    let child_record = node.batch();
+    node.finish(parent, 1, small(), &[out(child)]);
+    // The worker refers to the child no longer, but the value does.
+    node.drop_refs(WORKER, &[out(child)]);
+    assert!(node.batches.is_empty(), "neither record nor edge of the child is acknowledged");
+    node.ack(child_record, |_| None);
+    let edge = node.batch();
+    assert_eq!(told(&items(&edge)), [('n', out(child))]);
+    node.ack(edge, |_| None);
+    node.finish(child, 1, small(), &[]);
+    let sent = node.settle();
+    let done = sent.iter().find_map(|item| match item {
+        Item::Done(done) if done.task == task_bytes(parent) => Some(done.clone()),
+        _ => None,
+    });
+    assert_eq!(done.map(|done: Done| done.contains), Some(vec![object_bytes(out(child))]));
+    let told = told(&sent);
+    assert!(told.ends_with(&[('d', out(child)), ('r', out(child))]) || told.contains(&('r', out(child))));
+}
+
+#[test]
+fn a_task_without_retries_reports_only_when_what_it_submitted_is_committed() {
+    let mut node = Node::new();
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, TaskSpec { max_retries: 0, ..spec(parent, &[]) });
+    node.settle();
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    node.finish(parent, 1, small(), &[]);
+    let ready = |node: &Node| {
+        node.effects.iter().any(
+            |e| matches!(e, Effect::Ready { object, ready: Ready::Here(_), .. } if *object == out(parent)),
+        )
+    };
+    assert!(!ready(&node), "nothing would replay it");
+    node.settle();
+    assert!(ready(&node));
+}
+
+#[test]
+fn what_a_program_takes_out_of_a_value_is_held_before_the_value_is_released() {
+    let mut node = Node::new();
+    let (container, inner) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, spec(container, &[]));
+    node.finish(container, 1, small(), &[]);
+    node.settle();
+    node.step(Event::Held { client: DRIVER, job: JOB, objects: vec![out(inner)] });
+    node.drop_refs(DRIVER, &[out(container)]);
+    let hold = node.batch();
+    assert_eq!(told(&items(&hold)), [('h', out(inner))]);
+    assert!(node.batches.is_empty(), "the container stays until the hold is acknowledged");
+    node.ack(hold, |_| None);
+    assert_eq!(told(&node.settle()), [('r', out(container))]);
+    node.drop_refs(DRIVER, &[out(inner)]);
+    assert_eq!(told(&node.settle()), [('r', out(inner))]);
+    assert_eq!(node.objects(), 0);
+}
+
+#[test]
+fn a_copy_that_others_need_stays_as_an_idle_one_until_its_home_says_otherwise() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    node.submit(DRIVER, spec(a, &[]));
+    node.finish(a, 1, large(), &[]);
+    node.settle();
+    // Another task names it, so that its record left; that task runs elsewhere.
+    let b = task_in(0, 1);
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    node.settle();
+    node.finish(b, 1, small(), &[]);
+    node.settle();
+    node.drop_refs(DRIVER, &[out(a)]);
+    let release = node.batch();
+    assert_eq!(told(&items(&release)), [('r', out(a))]);
+    assert!(node.discarded().is_empty(), "a reader may be on its way");
+    node.ack(release, |_| Some(item_outcome::Outcome::Kept(true)));
+    assert_eq!((node.core.idle(ShardId(0)), node.core.idle(ShardId(1))), (vec![out(a)], vec![]));
+    node.step(Event::Freed { objects: vec![out(a)] });
+    assert_eq!((node.discarded(), node.core.idle(ShardId(0))), (vec![out(a)], vec![]));
+}
+
+#[test]
+fn what_ran_here_for_another_node_is_kept_until_that_node_says_it_is_not_needed() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let a = task_in(0, 0);
+    let assign = Assign { spec: Some(spec(a, &[])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.finish(a, 1, large(), &[]);
+    assert_eq!(node.core.idle(ShardId(0)), [out(a)]);
+    node.step(Event::Freed { objects: vec![out(a)] });
+    assert_eq!((node.discarded(), node.objects()), (vec![out(a)], 0));
+}
+
+#[test]
+fn the_node_that_made_it_is_told_when_nobody_needs_it() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, b) = (task_in(0, 0), task_in(0, 1));
+    // The one CPU here is taken; the second task goes to the other node.
+    let long = |n| task_in(1, n);
+    node.submit(DRIVER, spec(a, &[]));
+    for n in 0..4 {
+        node.submit(DRIVER, spec(long(n), &[]));
+    }
+    node.submit(DRIVER, spec(b, &[]));
+    node.settle();
+    let assigned = node.effects.iter().find_map(|e| match e {
+        Effect::Assign { to, assign } => Some((*to, assign.spec.clone()?.id)),
+        _ => None,
+    });
+    let (to, id) = assigned.expect("one goes to the other node");
+    let result = PeerResult {
+        task: id.clone(),
+        attempt: 1,
+        output: Some(Output { crc: 4, size: 1 << 20 }),
+        durable: true,
+        ..PeerResult::default()
+    };
+    node.step(Event::PeerResult { from: to, result });
+    node.settle();
+    let object = out(task_id(&id).expect("valid"));
+    node.drop_refs(DRIVER, &[object]);
+    assert_eq!(told(&node.settle()), [('r', object)]);
+    let freed = node
+        .effects
+        .iter()
+        .any(|e| matches!(e, Effect::Freed { to, objects } if *to == OTHER && objects[..] == [object]));
+    assert!(freed, "its copy may go");
+}
+
+#[test]
+fn a_further_attempt_must_make_what_is_recorded_unless_the_job_accepts_what_differs() {
+    for accept in [false, true] {
+        let mut node = Node::new();
+        let a = task_in(0, 0);
+        let object = out(a);
+        let get = Event::Get { client: DRIVER, job: JOB, objects: vec![object], want_value: true };
+        node.step(Event::Held { client: DRIVER, job: JOB, objects: vec![object] });
+        node.step(get);
+        let lost = mobula_proto::Located {
+            object: object_bytes(object),
+            answer: Some(mobula_proto::located::Answer::Lost(1)),
+        };
+        node.step(Event::Located { asked: vec![object], answers: vec![lost] });
+        let spec = TaskSpec { accept_divergence: accept, ..spec(a, &[]) };
+        let recorded = Output { crc: 77, size: 1 };
+        let granted = |item: &Item| {
+            matches!(item, Item::Next(_)).then(|| {
+                let (spec, outputs) = (Some(spec.clone()), vec![recorded]);
+                item_outcome::Outcome::Granted(TaskView { attempt: 2, spec, outputs, ..TaskView::default() })
+            })
+        };
+        while let Some(batch) = node.batches.pop_front() {
+            node.ack(batch, granted);
+        }
+        node.finish(a, 2, small(), &[]);
+        let answers: Vec<Ready> = node
+            .effects
+            .iter()
+            .filter_map(|e| if let Effect::Ready { ready, .. } = e { Some(ready.clone()) } else { None })
+            .collect();
+        match &answers[..] {
+            [Ready::Here(_)] => assert!(accept),
+            [Ready::Failed(failure)] => assert!(!accept && failure.kind() == FailureKind::FailureDiverged),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_dies_holds_nothing() {
+    let mut node = Node::new();
+    let inner = task_in(1, 3);
+    node.step(Event::Held { client: WORKER, job: JOB, objects: vec![out(inner)] });
+    node.settle();
+    node.step(Event::WorkerGone { worker: WORKER });
+    assert_eq!(told(&node.settle()), [('r', out(inner))]);
+    assert_eq!(node.objects(), 0);
+}
+
+#[test]
+fn a_long_chain_is_forgotten_without_recursion() {
+    const LENGTH: u64 = 20_000;
+    let (mut node, _in_flight) = busy();
+    // Runs of one slot.
+    let run = |n: u64| RunId(task_in(0, 0).run.0.wrapping_add(u128::from(n / 512) << 64));
+    let at = |n: u64| TaskId { run: run(n), place: (n % 512) as u16 };
+    let mut last = None;
+    for n in 0..LENGTH {
+        let args: Vec<ObjectId> = last.into_iter().collect();
+        node.submit(DRIVER, spec(at(n), &args));
+        node.finish(at(n), 1, small(), &[]);
+        node.drop_refs(DRIVER, &args);
+        last = Some(out(at(n)));
+    }
+    assert_eq!(node.objects(), LENGTH + 1);
+    node.drop_refs(DRIVER, &[out(at(LENGTH - 1))]);
+    assert_eq!(node.objects(), 1, "the whole chain was elided");
+}
