@@ -394,7 +394,7 @@ impl Core {
         self.idle.remove(&id);
     }
 
-    fn discard(&mut self, id: ObjectId) {
+    pub(crate) fn discard(&mut self, id: ObjectId) {
         let Some(object) = self.objects.get_mut(&id) else { return };
         if let State::Here(value) = &object.state {
             if matches!(value, Value::Shared { .. }) {

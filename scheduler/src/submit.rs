@@ -68,6 +68,8 @@ impl Core {
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }
+        // An idle copy of what may have been pruned meanwhile is no value of this submission.
+        self.discard(output);
         let object = self.object(output, job);
         object.state = State::Pending;
         (object.refs.origin, object.refs.home) = (true, Home::Held);
