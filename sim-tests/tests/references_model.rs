@@ -113,6 +113,9 @@ struct World {
     p_released: bool,
 }
 
+/// Takes what may happen, if it is enabled.
+type May<'a> = dyn FnMut(bool, &dyn Fn(&mut World)) + 'a;
+
 impl World {
     fn new() -> Self {
         World {
@@ -201,11 +204,11 @@ impl World {
         self.deliveries(&mut may, without);
         self.node_b(&mut may, without);
         self.node_a(&mut may, without);
-        self.driver(&mut may, without);
+        self.driver(&mut may);
         worlds
     }
 
-    fn deliveries(&self, may: &mut dyn FnMut(bool, &dyn Fn(&mut World)), without: LeftOut) {
+    fn deliveries(&self, may: &mut May<'_>, without: LeftOut) {
         may(!self.a1.is_empty(), &|w| {
             let item = w.a1.pop_front().expect("not empty");
             w.apply(Node::A, item, without);
@@ -231,7 +234,7 @@ impl World {
         });
     }
 
-    fn node_b(&self, may: &mut dyn FnMut(bool, &dyn Fn(&mut World)), without: LeftOut) {
+    fn node_b(&self, may: &mut May<'_>, without: LeftOut) {
         may(self.b_alive, &|w| {
             w.b_alive = false;
             w.b2.clear();
@@ -263,7 +266,7 @@ impl World {
         });
     }
 
-    fn node_a(&self, may: &mut dyn FnMut(bool, &dyn Fn(&mut World)), without: LeftOut) {
+    fn node_a(&self, may: &mut May<'_>, without: LeftOut) {
         may(self.fenced[0] && !self.done && !self.next_proposed, &|w| {
             w.next_proposed = true;
             w.a1.push_back(Item::NextP);
@@ -303,7 +306,7 @@ impl World {
         });
     }
 
-    fn driver(&self, may: &mut dyn FnMut(bool, &dyn Fn(&mut World)), _without: LeftOut) {
+    fn driver(&self, may: &mut May<'_>) {
         let reads = self.value && self.driver_p == Has::Yes;
         may(reads && self.driver_c == Has::NotYet, &|w| {
             w.driver_c = Has::Yes;
