@@ -166,6 +166,19 @@ impl<T> Outbox<T> {
         }
     }
 
+    /// Changes what is queued: for messages that can be merged with one that still waits.
+    pub fn edit(&self, change: impl FnOnce(&mut Vec<T>)) {
+        let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+        if queue.closed {
+            return;
+        }
+        let was_empty = queue.items.is_empty();
+        change(&mut queue.items);
+        if was_empty && !queue.items.is_empty() {
+            self.queue.1.notify_one();
+        }
+    }
+
     /// Queues many messages.
     pub fn extend(&self, items: impl IntoIterator<Item = T>) {
         let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");

@@ -8,9 +8,10 @@ use mobula_base::{Incarnation, ObjectId, ShardId};
 use mobula_gcs::Client;
 use mobula_proto::{
     HoldingRequest, JobEnd, JobStart, Located, NodeJoin, StreamBatch, call, call_reply, heartbeat_reply,
-    holding_reply, located, object_bytes, reply,
+    holding_reply, located, object_bytes, object_id, reply,
 };
 use mobula_scheduler::Event;
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -24,6 +25,8 @@ const PARK: Duration = Duration::from_millis(1000);
 const HEARTBEAT_EVERY: Duration = Duration::from_millis(200);
 /// How often holdings are reported, and new leaders noticed.
 const HOLDING_EVERY: Duration = Duration::from_millis(100);
+/// Changes in one report of holdings; the others go with the next.
+const REPORTED_MAX: usize = 16 * 1024;
 /// Pause after a question that could not be asked.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Deadline of an operation a person waits for.
@@ -42,6 +45,15 @@ pub struct Control {
     pub heard: Heard,
     /// Version of the newest view that the daemon's loop has acted on.
     pub acted: watch::Receiver<u64>,
+}
+
+/// A copy that this node has got, or has no longer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Copied {
+    /// It is here.
+    Held(ObjectId),
+    /// It is not here, whatever was said before.
+    Gone(ObjectId),
 }
 
 /// When the leader of shard 0 last answered a heartbeat; at first, when the life began.
@@ -171,9 +183,10 @@ impl Control {
     }
 
     /// Reports copies to one shard; tells a new leader everything (R9).
-    pub async fn run_holdings(self, shard: ShardId, mut held: mpsc::UnboundedReceiver<ObjectId>) {
+    pub async fn run_holdings(self, shard: ShardId, mut changes: mpsc::UnboundedReceiver<Copied>) {
         let (mut term, mut acted) = (0, self.acted.clone());
-        let mut waiting: Vec<ObjectId> = Vec::new();
+        // Whether each is here, as it stands now.
+        let mut waiting: BTreeMap<ObjectId, bool> = BTreeMap::new();
         loop {
             // A death is confirmed at once: shards wait for it before they call anything lost (R9).
             if let Ok(Err(_)) = tokio::time::timeout(HOLDING_EVERY, acted.changed()).await {
@@ -181,48 +194,81 @@ impl Control {
             }
             // Before what is held is looked at: whatever was done for a death shows in it.
             let deaths = *acted.borrow();
-            while let Ok(object) = held.try_recv() {
-                waiting.push(object);
+            while let Ok(change) = changes.try_recv() {
+                match change {
+                    Copied::Held(object) => waiting.insert(object, true),
+                    Copied::Gone(object) => waiting.insert(object, false),
+                };
             }
-            if held.is_closed() {
+            if changes.is_closed() {
                 return;
             }
-            let request =
-                HoldingRequest { deaths: Some(deaths), ..self.holding(shard, term, None, &waiting) };
-            match self.client.holding(request, CALL_DEADLINE).await {
-                Ok(holding_reply::Result::AcceptedTerm(_)) => waiting.clear(),
-                Ok(holding_reply::Result::ReportInFull(new)) => {
+            let report = self.changes(shard, term, &waiting);
+            let told: Vec<ObjectId> = waiting.keys().take(REPORTED_MAX).copied().collect();
+            match self.report(deaths, report).await {
+                Some(holding_reply::Result::AcceptedTerm(_)) => {
+                    for object in told {
+                        waiting.remove(&object);
+                    }
+                }
+                Some(holding_reply::Result::ReportInFull(new)) => {
                     let (reply, all) = oneshot::channel();
                     self.say(Input::Held { shard, reply }).await;
                     let Ok((map, all)) = all.await else { return };
-                    let full = self.holding(shard, new, Some(map), &all);
-                    let request = HoldingRequest { deaths: Some(deaths), ..full };
-                    let answer = self.client.holding(request, CALL_DEADLINE).await;
-                    if let Ok(holding_reply::Result::AcceptedTerm(_)) = answer {
+                    let full = self.in_full(shard, new, map, &all);
+                    let answer = self.report(deaths, full).await;
+                    if let Some(holding_reply::Result::AcceptedTerm(_)) = answer {
                         term = new;
-                        waiting.clear();
+                        // What is gone is told all the same: done-records may promise it.
+                        waiting.retain(|_, is_here| !*is_here);
                     }
                 }
-                Ok(holding_reply::Result::Fenced(_)) => {
+                Some(holding_reply::Result::Fenced(_)) => {
                     self.say(Input::Fenced).await;
                     return;
                 }
                 // By an older map: the views bring the newer one, and then all is reported again.
-                Ok(holding_reply::Result::Moved(_)) => {}
-                Ok(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | Err(_) => {}
+                Some(holding_reply::Result::Moved(_)) => {}
+                Some(holding_reply::Result::NotLeader(_) | holding_reply::Result::Refused(_)) | None => {}
             }
         }
     }
 
-    /// A report; a full one goes by the slot map of an epoch.
-    fn holding(&self, shard: ShardId, term: u64, map: Option<u64>, add: &[ObjectId]) -> HoldingRequest {
+    /// Sends a report; what nobody needs of the idle copies may go.
+    async fn report(&self, deaths: u64, report: HoldingRequest) -> Option<holding_reply::Result> {
+        let report = HoldingRequest { deaths: Some(deaths), ..report };
+        let (answer, drop) = self.client.report(report, CALL_DEADLINE).await.ok()?;
+        if !drop.is_empty() {
+            let objects = drop.iter().filter_map(|id| object_id(id).ok()).collect();
+            self.say(Input::Core(Event::Freed { objects })).await;
+        }
+        Some(answer)
+    }
+
+    /// A report of what has changed.
+    fn changes(&self, shard: ShardId, term: u64, waiting: &BTreeMap<ObjectId, bool>) -> HoldingRequest {
+        let now = waiting.iter().take(REPORTED_MAX);
+        let (here, gone): (Vec<_>, Vec<_>) = now.partition(|(_, is_here)| **is_here);
+        let bytes = |list: Vec<(&ObjectId, &bool)>| list.into_iter().map(|(o, _)| object_bytes(*o)).collect();
         HoldingRequest {
             shard: shard.0,
             incarnation: self.incarnation.0,
             term,
-            full: map.is_some(),
-            map: map.unwrap_or(0),
-            add: add.iter().map(|o| object_bytes(*o)).collect(),
+            add: bytes(here),
+            remove: bytes(gone),
+            ..HoldingRequest::default()
+        }
+    }
+
+    /// A report of all there is, by the slot map of an epoch.
+    fn in_full(&self, shard: ShardId, term: u64, map: u64, all: &[ObjectId]) -> HoldingRequest {
+        HoldingRequest {
+            shard: shard.0,
+            incarnation: self.incarnation.0,
+            term,
+            full: true,
+            map,
+            add: all.iter().map(|o| object_bytes(*o)).collect(),
             ..HoldingRequest::default()
         }
     }

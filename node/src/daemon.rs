@@ -1,21 +1,21 @@
 //! A node's life: join, run the loop, and, when the cluster has declared it dead, join anew.
 
 use crate::config::{Error, NodeConfig, Parts, Ready};
-use crate::control::{self, Control, Heard};
+use crate::control::{self, Control, Copied, Heard};
 use crate::http;
 use crate::input::{INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
 use crate::peers::Peers;
 use crate::spawn::{ProcessSpawner, Spawner};
-use mobula_base::{Incarnation, Instant, JobId, Resources, ShardId};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId};
 use mobula_gcs::Client;
 use mobula_net::Net;
 use mobula_net::frame::Outbox;
 use mobula_objstore::{Region, Store};
 use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg};
 use mobula_scheduler::{ClientId, Config, Core, Effect, Event};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -153,7 +153,12 @@ pub(crate) struct Life {
     pub open: BTreeMap<ClientId, Link>,
     pub jobs: BTreeMap<JobId, JobStart>,
     pub streams: Vec<mpsc::UnboundedSender<StreamBatch>>,
-    pub holdings: Vec<mpsc::UnboundedSender<mobula_base::ObjectId>>,
+    pub holdings: Vec<mpsc::UnboundedSender<Copied>>,
+    /// Copies that were promised and asked for and are not here, as their homes have been told.
+    pub missed: BTreeSet<ObjectId>,
+    pub next_transfer: u64,
+    /// What was sealed in this turn.
+    pub fresh: Vec<ObjectId>,
     pub outgoing: BTreeMap<Incarnation, Outbox<PeerMsg>>,
     pub addresses: BTreeMap<Incarnation, String>,
     /// Messages for nodes that the view does not name yet.
@@ -221,6 +226,9 @@ impl Life {
             jobs: BTreeMap::new(),
             streams: Vec::new(),
             holdings: Vec::new(),
+            missed: BTreeSet::new(),
+            next_transfer: 0,
+            fresh: Vec::new(),
             outgoing: BTreeMap::new(),
             addresses: BTreeMap::new(),
             early: BTreeMap::new(),
@@ -297,6 +305,7 @@ impl Life {
             for effect in effects.drain(..) {
                 self.perform(effect, spawner);
             }
+            self.discard_strays();
             let told = std::mem::take(&mut self.has_buried);
             self.acted.send_if_modified(|acted| {
                 *acted = self.view_version;

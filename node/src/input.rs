@@ -1,6 +1,6 @@
 //! Everything that comes into the daemon's loop.
 
-use crate::transfer::Held;
+use crate::transfer::Lent;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::StoreError;
@@ -27,8 +27,10 @@ pub enum Input {
     FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
     /// The membership and jobs.
     View(ClusterView),
-    /// A transfer wants the bytes and their CRC-32.
-    Lookup { object: ObjectId, reply: oneshot::Sender<Option<(Held, u32)>> },
+    /// A transfer to another node wants the bytes.
+    Lookup { object: ObjectId, reply: oneshot::Sender<Option<Lent>> },
+    /// It looks at them no longer.
+    Served { object: ObjectId, transfer: u64 },
     /// A transfer wants room.
     Reserve { object: ObjectId, len: u64, job: JobId, reply: oneshot::Sender<Result<u64, StoreError>> },
     /// A transfer has filled its room.
@@ -61,8 +63,8 @@ pub struct Load {
 pub struct Counts {
     /// Tasks, workers, queues.
     pub core: Census,
-    /// Objects in the store: sealed, and still being written.
-    pub objects: (u64, u64),
+    /// Objects in the store: sealed, still being written, and gone but for those who look at them.
+    pub objects: (u64, u64, u64),
     /// Bytes used in the store, and in all.
     pub store_bytes: (u64, u64),
     /// Drivers that are attached.

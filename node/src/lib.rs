@@ -8,13 +8,15 @@
 //!
 //! - [`config`] — what a node is told, and the seams it runs on ([`Parts`]).
 //! - [`daemon`] — joining, the loop, one life after another.
-//! - [`perform`] — effects of the core; [`input`] — everything that comes in.
+//! - [`perform`] — effects of the core; [`input`] — everything that comes in; [`clients`] — what drivers and
+//!   workers say, in the order in which they say it.
 //! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
 //! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
 //! - [`control`] — everything towards the control store.
 //! - [`spawn`] — worker processes.
 
+pub mod clients;
 pub mod config;
 pub mod control;
 pub mod daemon;

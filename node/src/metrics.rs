@@ -75,9 +75,11 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let (used, capacity) = counts.store_bytes;
     gauge(registry, "object_store_used_bytes", "Shared memory that holds objects", used);
     gauge(registry, "object_store_capacity_bytes", "Shared memory for objects", capacity);
-    let (sealed, creating) = counts.objects;
-    let by_state = [("sealed", sealed), ("creating", creating)];
+    let (sealed, creating, leaving) = counts.objects;
+    let by_state = [("sealed", sealed), ("creating", creating), ("leaving", leaving)];
     states(registry, "objects", "Objects in the shared memory of this node", &by_state);
+    let help = "Objects that this node knows of, wherever they are, made or still to be made";
+    gauge(registry, "objects_known", help, counts.core.objects);
     let (queued, under_way) = counts.core.fetches;
     let by_state = [("queued", queued), ("under_way", under_way)];
     states(registry, "object_transfers", "Objects to be copied here from other nodes", &by_state);

@@ -1,20 +1,24 @@
 //! What comes in becomes events; what the core decides is done. No policy.
 
+use crate::control::Copied;
 use crate::daemon::{Life, Link};
 use crate::input::{Counts, Input, Load, shared};
 use crate::peers::msg;
 use crate::spawn::{SpawnOrder, Spawner};
-use crate::transfer::{self, Held, Order};
+use crate::transfer::{self, Held, Lent, Order};
 use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_net::frame::Outbox;
-use mobula_objstore::StoreError;
+use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    ClientMsg, ClusterView, Created, DaemonMsg, Failure, FailureKind, Hello, Notice, ObjectReady, PeerMsg,
-    RunTask, Shared, TaskResult, client_msg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes,
-    task_id, value as wire_value,
+    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, ObjectReady, PeerMsg, RunTask,
+    Shared, TaskSpec, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    value as wire_value,
 };
-use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
+use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 
+/// Copies that were asked for in vain and are remembered, so that their home is told when they are made
+/// after all. One that is forgotten is made again once too often.
+const MISSED_MAX: usize = 10_000;
 /// The creator of transfers in the store: no link has this number.
 const TRANSFER: u64 = 0;
 
@@ -44,8 +48,12 @@ impl Life {
             }
             Input::View(view) => self.view(view, events),
             Input::Lookup { object, reply } => {
-                let _ = reply.send(self.lookup(object));
+                let lent = self.lookup(object);
+                if let Err(Some(lent)) = reply.send(lent) {
+                    self.store.unpin(object, Reader::Transfer(lent.transfer));
+                }
             }
+            Input::Served { object, transfer } => self.store.unpin(object, Reader::Transfer(transfer)),
             Input::Reserve { object, len, job, reply } => {
                 let known = self.jobs.contains_key(&job);
                 let room =
@@ -54,7 +62,10 @@ impl Life {
             }
             Input::Filled { object, crc } => {
                 events.push(match self.store.seal(object, crc, TRANSFER) {
-                    Ok(place) => Event::Fetched { object, value: shared(place) },
+                    Ok(place) => {
+                        self.fresh.push(object);
+                        Event::Fetched { object, value: shared(place) }
+                    }
                     // Its job ended meanwhile.
                     Err(_) => Event::FetchFailed { object, from: Incarnation(0), why: FetchError::NotFound },
                 });
@@ -83,13 +94,47 @@ impl Life {
         }
     }
 
-    fn lookup(&self, object: ObjectId) -> Option<(Held, u32)> {
-        match self.core.value_of(object)? {
-            Value::Inline(bytes) => Some((Held::Inline(bytes.clone()), crc32fast::hash(bytes))),
-            Value::Shared { offset, len, crc } => {
-                Some((Held::Shared(self.region.clone(), *offset, *len), *crc))
+    fn lookup(&mut self, object: ObjectId) -> Option<Lent> {
+        self.next_transfer += 1;
+        let transfer = self.next_transfer;
+        let lent = self.core.value_of(object).and_then(|value| match value {
+            Value::Inline(bytes) => {
+                let crc = crc32fast::hash(bytes);
+                Some(Lent { object, transfer, bytes: Held::Inline(bytes.clone()), crc })
             }
+            Value::Shared { offset, len, crc } => {
+                let bytes = Held::Shared(self.region.clone(), *offset, *len);
+                let is_here = self.store.pin(object, Reader::Transfer(transfer));
+                is_here.then_some(Lent { object, transfer, bytes, crc: *crc })
+            }
+        });
+        if lent.is_none() {
+            self.missed(object);
         }
+        lent
+    }
+
+    /// A copy was asked for that is not here: its home is told, so that nobody is sent here again.
+    fn missed(&mut self, object: ObjectId) {
+        if self.missed.len() == MISSED_MAX {
+            self.missed.pop_first();
+        }
+        self.missed.insert(object);
+        self.tell_home(Copied::Gone(object));
+    }
+
+    /// A value was made here. Its done-record says so; more is said of what its home takes to be gone,
+    /// or will take to be gone when it goes.
+    pub(crate) fn made(&mut self, object: ObjectId, value: &Value) {
+        if matches!(value, Value::Shared { .. }) || self.missed.remove(&object) {
+            self.tell_home(Copied::Held(object));
+        }
+    }
+
+    fn tell_home(&self, change: Copied) {
+        let (Copied::Held(object) | Copied::Gone(object)) = change;
+        let shard = self.core.shard_of(object.task);
+        let _ = self.holdings[shard.0 as usize].send(change);
     }
 
     /// Whether this worker was started by this life and is the job's build.
@@ -150,7 +195,7 @@ impl Life {
         }
     }
 
-    fn end_job(&mut self, job: JobId, succeeded: bool, tell: Option<Outbox<DaemonMsg>>) {
+    pub(crate) fn end_job(&mut self, job: JobId, succeeded: bool, tell: Option<Outbox<DaemonMsg>>) {
         for outbox in self.outgoing.values() {
             outbox.push(msg(peer_msg::Msg::JobEnded(job.0)));
         }
@@ -161,137 +206,6 @@ impl Life {
                 outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::JobEnded(true)) });
             }
         });
-    }
-
-    fn client_msgs(&mut self, client: ClientId, msgs: Vec<ClientMsg>, events: &mut Vec<Event>) {
-        let Some(link) = self.open.get(&client) else { return };
-        let (job, driver) = (link.job, link.token.is_none());
-        let outbox = link.outbox.clone();
-        let mut specs = Vec::new();
-        let mut outcomes = Vec::new();
-        for ClientMsg { msg } in msgs {
-            // Neighbours of one kind travel as one event; their order against others stays.
-            if !matches!(msg, Some(client_msg::Msg::Submit(_))) && !specs.is_empty() {
-                events.push(Event::Submit { client, specs: std::mem::take(&mut specs) });
-            }
-            if !matches!(msg, Some(client_msg::Msg::Finished(_))) && !outcomes.is_empty() {
-                events.push(Event::Finished { worker: client, outcomes: std::mem::take(&mut outcomes) });
-            }
-            match msg {
-                Some(client_msg::Msg::Submit(mut spec)) => {
-                    spec.job = job.0;
-                    specs.push(spec);
-                }
-                Some(client_msg::Msg::Finished(result)) => outcomes.extend(self.outcome(client, result)),
-                Some(client_msg::Msg::Get(get)) => {
-                    let objects = get.objects.iter().filter_map(|o| object_id(o).ok()).collect();
-                    events.push(Event::Get { client, job, objects, want_value: get.want_value });
-                }
-                Some(client_msg::Msg::Create(create)) => {
-                    let reply = self.create(client, job, &create.object, create.size);
-                    outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Created(reply)) });
-                }
-                Some(client_msg::Msg::Seal(seal)) => {
-                    if let Ok(object) = object_id(&seal.object)
-                        && let Ok(place) = self.store.seal(object, seal.crc, client)
-                    {
-                        events.push(Event::Put {
-                            client,
-                            object,
-                            job,
-                            value: shared(place),
-                            by_driver: driver,
-                            contains: Vec::new(),
-                        });
-                    }
-                }
-                Some(client_msg::Msg::PutInline(put)) => {
-                    if let Ok(object) = object_id(&put.object) {
-                        let value = Value::Inline(put.value);
-                        events.push(Event::Put {
-                            client,
-                            object,
-                            job,
-                            value,
-                            by_driver: driver,
-                            contains: Vec::new(),
-                        });
-                    }
-                }
-                Some(client_msg::Msg::Blocked(blocked)) => {
-                    let returned = blocked.returned.iter().filter_map(|t| task_id(t).ok()).collect();
-                    events.push(Event::Blocked { worker: client, returned });
-                }
-                Some(client_msg::Msg::Unblocked(_)) => events.push(Event::Unblocked { worker: client }),
-                Some(client_msg::Msg::EndJob(end)) => {
-                    self.end_job(job, end.succeeded, Some(outbox.clone()));
-                    events.push(Event::JobEnded(job));
-                }
-                Some(
-                    client_msg::Msg::Hello(_)
-                    | client_msg::Msg::Unpin(_)
-                    | client_msg::Msg::Held(_)
-                    | client_msg::Msg::Dropped(_),
-                )
-                | None => {}
-            }
-        }
-        if !specs.is_empty() {
-            events.push(Event::Submit { client, specs });
-        }
-        if !outcomes.is_empty() {
-            events.push(Event::Finished { worker: client, outcomes });
-        }
-    }
-
-    fn create(&mut self, client: ClientId, job: JobId, object: &[u8], size: u64) -> Created {
-        let mut reply = Created { object: bytes::Bytes::copy_from_slice(object), ..Created::default() };
-        let made = match object_id(object) {
-            Ok(id) => self.store.create(id, size, job, client),
-            Err(_) => Err(StoreError::NotCreating),
-        };
-        match made {
-            Ok(offset) => reply.offset = offset,
-            Err(StoreError::Exists(_)) => reply.exists = true,
-            Err(error) => {
-                reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
-            }
-        }
-        reply
-    }
-
-    fn outcome(&mut self, worker: ClientId, result: TaskResult) -> Option<TaskOutcome> {
-        let task = task_id(&result.task).ok()?;
-        let value = match result.value.and_then(|v| v.value) {
-            Some(wire_value::Value::Inline(bytes)) => Ok(Value::Inline(bytes)),
-            Some(wire_value::Value::Shared(Shared { crc, .. })) => {
-                self.seal_result(task.output(0), crc, worker)
-            }
-            Some(wire_value::Value::Failure(failure)) => Err(failure),
-            Some(wire_value::Value::Elsewhere(_)) | None => {
-                Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
-            }
-        };
-        Some(TaskOutcome {
-            task,
-            attempt: result.attempt,
-            value,
-            ran_ns: result.ran_ns,
-            contains: Vec::new(),
-        })
-    }
-
-    /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
-    fn seal_result(&mut self, object: ObjectId, crc: u32, worker: ClientId) -> Result<Value, Failure> {
-        match (self.store.seal(object, crc, worker), self.store.get(object)) {
-            (Ok(place), _) => Ok(shared(place)),
-            (Err(_), Some(place)) if place.crc == crc => Ok(shared(place)),
-            (Err(_), Some(_)) => Err(Failure::new(
-                FailureKind::FailureDiverged,
-                "the task made other bytes than before: it is not deterministic",
-            )),
-            (Err(error), None) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
-        }
     }
 
     fn peer_msg(&mut self, from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Event>) {
@@ -311,7 +225,11 @@ impl Life {
             }
             Some(peer_msg::Msg::Notice(notice)) => self.notice_drivers(None, &notice),
             Some(peer_msg::Msg::JobEnded(job)) => events.push(Event::JobEnded(JobId(job))),
-            Some(peer_msg::Msg::Hello(_) | peer_msg::Msg::Freed(_)) | None => {}
+            Some(peer_msg::Msg::Freed(freed)) => {
+                let objects = freed.objects.iter().filter_map(|o| object_id(o).ok()).collect();
+                events.push(Event::Freed { objects });
+            }
+            Some(peer_msg::Msg::Hello(_)) | None => {}
         }
     }
 
@@ -351,12 +269,17 @@ impl Life {
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
             Effect::Run { worker, mut spec, attempt, args } => {
+                self.lend_args(worker, &spec, &args);
                 // The arguments travel resolved; the record's own copy of them stays here.
                 spec.args = Vec::new();
                 let args = args.into_iter().map(wire).collect();
                 self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args }));
             }
-            Effect::Discard { .. } | Effect::Freed { .. } => {}
+            Effect::Discard { object } => self.discard(object),
+            Effect::Freed { to, objects } => {
+                let objects = objects.into_iter().map(object_bytes).collect();
+                self.tell_peer(to, peer_msg::Msg::Freed(Freed { objects }));
+            }
             Effect::Spawn { job } => self.spawn_worker(job, spawner),
             Effect::Assign { to, assign } => self.tell_peer(to, peer_msg::Msg::Assign(assign)),
             Effect::Result { to, result } => self.tell_peer(to, peer_msg::Msg::Result(result)),
@@ -376,8 +299,14 @@ impl Life {
                 self.tasks.spawn(transfer::fetch(self.peers.clone(), self.region.clone(), order));
             }
             Effect::Ready { client, object, ready } => {
+                if !self.open.contains_key(&client) {
+                    return;
+                }
                 let value = match ready {
-                    Ready::Here(value) => wire(value),
+                    Ready::Here(value) => {
+                        self.lend(object, Reader::Link(client), &value);
+                        wire(value)
+                    }
                     Ready::Elsewhere(output) => {
                         mobula_proto::Value { value: Some(wire_value::Value::Elsewhere(output)) }
                     }
@@ -392,10 +321,7 @@ impl Life {
                 let committed = mobula_proto::Committed { task: task_bytes(task), revision };
                 self.tell(client, daemon_msg::Msg::Committed(committed));
             }
-            Effect::Held { object } => {
-                let shard = self.core.shard_of(object.task);
-                let _ = self.holdings[shard.0 as usize].send(object);
-            }
+            Effect::Held { object } => self.tell_home(Copied::Held(object)),
             Effect::Replicate { to, object, job, output } => {
                 let replica = mobula_proto::Replica {
                     object: object_bytes(object),
@@ -407,6 +333,50 @@ impl Life {
             }
             Effect::Notice { job, notice } => self.notice(job, notice),
             Effect::FreeJob(job) => self.free_job(job),
+        }
+    }
+
+    /// Somebody is told where a value lies.
+    fn lend(&mut self, object: ObjectId, reader: Reader, value: &Value) {
+        if let Value::Shared { .. } = value {
+            let is_here = self.store.pin(object, reader);
+            debug_assert!(is_here, "{object} is told to {reader:?} and is not here");
+        }
+    }
+
+    /// A task is told where its arguments lie; it looks at them until it ends.
+    fn lend_args(&mut self, worker: ClientId, spec: &TaskSpec, values: &[Value]) {
+        let (true, Ok(task)) = (self.open.contains_key(&worker), task_id(&spec.id)) else { return };
+        for (argument, value) in spec.args.iter().zip(values) {
+            if let Some(arg::Arg::Object(bytes)) = &argument.arg
+                && let Ok(object) = object_id(bytes)
+            {
+                self.lend(object, Reader::Task(worker, task), value);
+            }
+        }
+    }
+
+    fn discard(&mut self, object: ObjectId) {
+        // It may have been made again in the same turn.
+        if !self.is_used(object) && self.store.discard(object) {
+            self.tell_home(Copied::Gone(object));
+        }
+    }
+
+    /// Whether the core goes by what the store has of an object.
+    fn is_used(&self, object: ObjectId) -> bool {
+        match (self.core.value_of(object), self.store.get(object)) {
+            (Some(Value::Shared { offset, .. }), Some(place)) => *offset == place.offset,
+            (Some(Value::Inline(_)) | None, _) | (_, None) => false,
+        }
+    }
+
+    /// What was sealed in this turn and is for nobody (of an attempt that counts no more, say) goes.
+    pub(crate) fn discard_strays(&mut self) {
+        for object in std::mem::take(&mut self.fresh) {
+            if !self.is_used(object) {
+                self.store.discard(object);
+            }
         }
     }
 

@@ -42,15 +42,35 @@ async fn answer<W: AsyncWrite + Unpin>(inbox: &Inbox, fetch: &Fetch, write: &mut
         }
         Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
     };
-    let Some((bytes, crc)) = value else {
+    let Some(lent) = value else {
         return mobula_net::frame::send(write, &FetchReply::default()).await;
     };
-    let reply = FetchReply { found: true, size: bytes.as_slice().len() as u64, crc };
+    let sent = send(&lent, write).await;
+    let served = Input::Served { object: lent.object, transfer: lent.transfer };
+    inbox.send(served).await.map_err(io::Error::other)?;
+    sent
+}
+
+async fn send<W: AsyncWrite + Unpin>(lent: &Lent, write: &mut W) -> io::Result<()> {
+    let bytes = lent.bytes.as_slice();
+    let reply = FetchReply { found: true, size: bytes.len() as u64, crc: lent.crc };
     mobula_net::frame::send(write, &reply).await?;
-    for chunk in bytes.as_slice().chunks(CHUNK) {
+    for chunk in bytes.chunks(CHUNK) {
         tokio::time::timeout(STALL, write.write_all(chunk)).await.map_err(io::Error::other)??;
     }
     write.flush().await
+}
+
+/// Bytes that stay as they are until the transfer says that it is through.
+pub struct Lent {
+    /// The object.
+    pub object: ObjectId,
+    /// The number of the transfer.
+    pub transfer: u64,
+    /// The bytes.
+    pub bytes: Held,
+    /// Their CRC-32.
+    pub crc: u32,
 }
 
 /// Bytes of an object this node holds.

@@ -1,8 +1,9 @@
 //! Which objects this node holds in its arena, and in what state.
 
 use crate::arena::Arena;
-use mobula_base::{JobId, ObjectId};
-use std::collections::{BTreeMap, HashMap};
+use crate::pins::{Pins, Reader};
+use mobula_base::{JobId, ObjectId, TaskId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who creates an object: a link of the daemon, or the daemon itself (0) for transfers.
 pub type Creator = u64;
@@ -37,7 +38,7 @@ pub struct Place {
 pub enum StoreError {
     /// It can never hold this object.
     TooLarge { len: u64, capacity: u64 },
-    /// No room now. In this version objects stay until their job ends.
+    /// No room now: what is there is referred to, or looked at.
     Full { len: u64, used: u64, capacity: u64 },
     /// The object is there already, sealed.
     Exists(Place),
@@ -56,8 +57,8 @@ impl std::fmt::Display for StoreError {
             ),
             StoreError::Full { len, used, capacity } => write!(
                 f,
-                "the object store is full: {len} bytes asked, {used} of {capacity} used; objects stay until their \
-                 job ends, so end the job or start the node with a larger --store"
+                "the object store is full: {len} bytes asked, {used} of {capacity} used; objects stay for as long as \
+                 they are referred to, so drop references or start the node with a larger --store"
             ),
             StoreError::Exists(_) => write!(f, "the object exists already"),
             StoreError::Busy => write!(f, "another process is writing this object"),
@@ -71,15 +72,20 @@ impl std::error::Error for StoreError {}
 ///
 /// Invariants, asserted by `check_invariants`:
 /// 1. A sealed object never changes its place, length or checksum.
-/// 2. Every entry owns one live allocation of the arena, and no other allocation exists.
+/// 2. Every entry owns one live allocation of the arena; no other allocation exists but those of `doomed`
+///    and `leaving`.
 /// 3. An unsealed entry is readable by nobody and goes when its creator goes.
+/// 4. A place that is pinned is an entry's or leaving; it is not freed before its last pin goes.
 #[derive(Debug)]
 pub struct Store {
     arena: Arena,
     entries: HashMap<ObjectId, Entry>,
-    by_job: BTreeMap<JobId, Vec<ObjectId>>,
+    by_job: BTreeMap<JobId, BTreeSet<ObjectId>>,
     /// Room (offset, length) that creators may still be writing to although the job has ended.
     doomed: BTreeMap<(Creator, ObjectId), (u64, u64)>,
+    pins: Pins,
+    /// Places (offset, length) of objects that are gone while somebody still looks at them.
+    leaving: BTreeMap<u64, u64>,
 }
 
 impl Store {
@@ -90,6 +96,8 @@ impl Store {
             entries: HashMap::new(),
             by_job: BTreeMap::new(),
             doomed: BTreeMap::new(),
+            pins: Pins::default(),
+            leaving: BTreeMap::new(),
         }
     }
 
@@ -132,7 +140,7 @@ impl Store {
             });
         };
         self.entries.insert(object, Entry { offset, len, job, state: State::Creating(creator) });
-        self.by_job.entry(job).or_default().push(object);
+        self.by_job.entry(job).or_default().insert(object);
         Ok(offset)
     }
 
@@ -168,8 +176,47 @@ impl Store {
         }
     }
 
-    /// Drops what a vanished process had begun.
+    /// Somebody is told where a sealed object is: until it is told back, its bytes stay as they are.
+    /// Whether the object is here.
+    pub fn pin(&mut self, object: ObjectId, reader: Reader) -> bool {
+        let Some(place) = self.get(object) else { return false };
+        self.pins.add(reader, object, place.offset);
+        true
+    }
+
+    /// A reader looks no longer at the place that it was told first of those it still looks at.
+    pub fn unpin(&mut self, object: ObjectId, reader: Reader) {
+        let free = self.pins.remove(reader, object);
+        self.free_leaving(free);
+    }
+
+    /// A task of a worker has ended: it looks at nothing any more.
+    pub fn task_ended(&mut self, worker: Creator, task: TaskId) {
+        let free = self.pins.remove_reader(Reader::Task(worker, task));
+        self.free_leaving(free);
+    }
+
+    /// Forgets a sealed object; its memory is free once nobody looks at it. Whether it was here.
+    pub fn discard(&mut self, object: ObjectId) -> bool {
+        let is_here = self.get(object).is_some();
+        if is_here {
+            self.remove(object);
+        }
+        is_here
+    }
+
+    fn free_leaving(&mut self, offsets: impl IntoIterator<Item = u64>) {
+        for offset in offsets {
+            if self.leaving.remove(&offset).is_some() {
+                self.arena.free(offset);
+            }
+        }
+    }
+
+    /// Drops what a vanished process had begun, and what it looked at.
     pub fn creator_gone(&mut self, creator: Creator) {
+        let free = self.pins.remove_link(creator);
+        self.free_leaving(free);
         let mut begun: Vec<ObjectId> = self
             .entries
             .iter()
@@ -189,14 +236,24 @@ impl Store {
     }
 
     /// Frees everything of a job that ended. What is still being written keeps its room until its
-    /// creator seals it, gives it up or goes: nobody else may be given bytes that are written to.
+    /// creator seals it, gives it up or goes: nobody else may be given bytes that are written to. So does
+    /// what somebody looks at.
     pub fn free_job(&mut self, job: JobId) {
         for object in self.by_job.remove(&job).unwrap_or_default() {
             let Some(entry) = self.entries.remove(&object) else { continue };
             match entry.state {
-                State::Sealed { .. } => self.arena.free(entry.offset),
+                State::Sealed { .. } => self.vacate(&entry),
                 State::Creating(by) => drop(self.doomed.insert((by, object), (entry.offset, entry.len))),
             }
+        }
+    }
+
+    /// The place of an entry that is no more.
+    fn vacate(&mut self, entry: &Entry) {
+        if self.pins.is_pinned(entry.offset) {
+            self.leaving.insert(entry.offset, entry.len);
+        } else {
+            self.arena.free(entry.offset);
         }
     }
 
@@ -208,9 +265,12 @@ impl Store {
 
     fn remove(&mut self, object: ObjectId) {
         if let Some(entry) = self.entries.remove(&object) {
-            self.arena.free(entry.offset);
+            self.vacate(&entry);
             if let Some(objects) = self.by_job.get_mut(&entry.job) {
-                objects.retain(|o| *o != object);
+                objects.remove(&object);
+                if objects.is_empty() {
+                    self.by_job.remove(&entry.job);
+                }
             }
         }
     }
@@ -220,17 +280,21 @@ impl Store {
         (self.arena.used_bytes(), self.arena.capacity())
     }
 
-    /// How many objects are sealed, and how many still being written; takes as long as there are objects.
-    pub fn count(&self) -> (u64, u64) {
+    /// How many objects are sealed, and still being written, and gone but for those who look at them; takes
+    /// as long as there are objects.
+    pub fn count(&self) -> (u64, u64, u64) {
         let sealed =
             self.entries.values().filter(|entry| matches!(entry.state, State::Sealed { .. })).count();
-        (sealed as u64, (self.entries.len() - sealed) as u64)
+        (sealed as u64, (self.entries.len() - sealed) as u64, self.leaving.len() as u64)
     }
 
     /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
         self.arena.check_invariants();
-        let lens = self.entries.values().map(|e| e.len).chain(self.doomed.values().map(|(_, len)| *len));
+        self.pins.check_invariants();
+        assert!(self.leaving.keys().all(|offset| self.pins.is_pinned(*offset)), "nobody looks, yet it stays");
+        let others = self.doomed.values().map(|(_, len)| *len).chain(self.leaving.values().copied());
+        let lens = self.entries.values().map(|e| e.len).chain(others);
         let bytes: u64 = lens.map(|len| len.max(1).div_ceil(crate::arena::ALIGN) * crate::arena::ALIGN).sum();
         assert_eq!(bytes, self.arena.used_bytes(), "allocations and entries differ");
     }
@@ -252,12 +316,12 @@ mod tests {
         store.create(object(1), 1000, JobId(1), 7).expect("fits");
         store.create(object(2), 1000, JobId(1), 7).expect("fits");
         store.seal(object(2), 42, 7).expect("created");
-        assert_eq!(store.count(), (1, 1));
+        assert_eq!(store.count(), (1, 1, 0));
         assert_eq!(store.create(object(1), 1000, JobId(1), 8), Err(StoreError::Busy));
         store.creator_gone(7);
         assert_eq!(store.get(object(1)), None);
         assert_eq!(store.get(object(2)).map(|p| p.crc), Some(42), "sealed objects outlive their creator");
-        assert_eq!(store.count(), (1, 0));
+        assert_eq!(store.count(), (1, 0, 0));
         store.check_invariants();
         store.free_job(JobId(1));
         assert_eq!(store.usage().0, 0);
@@ -271,11 +335,43 @@ mod tests {
         assert!(matches!(store.create(object(3), 100, JobId(1), 1), Err(StoreError::Full { .. })));
     }
 
+    #[test]
+    fn what_somebody_looks_at_stays_as_it_is() {
+        let (one, driver, worker) = (object(1), Reader::Link(7), Reader::Task(8, TaskId::root(JobId(1))));
+        let mut store = Store::new(1 << 16);
+        assert!(!store.pin(one, driver), "nothing there");
+        let first = store.create(one, 1000, JobId(1), 7).expect("fits");
+        assert!(!store.discard(one), "not sealed");
+        store.seal(one, 42, 7).expect("created");
+        assert!(store.pin(one, driver) && store.pin(one, driver) && store.pin(one, worker));
+        assert!(store.discard(one));
+        assert_eq!((store.get(one), store.usage().0, store.count()), (None, 1024, (0, 0, 1)));
+        // It is made again, elsewhere; whoever looked at the first still does.
+        let second = store.create(one, 1000, JobId(1), 8).expect("fits");
+        assert_ne!(first, second);
+        store.seal(one, 43, 8).expect("created");
+        assert!(store.pin(one, driver));
+        store.unpin(one, driver);
+        store.unpin(one, driver);
+        assert_eq!(store.usage().0, 2048, "the task still looks");
+        store.creator_gone(9);
+        store.task_ended(8, TaskId::root(JobId(1)));
+        assert_eq!(store.usage().0, 1024, "the first is free");
+        store.free_job(JobId(1));
+        store.check_invariants();
+        assert_eq!(store.usage().0, 1024, "the driver looks at the second");
+        store.creator_gone(7);
+        store.unpin(one, driver);
+        store.check_invariants();
+        assert_eq!(store.usage().0, 0);
+    }
+
     proptest! {
         #[test]
-        fn invariants_hold_under_any_calls(steps in prop::collection::vec((0u8..5, 0u32..6, 1u64..3), 1..120)) {
+        fn invariants_hold_under_any_calls(steps in prop::collection::vec((0u8..10, 0u32..6, 1u64..3), 1..120)) {
             let mut store = Store::new(8 * 1024);
             let mut sealed: HashMap<ObjectId, Place> = HashMap::new();
+            let task = TaskId::root(JobId(9));
             for (what, n, who) in steps {
                 let object = object(n);
                 match what {
@@ -284,6 +380,13 @@ mod tests {
                         sealed.insert(object, place);
                     },
                     3 => store.creator_gone(who),
+                    4 => drop(store.pin(object, Reader::Link(who))),
+                    5 => drop(store.pin(object, Reader::Task(who, task))),
+                    6 => store.unpin(object, Reader::Link(who)),
+                    7 => store.task_ended(who, task),
+                    8 => if store.discard(object) {
+                        sealed.remove(&object);
+                    },
                     _ => {
                         store.free_job(JobId(who));
                         sealed.retain(|o, _| store.get(*o).is_some());
@@ -294,6 +397,12 @@ mod tests {
                     prop_assert_eq!(store.get(*object), Some(*place));
                 }
             }
+            for who in 1..3 {
+                store.free_job(JobId(who));
+                store.creator_gone(who);
+            }
+            store.check_invariants();
+            prop_assert_eq!(store.usage().0, 0, "nothing leaks");
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Arguments: given as values or references, taken as values.
 
-use crate::reference::ObjectRef;
+use crate::reference::{AnyRef, ObjectRef, distinct};
 use crate::value;
 use bytes::Bytes;
 use mobula_proto::{Arg, Failure, FailureKind, arg, object_bytes};
@@ -13,18 +13,41 @@ use std::collections::VecDeque;
 pub struct Args {
     pub(crate) args: Vec<Arg>,
     pub(crate) error: Option<String>,
+    /// References that are arguments.
+    pub(crate) named: Vec<AnyRef>,
+    /// References inside arguments that travel by value.
+    pub(crate) nested: Vec<AnyRef>,
 }
 
 impl Args {
     fn push_value<T: Serialize + ?Sized>(&mut self, value: &T) {
         match value::encode(value) {
-            Ok(bytes) => self.args.push(Arg { arg: Some(arg::Arg::Value(bytes.into())) }),
+            Ok(encoded) => {
+                self.args.push(Arg { arg: Some(arg::Arg::Value(encoded.bytes.into())) });
+                if !encoded.references.is_empty() {
+                    self.push_nested(encoded.references);
+                }
+            }
             Err(error) => self.error = Some(error),
         }
     }
 
+    fn push_nested(&mut self, references: Vec<AnyRef>) {
+        self.nested.extend(references);
+        distinct(&mut self.nested);
+        if let Err(error) = value::check_count(self.nested.len()) {
+            self.error = Some(format!("the task {error}"));
+        }
+    }
+
+    /// What its record names beside its arguments.
+    pub(crate) fn nested_ids(&self) -> Vec<Bytes> {
+        self.nested.iter().map(|reference| object_bytes(reference.id())).collect()
+    }
+
     fn push_ref<T>(&mut self, reference: &ObjectRef<T>) {
         self.args.push(Arg { arg: Some(arg::Arg::Object(object_bytes(reference.id()))) });
+        self.named.push(reference.any());
     }
 }
 

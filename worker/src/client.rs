@@ -15,8 +15,8 @@ use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Create, DaemonMsg, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask,
-    Seal, Shared, ToClient, Value, Welcome, client_msg, daemon_msg, object_bytes, object_id, task_bytes,
+    ClientMsg, Created, DaemonMsg, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask,
+    Seal, TaskSpec, ToClient, Value, Welcome, client_msg, daemon_msg, object_bytes, object_id, task_bytes,
     task_id, value as wire_value,
 };
 use serde::Serialize;
@@ -37,6 +37,19 @@ pub struct ConnectOptions {
     pub args: Vec<String>,
     /// How long to wait for the daemon.
     pub connect_timeout: Duration,
+    /// What happens when a task that runs again makes something else than before.
+    pub on_divergence: OnDivergence,
+}
+
+/// What becomes of an object whose task, run again, makes other bytes than were recorded: an id denotes
+/// one value.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum OnDivergence {
+    /// It fails with [`FailureKind::FailureDiverged`].
+    #[default]
+    Fail,
+    /// What was made last stands, unless what was made first is still there.
+    Accept,
 }
 
 impl Default for ConnectOptions {
@@ -47,7 +60,13 @@ impl Default for ConnectOptions {
             std::env::var_os("MOBULA_SOCKET").map_or_else(|| home.join(".mobula/node.sock"), PathBuf::from);
         let mut args = std::env::args();
         let job_name = args.next().unwrap_or_default();
-        ConnectOptions { socket, job_name, args: args.collect(), connect_timeout: Duration::from_secs(10) }
+        ConnectOptions {
+            socket,
+            job_name,
+            args: args.collect(),
+            connect_timeout: Duration::from_secs(10),
+            on_divergence: OnDivergence::default(),
+        }
     }
 }
 
@@ -66,25 +85,32 @@ pub struct Notice {
     pub incarnation: u64,
 }
 
+/// What this program knows of an object that it refers to.
 #[derive(Default)]
-struct Slot {
-    refs: u32,
-    ready: Option<Value>,
-    asked: bool,
+pub(crate) struct Slot {
+    pub refs: u32,
+    pub ready: Option<Value>,
+    pub asked: bool,
+    /// The daemon knows that this program refers to it.
+    pub told: bool,
+    /// How often the daemon has told a place in shared memory.
+    pub pins: u32,
 }
 
 #[derive(Default)]
-struct State {
-    slots: HashMap<ObjectId, Slot>,
-    /// Where to write, `None` when it is there already.
-    created: HashMap<ObjectId, Result<Option<u64>, Failure>>,
+pub(crate) struct State {
+    pub slots: HashMap<ObjectId, Slot>,
+    /// Answers to those who wait for room in shared memory.
+    created: HashMap<ObjectId, Created>,
     committed: Vec<(TaskId, u64)>,
     notices: VecDeque<Notice>,
     tasks: VecDeque<RunTask>,
     blocked: bool,
-    job_ended: bool,
+    pub job_ended: bool,
     closed: Option<String>,
     sleepers: usize,
+    /// Threads and tasks that look at values just now.
+    pub views: u32,
 }
 
 impl State {
@@ -111,7 +137,7 @@ pub(crate) struct Shell {
     woken: Condvar,
     woken_async: tokio::sync::Notify,
     pub(crate) outbox: Outbox<ClientMsg>,
-    region: Region,
+    pub(crate) region: Region,
     welcome: Welcome,
     submitted: AtomicU64,
     committed: AtomicU64,
@@ -120,8 +146,9 @@ pub(crate) struct Shell {
 /// A connection to a node daemon, acting for one driver or one running task. Clones share it.
 #[derive(Clone)]
 pub struct Client {
-    shell: Arc<Shell>,
+    pub(crate) shell: Arc<Shell>,
     context: Arc<Context>,
+    pub(crate) on_divergence: OnDivergence,
 }
 
 impl Client {
@@ -145,102 +172,87 @@ impl Client {
             submitted: AtomicU64::new(0),
             committed: AtomicU64::new(0),
         };
-        Client { shell: Arc::new(shell), context: Context::new(job, TaskId::root(job), false) }
+        Client {
+            shell: Arc::new(shell),
+            context: Context::new(job, TaskId::root(job), false),
+            on_divergence: OnDivergence::Fail,
+        }
+    }
+
+    /// The same client; what it submits from here on is of a job with this option.
+    #[must_use]
+    pub fn with_divergence(mut self, on_divergence: OnDivergence) -> Client {
+        self.on_divergence = on_divergence;
+        self
     }
 
     /// The same connection, acting for a running task.
-    pub(crate) fn for_task(&self, context: Arc<Context>) -> Client {
-        Client { shell: self.shell.clone(), context }
+    pub(crate) fn for_task(&self, context: Arc<Context>, on_divergence: OnDivergence) -> Client {
+        Client { shell: self.shell.clone(), context, on_divergence }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.shell.state.lock().expect("never poisoned: nothing panics under this lock")
     }
 
-    fn send(&self, msg: client_msg::Msg) {
+    pub(crate) fn send(&self, msg: client_msg::Msg) {
         self.shell.outbox.push(ClientMsg { msg: Some(msg) });
     }
 
     /// Submits a task; never blocks. An argument that could not be encoded fails the reference.
     pub fn submit<T>(&self, task: Task<T>) -> ObjectRef<T> {
-        let mut spec = task.spec;
+        let Task { mut spec, error, named, .. } = task;
         let id = self.context.next_task();
         let object = id.output(0);
-        let mut slot = Slot { refs: 1, ready: None, asked: true };
-        if let Some(error) = task.error {
-            slot.ready = Some(failed(Failure::new(FailureKind::FailureBadArguments, error)));
-            self.state().slots.insert(object, slot);
-            return ObjectRef::new(object, Some(self.clone()));
-        }
-        let bytes = prost::Message::encoded_len(&spec);
-        if bytes > SPEC_BYTES_MAX {
-            let message = format!(
-                "the arguments come to {bytes} bytes, at most {SPEC_BYTES_MAX} travel by value: `put` the large ones and \
-                 pass references"
-            );
-            slot.ready = Some(failed(Failure::new(FailureKind::FailureBadArguments, message)));
-            self.state().slots.insert(object, slot);
+        if let Some(error) = error.or_else(|| too_large(&spec)) {
+            let failure = Failure::new(FailureKind::FailureBadArguments, error);
+            self.own(object, Some(failed(failure)), None);
             return ObjectRef::new(object, Some(self.clone()));
         }
         spec.id = task_bytes(id);
         spec.job = self.context.job.0;
         spec.parent = task_bytes(self.context.task);
         spec.replay = self.context.replay;
+        spec.accept_divergence = self.on_divergence == OnDivergence::Accept;
         spec.digest = spec.compute_digest();
-        self.state().slots.insert(object, slot);
+        self.own(object, None, Some(client_msg::Msg::Submit(spec)));
         self.shell.submitted.fetch_add(1, Ordering::Relaxed);
-        self.send(client_msg::Msg::Submit(spec));
+        // Only now that the submission names them.
+        drop(named);
         ObjectRef::new(object, Some(self.clone()))
     }
 
     /// Stores a value; small ones in the control store, large ones in shared memory and on a
-    /// second node.
+    /// second node. It is kept for as long as somebody refers to it.
     ///
     /// # Errors
-    /// The value cannot be encoded, or the store is full.
+    /// The value cannot be encoded, the store is full, or an earlier attempt of the task has put another.
     pub fn put<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
-        let bytes = value::encode(value).map_err(Error::Value)?;
-        let object = self.context.next_put();
-        if bytes.len() <= INLINE_MAX {
-            let put = PutInline { object: object_bytes(object), value: bytes.into(), contains: Vec::new() };
-            self.send(client_msg::Msg::PutInline(put));
+        let encoded = value::encode(value).map_err(Error::Value)?;
+        let id = self.context.next_put();
+        let (object, contains) = (object_bytes(id), encoded.contains());
+        let msg = if encoded.bytes.len() <= INLINE_MAX {
+            client_msg::Msg::PutInline(PutInline { object, value: encoded.bytes.into(), contains })
         } else {
-            self.ask_create(object, bytes.len() as u64);
-            // `None`: an earlier attempt put it, and this node still has it.
-            if let Some(offset) = self.wait_created(object)? {
-                let crc = self.fill(offset, &bytes).crc;
-                self.send(client_msg::Msg::Seal(Seal {
-                    object: object_bytes(object),
-                    crc,
-                    contains: Vec::new(),
-                }));
-            }
-        }
-        self.remember(object);
-        Ok(ObjectRef::new(object, Some(self.clone())))
+            let crc = self.place(id, &encoded.bytes)?.crc;
+            client_msg::Msg::Seal(Seal { object, crc, contains })
+        };
+        self.own(id, None, Some(msg));
+        Ok(ObjectRef::new(id, Some(self.clone())))
     }
 
-    pub(crate) fn ask_create(&self, object: ObjectId, size: u64) {
-        self.send(client_msg::Msg::Create(Create { object: object_bytes(object), size }));
+    pub(crate) fn wait_created(&self, object: ObjectId) -> Result<Created, Error> {
+        self.wait_sync(None, |state| state.created.remove(&object))
     }
 
-    /// Writes at `offset` and says what is there; sealing is the caller's message.
-    pub(crate) fn fill(&self, offset: u64, bytes: &[u8]) -> Shared {
-        self.shell.region.write(offset, bytes);
-        Shared { offset, len: bytes.len() as u64, crc: crc32fast::hash(bytes) }
-    }
-
-    pub(crate) fn wait_created(&self, object: ObjectId) -> Result<Option<u64>, Error> {
-        self.wait_sync(None, |state| state.created.remove(&object))?.map_err(Error::from)
-    }
-
-    pub(crate) async fn wait_created_async(&self, object: ObjectId) -> Result<Option<u64>, Error> {
-        self.wait_async(|state| state.created.remove(&object)).await?.map_err(Error::from)
+    pub(crate) async fn wait_created_async(&self, object: ObjectId) -> Result<Created, Error> {
+        self.wait_async(|state| state.created.remove(&object)).await
     }
 
     /// Waits until `count` of `refs` exist or failed, or `timeout` passes: which are ready.
     pub fn wait<T>(&self, refs: &[ObjectRef<T>], count: usize, timeout: Duration) -> Vec<bool> {
         let ids: Vec<ObjectId> = refs.iter().map(ObjectRef::id).collect();
+        let _taken = self.take_up_strangers(&ids);
         self.ask(&ids, false);
         let ready = |state: &mut State| {
             let flags: Vec<bool> =
@@ -316,21 +328,7 @@ impl Client {
         self.wait_async(|state| state.job_ended.then_some(())).await
     }
 
-    // ------------------------------------------------------------ references
-
-    pub(crate) fn remember(&self, id: ObjectId) {
-        self.state().slots.entry(id).or_default().refs += 1;
-    }
-
-    pub(crate) fn forget(&self, id: ObjectId) {
-        let mut state = self.state();
-        if let Some(slot) = state.slots.get_mut(&id) {
-            slot.refs -= 1;
-            if slot.refs == 0 {
-                state.slots.remove(&id);
-            }
-        }
-    }
+    // ------------------------------------------------------------ values
 
     pub(crate) fn is_ready(&self, id: ObjectId) -> bool {
         self.state().slots.get(&id).is_some_and(|s| s.ready.is_some())
@@ -341,7 +339,7 @@ impl Client {
         let mut state = self.state();
         let mut objects = Vec::new();
         for id in ids {
-            let slot = state.slots.entry(*id).or_default();
+            let Some(slot) = state.slots.get_mut(id) else { continue };
             let elsewhere =
                 matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Elsewhere(_)) }));
             if (slot.ready.is_none() && !slot.asked) || (want_value && elsewhere) {
@@ -517,11 +515,15 @@ impl Client {
     fn receive_one(&self, state: &mut State, msg: daemon_msg::Msg, bounced: &mut Vec<bytes::Bytes>) {
         match msg {
             daemon_msg::Msg::Ready(ready) => {
-                // A reference that was dropped meanwhile has no slot: nobody wants the value.
-                if let Ok(id) = object_id(&ready.object)
-                    && let Some(slot) = state.slots.get_mut(&id)
-                {
-                    slot.ready = ready.value;
+                let Ok(id) = object_id(&ready.object) else { return };
+                let place = matches!(&ready.value, Some(Value { value: Some(wire_value::Value::Shared(_)) }));
+                match state.slots.get_mut(&id) {
+                    Some(slot) => {
+                        slot.pins += u32::from(place);
+                        slot.ready = ready.value;
+                    }
+                    // A reference that was dropped meanwhile has no slot: nobody wants the value.
+                    None => self.unpin(id, u32::from(place)),
                 }
             }
             daemon_msg::Msg::Run(run) => {
@@ -533,8 +535,7 @@ impl Client {
             }
             daemon_msg::Msg::Created(created) => {
                 if let Ok(id) = object_id(&created.object) {
-                    let offset = (!created.exists).then_some(created.offset);
-                    state.created.insert(id, created.failure.map_or(Ok(offset), Err));
+                    state.created.insert(id, created);
                 }
             }
             daemon_msg::Msg::Committed(committed) => {
@@ -555,6 +556,9 @@ impl Client {
             daemon_msg::Msg::JobEnded(_) => {
                 state.job_ended = true;
                 state.forget_shared();
+                if state.views == 0 {
+                    self.unpin_all(state);
+                }
             }
             daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),
             daemon_msg::Msg::Welcome(_) => {}
@@ -571,6 +575,17 @@ impl Client {
         self.shell.woken.notify_all();
         self.shell.woken_async.notify_waiters();
     }
+}
+
+/// Why a submission is too large, if it is.
+fn too_large(spec: &TaskSpec) -> Option<String> {
+    let bytes = prost::Message::encoded_len(spec);
+    (bytes > SPEC_BYTES_MAX).then(|| {
+        format!(
+            "the arguments come to {bytes} bytes, at most {SPEC_BYTES_MAX} travel by value: `put` the large ones and pass \
+             references"
+        )
+    })
 }
 
 pub(crate) fn failed(failure: Failure) -> Value {

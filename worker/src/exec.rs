@@ -1,14 +1,16 @@
 //! The worker's loop: take a task, run its function, report.
 
 use crate::args::ArgReader;
-use crate::client::{Client, failed};
+use crate::client::{Client, OnDivergence, failed};
 use crate::context::{self, Context};
 use crate::error::Error;
 use crate::function::{Function, Run, RunFuture, RunResult};
 use crate::link;
+use crate::reference::AnyRef;
+use crate::value::Encoded;
 use mobula_base::JobId;
 use mobula_proto::{
-    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, task_id,
+    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, object_bytes, task_id,
     value as wire_value,
 };
 use std::os::unix::net::UnixStream;
@@ -60,16 +62,14 @@ pub fn run_tasks(client: &Client) {
             }
         };
         let ran_ns = started.elapsed().as_nanos() as u64;
-        let value = match outcome {
-            Err(failure) => failed(failure),
-            Ok(bytes) if bytes.len() <= INLINE_MAX => inline(bytes),
-            Ok(bytes) => {
-                let object = prepared.task.output(0);
-                client.ask_create(object, bytes.len() as u64);
-                shared(client.wait_created(object).map(|offset| place(client, offset, &bytes)))
+        let (value, references) = match outcome {
+            Err(failure) => (Err(failure), Vec::new()),
+            Ok(Encoded { bytes, references }) if bytes.len() <= INLINE_MAX => (Ok(inline(bytes)), references),
+            Ok(Encoded { bytes, references }) => {
+                (shared(prepared.client.place(prepared.task.output(0), &bytes)), references)
             }
         };
-        prepared.report(client, value, ran_ns);
+        prepared.report(value, references, ran_ns);
     }
 }
 
@@ -82,18 +82,15 @@ pub async fn run_tasks_async(client: &Client) {
             Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => run_async(prepared.client.clone(), run(args)).await,
         };
-        let value = match outcome {
-            Err(failure) => failed(failure),
-            Ok(bytes) if bytes.len() <= INLINE_MAX => inline(bytes),
-            Ok(bytes) => {
-                let object = prepared.task.output(0);
-                client.ask_create(object, bytes.len() as u64);
-                let offset = client.wait_created_async(object).await;
-                shared(offset.map(|offset| place(client, offset, &bytes)))
+        let (value, references) = match outcome {
+            Err(failure) => (Err(failure), Vec::new()),
+            Ok(Encoded { bytes, references }) if bytes.len() <= INLINE_MAX => (Ok(inline(bytes)), references),
+            Ok(Encoded { bytes, references }) => {
+                (shared(prepared.client.place_async(prepared.task.output(0), &bytes).await), references)
             }
         };
         // Simulated time does not pass while a function computes.
-        prepared.report(client, value, 1_000_000);
+        prepared.report(value, references, 1_000_000);
     }
 }
 
@@ -114,7 +111,8 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let spec = run.spec.unwrap_or_default();
     let task = task_id(&spec.id).unwrap_or_default();
     let replay = spec.replay || run.attempt > 1;
-    let client_of_task = client.for_task(Context::new(JobId(spec.job), task, replay));
+    let on_divergence = if spec.accept_divergence { OnDivergence::Accept } else { OnDivergence::Fail };
+    let client_of_task = client.for_task(Context::new(JobId(spec.job), task, replay), on_divergence);
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
     let run_with = match Function::find(spec.function) {
         Some(function) => Ok((function.run, args)),
@@ -131,23 +129,22 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
 }
 
 impl Prepared {
-    fn report(self, client: &Client, value: Value, ran_ns: u64) {
+    /// Reports how it ended. What the task itself referred to is dropped already, but for the references
+    /// in its value: those go once the report has named them.
+    fn report(self, value: Result<Value, Failure>, references: Vec<AnyRef>, ran_ns: u64) {
+        let contains = match value {
+            Ok(_) => references.iter().map(|reference| object_bytes(reference.id())).collect(),
+            Err(_) => Vec::new(),
+        };
         let result = TaskResult {
             task: self.spec.id,
             attempt: self.attempt,
-            value: Some(value),
+            value: Some(value.unwrap_or_else(failed)),
             ran_ns,
-            contains: Vec::new(),
+            contains,
         };
-        client.send_result(result);
-    }
-}
-
-/// Writes a large value, unless it is there already: the daemon knows where.
-fn place(client: &Client, offset: Option<u64>, bytes: &[u8]) -> Shared {
-    match offset {
-        Some(offset) => client.fill(offset, bytes),
-        None => Shared { offset: 0, len: bytes.len() as u64, crc: crc32fast::hash(bytes) },
+        self.client.send_result(result);
+        drop(references);
     }
 }
 
@@ -155,11 +152,11 @@ fn inline(bytes: Vec<u8>) -> Value {
     Value { value: Some(wire_value::Value::Inline(bytes.into())) }
 }
 
-fn shared(written: Result<Shared, Error>) -> Value {
-    match written {
-        Ok(shared) => Value { value: Some(wire_value::Value::Shared(shared)) },
-        Err(Error::Task { kind, message, causes }) => failed(Failure { kind: kind as i32, message, causes }),
-        Err(other) => failed(Failure::new(FailureKind::FailureStoreFull, other.to_string())),
+fn shared(placed: Result<Shared, Error>) -> Result<Value, Failure> {
+    match placed {
+        Ok(shared) => Ok(Value { value: Some(wire_value::Value::Shared(shared)) }),
+        Err(Error::Task { kind, message, causes }) => Err(Failure { kind: kind as i32, message, causes }),
+        Err(other) => Err(Failure::new(FailureKind::FailureStoreFull, other.to_string())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The registry of remote functions: `#[remote]` fills it at link time.
 
 use crate::args::ArgReader;
-use crate::value;
+use crate::value::{self, Encoded};
 use mobula_base::ids::hash64;
 use mobula_proto::{Failure, FailureKind, FunctionName};
 use serde::Serialize;
@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::sync::OnceLock;
 
 /// The encoded return value, or why there is none.
-pub type RunResult = Result<Vec<u8>, Failure>;
+pub type RunResult = Result<Encoded, Failure>;
 /// An async function's run.
 pub type RunFuture = Pin<Box<dyn Future<Output = RunResult> + Send>>;
 

@@ -16,10 +16,19 @@
 //! }
 //! ```
 //!
+//! An object is there for as long as somebody refers to it. Dropping the last [`ObjectRef`] in this program
+//! says so to the node daemon, in order with what was submitted before; when no other program, value or
+//! unfinished task refers to the object either, its memory is freed and its lineage forgotten, without
+//! waiting for the end of the job. A task that ends drops what it had. So keep a reference for as long as
+//! you mean to [`ObjectRef::get`] it, and drop it when you do not: a loop over millions of tasks that
+//! collects all references keeps all values.
+//!
 //! This crate must not know where tasks are placed, nor anything of Raft. Read it in this order:
 //!
 //! - [`client`] — [`Client`]: submit, put, wait, what is committed.
 //! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
+//! - `holds` — what this program refers to, and how its daemon hears of it.
+//! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
@@ -34,13 +43,15 @@ pub mod context;
 pub mod error;
 pub mod exec;
 pub mod function;
+mod holds;
 pub mod link;
 pub mod reference;
+mod room;
 pub mod task;
 pub mod value;
 
 pub use args::{ArgReader, Args, FromArgs, IntoArg, Many};
-pub use client::{Client, ConnectOptions, Notice};
+pub use client::{Client, ConnectOptions, Notice, OnDivergence};
 pub use context::current;
 pub use error::Error;
 pub use exec::run_worker_if_asked;
@@ -48,7 +59,7 @@ pub use function::Function;
 pub use mobula_base::{JobId, ObjectId, TaskId};
 pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;
-pub use reference::ObjectRef;
+pub use reference::{AnyRef, ObjectRef};
 pub use task::Task;
 pub use value::Blob;
 

@@ -87,7 +87,9 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
     let executable = std::env::current_exe().map_err(unreachable)?.display().to_string();
     let hash = executable_hash().map_err(unreachable)?;
     let job = entropy().map_err(unreachable)?;
-    connect_unix(stream, driver_hello(options, job, executable, hash), options.connect_timeout)
+    let hello = driver_hello(options, job, executable, hash);
+    let client = connect_unix(stream, hello, options.connect_timeout)?;
+    Ok(client.with_divergence(options.on_divergence))
 }
 
 /// Says hello over a Unix socket and starts the two threads that pump it.

@@ -2,6 +2,7 @@
 
 use crate::args::Args;
 use crate::function::function_id;
+use crate::reference::AnyRef;
 use mobula_proto::{NamedResource, TaskSpec};
 use std::marker::PhantomData;
 
@@ -13,6 +14,8 @@ pub const DEFAULT_RETRIES: u32 = 3;
 pub struct Task<T> {
     pub(crate) spec: TaskSpec,
     pub(crate) error: Option<String>,
+    /// What it names: referred to until its submission says so.
+    pub(crate) named: Vec<AnyRef>,
     marker: PhantomData<fn() -> T>,
 }
 
@@ -25,12 +28,15 @@ impl<T> Task<T> {
     pub fn new(function: &'static str, args: Args) -> Self {
         let spec = TaskSpec {
             function: function_id(function),
+            nested: args.nested_ids(),
             args: args.args,
             cpu_milli: 1000,
             max_retries: DEFAULT_RETRIES,
             ..TaskSpec::default()
         };
-        Task { spec, error: args.error, marker: PhantomData }
+        let mut named = args.named;
+        named.extend(args.nested);
+        Task { spec, error: args.error, named, marker: PhantomData }
     }
 
     /// CPUs it takes while it runs (default 1; thousandths count).

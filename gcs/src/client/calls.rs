@@ -1,6 +1,6 @@
 //! Requests that change something or report, each in terms of `Client::ask`.
 
-use super::route::{EMPTY, Said, asking, manner};
+use super::route::{Ask, EMPTY, Said, asking, manner};
 use super::slots::{MAX_REDIRECTS, astray};
 use super::{Caller, Client};
 use crate::error::Error;
@@ -194,14 +194,35 @@ impl Client {
         report: proto::HoldingRequest,
         deadline: Duration,
     ) -> Result<proto::holding_reply::Result, Error> {
+        Ok(self.report(report, deadline).await?.0)
+    }
+
+    /// As [`Client::holding`], with those of the idle copies that nobody needs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn report(
+        &self,
+        report: proto::HoldingRequest,
+        deadline: Duration,
+    ) -> Result<(proto::holding_reply::Result, Vec<Bytes>), Error> {
         use proto::holding_reply::Result as R;
         let shard = report.shard;
         let request = proto::HoldingRequest { cluster: self.cluster(), ..report };
-        let ask = asking!(holding, request,
-            Some(R::NotLeader(to)) => Said::NotLeader(to),
-            Some(R::Refused(why)) => Said::Refused(why),
-            Some(other) => Said::Answer(other),
-        );
+        let send = move |mut store: super::Store| {
+            let request = request.clone();
+            let asked: super::route::Attempt<_> = Box::pin(async move {
+                let reply = store.holding(request).await?.into_inner();
+                Ok(match reply.result {
+                    Some(R::NotLeader(to)) => Said::NotLeader(to),
+                    Some(R::Refused(why)) => Said::Refused(why),
+                    Some(other) => Said::Answer((other, reply.drop)),
+                    None => Said::Later("an answer without content".into()),
+                })
+            });
+            asked
+        };
+        let ask = Ask { method: "holding", send: Box::new(send) };
         self.ask(Some(shard), manner(deadline, false), ask).await
     }
 

@@ -43,7 +43,7 @@ pub(super) enum Said<T> {
 }
 
 /// One attempt at a request, on its way.
-type Attempt<T> = BoxFuture<'static, Result<Said<T>, Status>>;
+pub(super) type Attempt<T> = BoxFuture<'static, Result<Said<T>, Status>>;
 
 /// A request that can be sent again and again.
 pub(super) struct Ask<T> {

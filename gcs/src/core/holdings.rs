@@ -7,6 +7,10 @@ use proto::holding_reply::Result as Held;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Copies that are remembered to be no more. One that is forgotten costs a reader a question in vain:
+/// the node that was to have it then says so again.
+const GONE_MAX: usize = 100_000;
+
 /// The holdings of one term, since slots came to the shard last.
 #[derive(Clone, Default)]
 pub struct Holdings {
@@ -126,6 +130,9 @@ impl Holdings {
             }
             self.drop_copy(object, node);
             self.gone.insert((object, node));
+            if self.gone.len() > GONE_MAX {
+                self.gone.pop_first();
+            }
         }
         for object in report.add.iter().filter_map(|id| ObjectId::from_bytes(id)) {
             self.held.entry(node).or_default().insert(object);

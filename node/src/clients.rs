@@ -1,0 +1,199 @@
+//! What drivers and workers say becomes events, in the order in which they said it.
+
+use crate::daemon::Life;
+use crate::input::shared;
+use bytes::Bytes;
+use mobula_base::{JobId, ObjectId};
+use mobula_objstore::table::Place;
+use mobula_objstore::{Reader, StoreError};
+use mobula_proto::{
+    ClientMsg, Created, DaemonMsg, Failure, FailureKind, Seal, Shared, TaskResult, TaskSpec, client_msg,
+    daemon_msg, object_id, task_id, value as wire_value,
+};
+use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
+
+/// Neighbours of one kind travel as one event; their order against others stays.
+struct Run<'a> {
+    client: ClientId,
+    specs: Vec<TaskSpec>,
+    outcomes: Vec<TaskOutcome>,
+    events: &'a mut Vec<Event>,
+}
+
+impl Run<'_> {
+    fn submit(&mut self, spec: TaskSpec) {
+        if !self.outcomes.is_empty() {
+            self.end();
+        }
+        self.specs.push(spec);
+    }
+
+    fn finished(&mut self, outcome: TaskOutcome) {
+        if !self.specs.is_empty() {
+            self.end();
+        }
+        self.outcomes.push(outcome);
+    }
+
+    fn push(&mut self, event: Event) {
+        self.end();
+        self.events.push(event);
+    }
+
+    fn end(&mut self) {
+        if !self.specs.is_empty() {
+            let specs = std::mem::take(&mut self.specs);
+            self.events.push(Event::Submit { client: self.client, specs });
+        }
+        if !self.outcomes.is_empty() {
+            let outcomes = std::mem::take(&mut self.outcomes);
+            self.events.push(Event::Finished { worker: self.client, outcomes });
+        }
+    }
+}
+
+fn objects(list: &[Bytes]) -> Vec<ObjectId> {
+    list.iter().filter_map(|id| object_id(id).ok()).collect()
+}
+
+impl Life {
+    pub(crate) fn client_msgs(&mut self, client: ClientId, msgs: Vec<ClientMsg>, events: &mut Vec<Event>) {
+        let Some(link) = self.open.get(&client) else { return };
+        let (job, is_driver) = (link.job, link.token.is_none());
+        let mut run = Run { client, specs: Vec::new(), outcomes: Vec::new(), events };
+        for msg in msgs.into_iter().filter_map(|m| m.msg) {
+            match msg {
+                client_msg::Msg::Submit(spec) => run.submit(TaskSpec { job: job.0, ..spec }),
+                client_msg::Msg::Finished(result) => {
+                    if let Some(outcome) = self.outcome(client, result) {
+                        run.finished(outcome);
+                    }
+                }
+                client_msg::Msg::Get(get) => {
+                    let (objects, want_value) = (objects(&get.objects), get.want_value);
+                    run.push(Event::Get { client, job, objects, want_value });
+                }
+                client_msg::Msg::Create(create) => self.create(client, job, &create.object, create.size),
+                client_msg::Msg::Seal(seal) => {
+                    if let Some((object, place)) = self.seal_put(client, &seal) {
+                        run.push(Event::Put {
+                            client,
+                            object,
+                            job,
+                            value: shared(place),
+                            by_driver: is_driver,
+                            contains: objects(&seal.contains),
+                        });
+                    }
+                }
+                client_msg::Msg::PutInline(put) => {
+                    if let Ok(object) = object_id(&put.object) {
+                        run.push(Event::Put {
+                            client,
+                            object,
+                            job,
+                            value: Value::Inline(put.value),
+                            by_driver: is_driver,
+                            contains: objects(&put.contains),
+                        });
+                    }
+                }
+                client_msg::Msg::Held(held) => {
+                    run.push(Event::Held { client, job, objects: objects(&held.objects) });
+                }
+                client_msg::Msg::Dropped(dropped) => {
+                    run.push(Event::Dropped { client, objects: objects(&dropped.objects) });
+                }
+                client_msg::Msg::Unpin(unpin) => {
+                    for object in objects(&unpin.objects) {
+                        self.store.unpin(object, Reader::Link(client));
+                    }
+                }
+                client_msg::Msg::Blocked(blocked) => {
+                    let returned: Vec<_> = blocked.returned.iter().filter_map(|t| task_id(t).ok()).collect();
+                    for task in &returned {
+                        self.store.task_ended(client, *task);
+                    }
+                    run.push(Event::Blocked { worker: client, returned });
+                }
+                client_msg::Msg::Unblocked(_) => run.push(Event::Unblocked { worker: client }),
+                client_msg::Msg::EndJob(end) => {
+                    let outbox = self.open.get(&client).map(|link| link.outbox.clone());
+                    self.end_job(job, end.succeeded, outbox);
+                    run.push(Event::JobEnded(job));
+                }
+                client_msg::Msg::Hello(_) => {}
+            }
+        }
+        run.end();
+    }
+
+    /// Makes room for a value. One that is here already stays while its task runs, so that it can be
+    /// reported as what the task made.
+    fn create(&mut self, client: ClientId, job: JobId, object: &Bytes, size: u64) {
+        let mut reply = Created { object: object.clone(), ..Created::default() };
+        let made = match object_id(object) {
+            Ok(id) => self.store.create(id, size, job, client).map_err(|error| (Some(id), error)),
+            Err(_) => Err((None, StoreError::NotCreating)),
+        };
+        match made {
+            Ok(offset) => reply.offset = offset,
+            Err((Some(id), StoreError::Exists(place))) => {
+                self.store.pin(id, Reader::Task(client, id.task));
+                reply.exists = true;
+                reply.there = Some(Shared { offset: place.offset, len: place.len, crc: place.crc });
+            }
+            Err((_, error)) => {
+                reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
+            }
+        }
+        if let Some(link) = self.open.get(&client) {
+            link.outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Created(reply)) });
+        }
+    }
+
+    /// Seals a put. One that an earlier attempt of the task made is put again: its client refers to it.
+    fn seal_put(&mut self, client: ClientId, seal: &Seal) -> Option<(ObjectId, Place)> {
+        let object = object_id(&seal.object).ok()?;
+        let sealed = self.store.seal(object, seal.crc, client).ok();
+        let place = sealed.or_else(|| self.store.get(object).filter(|place| place.crc == seal.crc))?;
+        self.fresh.push(object);
+        Some((object, place))
+    }
+
+    fn outcome(&mut self, worker: ClientId, result: TaskResult) -> Option<TaskOutcome> {
+        let task = task_id(&result.task).ok()?;
+        let value = match result.value.and_then(|v| v.value) {
+            Some(wire_value::Value::Inline(bytes)) => Ok(Value::Inline(bytes)),
+            Some(wire_value::Value::Shared(Shared { crc, .. })) => {
+                self.seal_result(task.output(0), crc, worker)
+            }
+            Some(wire_value::Value::Failure(failure)) => Err(failure),
+            Some(wire_value::Value::Elsewhere(_)) | None => {
+                Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
+            }
+        };
+        self.store.task_ended(worker, task);
+        if let Ok(value) = &value {
+            self.made(task.output(0), value);
+        }
+        let contains = objects(&result.contains);
+        Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns, contains })
+    }
+
+    /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
+    fn seal_result(&mut self, object: ObjectId, crc: u32, worker: ClientId) -> Result<Value, Failure> {
+        match (self.store.seal(object, crc, worker), self.store.get(object)) {
+            (Ok(place), _) => {
+                self.fresh.push(object);
+                Ok(shared(place))
+            }
+            (Err(_), Some(place)) if place.crc == crc => Ok(shared(place)),
+            (Err(_), Some(_)) => Err(Failure::new(
+                FailureKind::FailureDiverged,
+                "the task made other bytes than before: it is not deterministic",
+            )),
+            (Err(error), None) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
+        }
+    }
+}
