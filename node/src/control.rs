@@ -203,7 +203,11 @@ impl Control {
             if changes.is_closed() {
                 return;
             }
+            let (reply, idle) = oneshot::channel();
+            self.say(Input::Idle { shard, reply }).await;
+            let Ok(idle) = idle.await else { return };
             let report = self.changes(shard, term, &waiting);
+            let report = HoldingRequest { idle: idle.into_iter().map(object_bytes).collect(), ..report };
             let told: Vec<ObjectId> = waiting.keys().take(REPORTED_MAX).copied().collect();
             match self.report(deaths, report).await {
                 Some(holding_reply::Result::AcceptedTerm(_)) => {

@@ -39,6 +39,8 @@ pub enum Input {
     Abandoned { object: ObjectId },
     /// What is held for a shard, for a re-report.
     Held { shard: ShardId, reply: oneshot::Sender<(u64, Vec<ObjectId>)> },
+    /// Copies for which this node has no use, for a report to their home.
+    Idle { shard: ShardId, reply: oneshot::Sender<Vec<ObjectId>> },
     /// The load, for a heartbeat.
     Load { reply: oneshot::Sender<Load> },
     /// How much there is of everything, for people who watch.

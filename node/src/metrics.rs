@@ -78,8 +78,12 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let (sealed, creating, leaving) = counts.objects;
     let by_state = [("sealed", sealed), ("creating", creating), ("leaving", leaving)];
     states(registry, "objects", "Objects in the shared memory of this node", &by_state);
+    let (known, idle) = counts.core.objects;
     let help = "Objects that this node knows of, wherever they are, made or still to be made";
-    gauge(registry, "objects_known", help, counts.core.objects);
+    gauge(registry, "objects_known", help, known);
+    let help =
+        "Copies of this node that nobody here has a use for; their homes are asked whether they may go";
+    gauge(registry, "objects_idle", help, idle);
     let (queued, under_way) = counts.core.fetches;
     let by_state = [("queued", queued), ("under_way", under_way)];
     states(registry, "object_transfers", "Objects to be copied here from other nodes", &by_state);

@@ -74,6 +74,9 @@ impl Life {
             Input::Held { shard, reply } => {
                 let _ = reply.send((self.core.slots_epoch(), self.core.held(shard)));
             }
+            Input::Idle { shard, reply } => {
+                let _ = reply.send(self.core.idle(shard));
+            }
             Input::Load { reply } => {
                 let (cpu_milli_free, queued) = self.core.load();
                 let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used: self.store.usage().0 });
@@ -358,8 +361,12 @@ impl Life {
 
     fn discard(&mut self, object: ObjectId) {
         // It may have been made again in the same turn.
-        if !self.is_used(object) && self.store.discard(object) {
-            self.tell_home(Copied::Gone(object));
+        if self.is_used(object) {
+            return;
+        }
+        let was_here = self.store.discard(object);
+        if self.core.value_of(object).is_none() {
+            if was_here { self.tell_home(Copied::Gone(object)) } else { self.missed(object) }
         }
     }
 

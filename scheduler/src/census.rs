@@ -21,8 +21,6 @@ pub struct Census {
     pub workers: Vec<(&'static str, u64)>,
     /// Kept tasks that no known node could ever run.
     pub infeasible: u64,
-    /// Objects that this node knows of, here or elsewhere, made or still to be made.
-    pub objects: u64,
     /// Objects whose copying here is asked for, and under way.
     pub fetches: (u64, u64),
     /// Objects that this node knows of, and copies among them that it has no use for.
@@ -42,7 +40,6 @@ impl Core {
             queues: self.count_queues(),
             workers: self.count_workers(),
             infeasible: self.infeasible_since.len() as u64,
-            objects: self.objects.len() as u64,
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
             objects: (self.objects.len() as u64, self.idle.len() as u64),
             unacknowledged: self.unacknowledged(),
