@@ -17,7 +17,6 @@ use crate::exit::{self, Failure, Outcome};
 use crate::{limits, signals};
 use mobula::{Client, ConnectOptions};
 use std::fs;
-use std::time::Duration;
 use table::Figures;
 
 /// Runs one of the benchmarks.
@@ -58,11 +57,7 @@ fn cluster(nodes: usize, store_mb: u64) -> Result<LocalCluster, Failure> {
 /// A driver on node 1.
 fn driver(cluster: &LocalCluster) -> Result<Client, Failure> {
     let socket = cluster.node(1).and_then(|n| n.socket).ok_or("node 1 has no socket for drivers")?;
-    let options = ConnectOptions {
-        socket,
-        job_name: "bench".into(),
-        args: Vec::new(),
-        connect_timeout: Duration::from_secs(10),
-    };
+    let options =
+        ConnectOptions { socket, job_name: "bench".into(), args: Vec::new(), ..ConnectOptions::default() };
     Ok(Client::connect(options)?)
 }

@@ -59,7 +59,7 @@ impl<'a> Work<'a> {
             socket,
             job_name: "neardup".into(),
             args: Vec::new(),
-            connect_timeout: Duration::from_secs(10),
+            ..ConnectOptions::default()
         };
         let client = Client::connect(options)?;
         let monitor = Monitor::start(cluster.head_addresses());

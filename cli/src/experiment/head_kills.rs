@@ -93,7 +93,7 @@ fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, Stri
         socket,
         job_name: "head-kills".into(),
         args: Vec::new(),
-        connect_timeout: Duration::from_secs(10),
+        ..ConnectOptions::default()
     };
     let driver = Driver::connect(options).map_err(|e| e.to_string())?;
     let kills = args.kills.unwrap_or(KILLS);
