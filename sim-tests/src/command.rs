@@ -1,4 +1,5 @@
-//! `mobula-sim run | store | meta | sweep | plants | mutants`.
+//! `mobula-sim run | store | meta | sweep | plants | mutants`; with `--layer core`, the core simulation's own
+//! commands.
 
 use crate::judge::Verdict;
 use crate::{clock, mutants, scenario, store, trace};
@@ -91,6 +92,9 @@ fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
 
 /// Parses the command line and runs it.
 pub fn main() -> ExitCode {
+    if asks_for_core(std::env::args().skip(1)) {
+        return mobula_sim_tests::core::command::main();
+    }
     let arguments = match Arguments::try_parse() {
         Ok(arguments) => arguments,
         Err(error) => {
@@ -129,6 +133,14 @@ fn said_of_the_bug() -> &'static str {
         Some(false) => ", the bug was not reached",
         Some(true) | None => "",
     }
+}
+
+/// Whether the core layer is meant, which has options of its own.
+fn asks_for_core(arguments: impl Iterator<Item = String>) -> bool {
+    let arguments: Vec<String> = arguments.collect();
+    arguments.windows(2).any(|pair| pair[0] == "--layer" && pair[1] == "core")
+        || arguments.iter().any(|argument| argument == "--layer=core")
+        || arguments.first().is_some_and(|what| what == "coverage")
 }
 
 /// What a seed is run by.

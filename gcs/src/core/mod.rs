@@ -36,6 +36,7 @@ mod tests;
 pub mod watch;
 
 pub use moving::run_bytes;
+pub use stream::seqs_of;
 
 use crate::cold::{ColdStore, Manifest};
 use crate::level::Formats;

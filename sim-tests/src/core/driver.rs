@@ -1,0 +1,273 @@
+//! The driver: submits tasks and puts by the clock, gets some of what they make, and all of it at the end.
+
+use super::dice::Dice;
+use super::life::{DRIVER, Input, Said, Seen, Told};
+use super::options::Options;
+use super::program::{self, Content, Expected, INLINE_MAX, JOB, Oracle};
+use super::worker::Client;
+use super::world::{What, World};
+use mobula_base::ids::FIRST_PUT_SLOT;
+use mobula_base::{Instant, ObjectId, TaskId};
+use mobula_proto::{JobStart, call};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A step of the driver.
+#[derive(Clone, Debug)]
+pub enum Step {
+    /// Submits a task.
+    Submit { task: TaskId, seed: u64, depth: u8, args: Vec<ObjectId> },
+    /// Stores a value.
+    Put { object: ObjectId, content: Content },
+    /// Wants a value.
+    Get(ObjectId),
+}
+
+/// The driver of the one job.
+pub struct Driver {
+    /// What it does when, counted from its connection.
+    script: Vec<(Duration, Step)>,
+    next: usize,
+    connected: Option<Instant>,
+    epoch: u64,
+    /// Large puts that wait for room.
+    rooms: BTreeMap<ObjectId, Content>,
+    /// Everything it has made.
+    pub made: BTreeSet<ObjectId>,
+    /// Wanted and not answered.
+    pub wanted: BTreeSet<ObjectId>,
+    /// Answered, with a value.
+    pub values: u64,
+    /// Answered, with a failure.
+    pub failures: u64,
+    want_all: bool,
+    /// Its link broke: its node died.
+    pub lost: bool,
+    /// The end of the job is committed.
+    pub ended: bool,
+}
+
+/// How a group of tasks hangs together.
+#[derive(Clone, Copy)]
+enum Shape {
+    Chain,
+    FanOut,
+    FanIn,
+    Random,
+}
+
+impl Driver {
+    /// Writes the script, and runs it in the oracle.
+    pub fn new(options: &Options, oracle: &mut Oracle) -> Self {
+        let mut script = Vec::new();
+        let dice = &mut Dice::new(options.seed, "driver");
+        let root = TaskId::root(JOB);
+        let (mut tasks, mut puts) = (0, 0);
+        let mut known: Vec<ObjectId> = Vec::new();
+        let mut at = Duration::from_millis(200);
+        let (rate, burst) = options.rate;
+        let end = options.faults_end.saturating_sub(Duration::from_millis(300));
+        while at < end {
+            let many = dice.from_to(1, burst * 2);
+            let shape = dice.pick(&[Shape::Chain, Shape::FanOut, Shape::FanIn, Shape::Random, Shape::Random]);
+            let mut group: Vec<ObjectId> = Vec::new();
+            for n in 0..many {
+                if dice.permille(80) {
+                    let object = root.output(FIRST_PUT_SLOT + puts);
+                    puts += 1;
+                    let large = dice.permille(options.style.large_permille);
+                    let len = if large { dice.log_uniform(INLINE_MAX + 1, 2_000_000) } else { 16 };
+                    let content = program::put_content(dice.bits(), len);
+                    oracle.objects.insert(object, Expected::Value(content.clone()));
+                    script.push((at, Step::Put { object, content }));
+                    group.push(object);
+                    continue;
+                }
+                let task = TaskId::new(JOB, root, 0, tasks);
+                tasks += 1;
+                let args = pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many);
+                let (seed, depth) = (dice.bits(), options.style.depth);
+                oracle.run(&options.style, task, seed, depth, &args);
+                script.push((at, Step::Submit { task, seed, depth, args }));
+                group.push(task.output(0));
+            }
+            for object in &group {
+                if dice.permille(300) {
+                    let later = Duration::from_millis(dice.log_uniform(5, 4_000));
+                    script.push(((at + later).min(end), Step::Get(*object)));
+                }
+            }
+            known.extend(group);
+            let keep = known.len().saturating_sub(64);
+            known.drain(..keep);
+            at += Duration::from_millis(dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1));
+        }
+        script.sort_by_key(|(at, _)| *at);
+        Driver {
+            script,
+            next: 0,
+            connected: None,
+            epoch: 0,
+            rooms: BTreeMap::new(),
+            made: BTreeSet::new(),
+            wanted: BTreeSet::new(),
+            values: 0,
+            failures: 0,
+            want_all: false,
+            lost: false,
+            ended: false,
+        }
+    }
+
+    /// All that was made is wanted now.
+    pub fn want_all(&mut self) {
+        self.want_all = true;
+    }
+
+    /// Whether everything it wanted was answered.
+    pub fn is_content(&self) -> bool {
+        self.lost || (self.next == self.script.len() && self.wanted.is_empty() && self.connected.is_some())
+    }
+
+    /// Its node died.
+    pub fn link_lost(&mut self) {
+        self.lost |= self.connected.is_some();
+    }
+
+    /// When its next step is due.
+    fn due(&self) -> Option<Instant> {
+        let (after, _) = self.script.get(self.next)?;
+        Some(self.connected? + *after)
+    }
+}
+
+fn pick_args(
+    dice: &mut Dice,
+    shape: Shape,
+    group: &[ObjectId],
+    known: &[ObjectId],
+    last: bool,
+) -> Vec<ObjectId> {
+    match shape {
+        Shape::Chain => group.last().or(known.last()).copied().into_iter().collect(),
+        Shape::FanOut => group.first().copied().into_iter().collect(),
+        Shape::FanIn if last => group.to_vec(),
+        Shape::FanIn => Vec::new(),
+        Shape::Random => {
+            let from: Vec<ObjectId> = known.iter().chain(group).rev().take(20).copied().collect();
+            let many = dice.below(4);
+            let mut args: Vec<ObjectId> = (0..many).filter_map(|_| dice.pick(&from)).collect();
+            args.dedup();
+            args
+        }
+    }
+}
+
+impl World {
+    /// The driver's node is up: the job is committed first.
+    pub fn driver_connects(&mut self, epoch: u64, incarnation: u64) {
+        if self.driver.connected.is_some() || self.driver.lost {
+            return;
+        }
+        let start = JobStart { name: "simulated".into(), incarnation, job: JOB.0, ..JobStart::default() };
+        self.driver.epoch = epoch;
+        self.call(0, epoch, call::Op::JobStart(start));
+    }
+
+    /// The start of the job is committed.
+    pub fn job_started(&mut self, machine: usize, epoch: u64) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.clients.insert(DRIVER, Client::default());
+        self.driver.connected = Some(self.queue.now());
+        self.input(machine, epoch, Input::DriverUp);
+        self.queue.after(Duration::from_millis(1), What::Drive);
+    }
+
+    /// The driver's steps that are due.
+    pub fn drive(&mut self) {
+        let now = self.now();
+        while self.driver.due().is_some_and(|due| due <= now) {
+            let (_, step) = self.driver.script[self.driver.next].clone();
+            self.driver.next += 1;
+            self.driver_step(step);
+        }
+        match self.driver.due() {
+            Some(due) => self.queue.at(due, What::Drive),
+            None if self.driver.want_all => {
+                let all: Vec<ObjectId> = self.driver.made.iter().copied().collect();
+                all.into_iter().for_each(|object| self.driver_wants(object));
+                self.driver.want_all = false;
+            }
+            None => {}
+        }
+    }
+
+    fn driver_step(&mut self, step: Step) {
+        let epoch = self.driver.epoch;
+        match step {
+            Step::Submit { task, seed, depth, args } => {
+                let spec =
+                    program::spec(&self.options.style, task, TaskId::root(JOB), seed, depth, &args, false);
+                self.driver.made.insert(task.output(0));
+                self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
+            }
+            Step::Put { object, content } => {
+                self.driver.made.insert(object);
+                let len = content.len;
+                if len <= INLINE_MAX {
+                    self.say(0, epoch, DRIVER, Said::Put { object, content });
+                } else {
+                    self.driver.rooms.insert(object, content);
+                    self.say(0, epoch, DRIVER, Said::Create { object, len });
+                }
+            }
+            Step::Get(object) => self.driver_wants(object),
+        }
+    }
+
+    fn driver_wants(&mut self, object: ObjectId) {
+        if self.driver.wanted.insert(object) {
+            let epoch = self.driver.epoch;
+            self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
+        }
+    }
+
+    /// The driver hears from its daemon.
+    pub fn driver_told(&mut self, machine: usize, epoch: u64, told: Told) {
+        if machine != 0 || epoch != self.driver.epoch {
+            return;
+        }
+        let now = self.now();
+        match told {
+            Told::Created { object, room } => {
+                let Some(content) = self.driver.rooms.remove(&object) else { return };
+                match room {
+                    Ok(Some(_)) => self.say(0, epoch, DRIVER, Said::Seal { object, content }),
+                    Ok(None) => {}
+                    // A put that found no room: the program knows, and forgets it.
+                    Err(_) => {
+                        self.sometimes.hit("store full");
+                        self.driver.made.remove(&object);
+                        self.driver.wanted.remove(&object);
+                        self.judges.cause.no_put(object);
+                    }
+                }
+            }
+            Told::Ready { object, value: Seen::Here(value) } => {
+                let content = self.machines[0].life.as_deref().and_then(|life| life.content(&value));
+                let content = content.unwrap_or(Content { hash: 0xdead, len: 0 });
+                self.judges.value.got(&self.oracle, object, &content, now);
+                if self.driver.wanted.remove(&object) {
+                    self.driver.values += 1;
+                }
+            }
+            Told::Ready { object, value: Seen::Failed(failure) } => {
+                self.judges.failed(&self.oracle, object, &failure, now, &mut self.sometimes);
+                if self.driver.wanted.remove(&object) {
+                    self.driver.failures += 1;
+                }
+            }
+            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run { .. } => {}
+        }
+    }
+}

@@ -1,0 +1,425 @@
+//! What goes wrong, when, and the governor that keeps a run recoverable: the driver's machine lives, and so
+//! do half of the others, and most heads.
+
+use super::dice::Dice;
+use super::net::Place;
+use super::options::Options;
+use super::worker::Doom;
+use super::world::{What, World};
+use mobula_base::{Instant, JobId, ObjectId, TaskId};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Kinds of faults.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A machine's processes are gone; it comes back with nothing.
+    Crash,
+    /// A machine stands still, mostly for longer than any timeout, and goes on.
+    Pause,
+    /// Two groups of nodes do not hear each other, or one does not hear the other, or some pairs do not.
+    CutNodes,
+    /// A node and some heads do not hear each other.
+    CutHeads,
+    /// Messages of a place take long.
+    Delay,
+    /// Requests to the control store are lost, unanswered, fail while they go on, come twice.
+    Requests,
+    /// A shard changes its leader; the old one may not know for a while.
+    LeaderChange,
+    /// A head is gone: its shards elect others.
+    HeadCrash,
+    /// All nodes that hold some object, and the leader of its shard.
+    Copies,
+    /// A worker dies at a drawn point.
+    KillWorker,
+    /// Everything on a machine takes many times longer.
+    SlowNode,
+    /// The log of a shard takes many times longer.
+    SlowLog,
+    /// A node's store has no room.
+    StoreFull,
+    /// A shard takes only so many entries at once.
+    SmallQueue,
+    /// Transfers break off.
+    Transfers,
+}
+
+impl Kind {
+    /// All.
+    pub const ALL: &[Kind] = &[
+        Kind::Crash,
+        Kind::Pause,
+        Kind::CutNodes,
+        Kind::CutHeads,
+        Kind::Delay,
+        Kind::Requests,
+        Kind::LeaderChange,
+        Kind::HeadCrash,
+        Kind::Copies,
+        Kind::KillWorker,
+        Kind::SlowNode,
+        Kind::SlowLog,
+        Kind::StoreFull,
+        Kind::SmallQueue,
+        Kind::Transfers,
+    ];
+}
+
+/// How something heals.
+#[derive(Clone, Debug)]
+pub enum Healing {
+    /// A machine's daemon starts again.
+    Restart(usize),
+    /// A head starts again.
+    Head(usize),
+    /// There is room again.
+    Room { machine: usize, epoch: u64, ballast: ObjectId },
+    /// A shard's queue is long again.
+    Queue(usize),
+}
+
+/// The creator of what fills a store up.
+const BALLAST: u64 = u64::MAX;
+
+/// Faults of a run.
+pub struct Faults {
+    dice: Dice,
+    kinds: Vec<(Kind, u64)>,
+    pause_ms: (u64, u64),
+    /// Transfers break off until then.
+    transfers: Instant,
+    ballast: u32,
+    /// How many landed, by kind.
+    pub landed: BTreeMap<Kind, u64>,
+    /// Machines that are down or were struck and may be declared dead.
+    down: BTreeSet<usize>,
+}
+
+impl Faults {
+    /// As drawn.
+    pub fn new(options: &Options) -> Self {
+        Faults {
+            dice: Dice::new(options.seed, "faults"),
+            kinds: options.faults.clone(),
+            pause_ms: options.pause_ms,
+            transfers: Instant::default(),
+            ballast: 0,
+            landed: BTreeMap::new(),
+            down: BTreeSet::new(),
+        }
+    }
+
+    /// Whether a transfer breaks off now.
+    pub fn breaks_transfer(&self, dice: &mut Dice) -> bool {
+        self.transfers > Instant::default() && dice.permille(300)
+    }
+
+    fn draw(&mut self) -> Option<Kind> {
+        let total: u64 = self.kinds.iter().map(|(_, weight)| weight).sum();
+        let mut drawn = self.dice.below(total);
+        self.kinds.iter().find_map(|(kind, weight)| {
+            let here = drawn < *weight;
+            drawn = drawn.saturating_sub(*weight);
+            here.then_some(*kind)
+        })
+    }
+}
+
+impl World {
+    /// A fault is drawn; one that cannot land now gives way to another.
+    pub fn strike(&mut self) {
+        if self.quiet {
+            return;
+        }
+        for _ in 0..8 {
+            let Some(kind) = self.faults.draw() else { break };
+            if let Some(what) = self.land(kind) {
+                *self.faults.landed.entry(kind).or_default() += 1;
+                self.note("fault", 0, 0, kind as u64, || format!("{kind:?}: {what}"));
+                break;
+            }
+        }
+        let (low, high) = self.faults.pause_ms;
+        let wait = self.faults.dice.ms(low, high);
+        self.queue.after(wait, What::Strike);
+    }
+
+    fn land(&mut self, kind: Kind) -> Option<String> {
+        match kind {
+            Kind::Crash => {
+                let machine = self.victim()?;
+                self.crash(machine);
+                Some(format!("machine {machine}"))
+            }
+            Kind::Pause => self.pause(),
+            Kind::CutNodes => self.cut_nodes(),
+            Kind::CutHeads => self.cut_heads(),
+            Kind::Delay => {
+                let (places, until) = (self.places(), self.until(500, 5_000));
+                let place = self.faults.dice.pick(&places)?;
+                let by = self.faults.dice.ms(5, 400);
+                self.net.slow_down(place, until, by);
+                Some(format!("{place:?} by {by:?}"))
+            }
+            Kind::Requests => {
+                let until = self.until(500, 6_000);
+                let permille = [0; 4].map(|_: u64| self.faults.dice.below(120));
+                self.net.bad_requests(until, permille);
+                Some(format!("{permille:?}"))
+            }
+            Kind::LeaderChange => {
+                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                self.shards[shard].leader?;
+                let unaware = self.faults.dice.permille(500).then(|| self.faults.dice.ms(50, 3_000));
+                self.leader_falls(shard, unaware);
+                Some(format!("shard {shard}, unaware for {unaware:?}"))
+            }
+            Kind::HeadCrash => self.crash_head(),
+            Kind::Copies => self.copies_and_leader(),
+            Kind::KillWorker => self.kill_worker(),
+            Kind::SlowNode => {
+                let machine = self.faults.dice.below(self.machines.len() as u64) as usize;
+                let times = self.faults.dice.from_to(3, 30);
+                self.machines[machine].slow = (self.until(500, 8_000), times);
+                Some(format!("machine {machine}, {times} times"))
+            }
+            Kind::SlowLog => {
+                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                let times = self.faults.dice.from_to(5, 60);
+                self.shards[shard].slow = (self.until(500, 5_000), times);
+                Some(format!("shard {shard}, {times} times"))
+            }
+            Kind::StoreFull => self.fill_store(),
+            Kind::SmallQueue => {
+                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                self.shards[shard].queue_max = self.faults.dice.from_to(1, 2) as usize;
+                let until = self.until(500, 5_000);
+                self.queue.at(until, What::Heal(Healing::Queue(shard)));
+                Some(format!("shard {shard}"))
+            }
+            Kind::Transfers => {
+                self.faults.transfers = self.until(500, 8_000);
+                Some("break off".into())
+            }
+        }
+    }
+
+    fn until(&mut self, low_ms: u64, high_ms: u64) -> Instant {
+        let lasts = self.faults.dice.ms(low_ms, high_ms);
+        self.now() + lasts
+    }
+
+    fn places(&self) -> Vec<Place> {
+        (0..self.machines.len()).map(Place::Node).chain((0..self.heads.len()).map(Place::Head)).collect()
+    }
+
+    /// A machine that may go down: not the driver's, and at most half of the others are down at once.
+    fn victim(&mut self) -> Option<usize> {
+        let now = self.now();
+        let machines = &self.machines;
+        self.faults.down.retain(|machine| {
+            let m = &machines[*machine];
+            m.life.is_none() || m.paused > now
+        });
+        if self.faults.down.len() >= machines.len() / 2 {
+            return None;
+        }
+        let fit: Vec<usize> = (1..machines.len())
+            .filter(|m| machines[*m].life.is_some() && machines[*m].paused <= now)
+            .collect();
+        let machine = self.faults.dice.pick(&fit)?;
+        self.faults.down.insert(machine);
+        Some(machine)
+    }
+
+    fn crash(&mut self, machine: usize) {
+        self.life_ends(machine);
+        self.machines[machine].session = None;
+        self.machines[machine].next_call = 1;
+        self.machines[machine].paused = Instant::default();
+        let back = self.faults.dice.log_uniform(30, 8_000);
+        self.queue.after(Duration::from_millis(back), What::Heal(Healing::Restart(machine)));
+    }
+
+    fn pause(&mut self) -> Option<String> {
+        // The driver's machine stands still for a moment only: it must not be taken for dead.
+        if self.faults.dice.permille(150) {
+            let until = self.until(20, 500);
+            self.machines[0].paused = until;
+            return Some(format!("machine 0 until {until:?}"));
+        }
+        let machine = self.victim()?;
+        let long = self.faults.dice.permille(700);
+        let until = if long { self.until(1_600, 9_000) } else { self.until(20, 1_500) };
+        self.machines[machine].paused = until;
+        Some(format!("machine {machine} until {until:?}"))
+    }
+
+    fn cut_nodes(&mut self) -> Option<String> {
+        let until = self.until(300, 8_000);
+        let all = self.machines.len();
+        let one_way = self.faults.dice.permille(400);
+        let partial = self.faults.dice.permille(300);
+        let left: BTreeSet<usize> = (0..all).filter(|_| self.faults.dice.permille(400)).collect();
+        let mut pairs = 0;
+        for a in left.iter().copied() {
+            for b in (0..all).filter(|b| !left.contains(b)) {
+                if partial && self.faults.dice.permille(500) {
+                    continue;
+                }
+                self.net.cut(Place::Node(a), Place::Node(b), until);
+                if !one_way {
+                    self.net.cut(Place::Node(b), Place::Node(a), until);
+                }
+                pairs += 1;
+            }
+        }
+        (pairs > 0).then(|| format!("{pairs} pairs, one way: {one_way}, until {until:?}"))
+    }
+
+    fn cut_heads(&mut self) -> Option<String> {
+        let machine = self.faults.dice.below(self.machines.len() as u64) as usize;
+        let machine = if machine == 0 { 0 } else { self.victim()? };
+        // See `pause`.
+        let until = if machine == 0 { self.until(50, 700) } else { self.until(300, 6_000) };
+        let one_way = self.faults.dice.below(3);
+        let heads: Vec<usize> = (0..self.heads.len()).filter(|_| self.faults.dice.permille(600)).collect();
+        for head in &heads {
+            if one_way != 1 {
+                self.net.cut(Place::Node(machine), Place::Head(*head), until);
+            }
+            if one_way != 2 {
+                self.net.cut(Place::Head(*head), Place::Node(machine), until);
+            }
+        }
+        (!heads.is_empty()).then(|| format!("machine {machine} and heads {heads:?} until {until:?}"))
+    }
+
+    fn crash_head(&mut self) -> Option<String> {
+        if self.heads.iter().filter(|up| !**up).count() * 2 + 1 >= self.heads.len() {
+            return None;
+        }
+        let head = self.faults.dice.below(self.heads.len() as u64) as usize;
+        self.heads[head] = false;
+        for shard in 0..self.shards.len() {
+            if self.shards[shard].leader == Some(head) {
+                self.leader_falls(shard, None);
+            }
+            if self.shards[shard].deposed.as_ref().is_some_and(|old| old.head == head) {
+                self.shards[shard].deposed = None;
+            }
+        }
+        let back = self.faults.dice.ms(200, 6_000);
+        self.queue.after(back, What::Heal(Healing::Head(head)));
+        Some(format!("head {head}"))
+    }
+
+    /// Every copy of a large object beyond the driver's machine goes, and the leader of its shard.
+    fn copies_and_leader(&mut self) -> Option<String> {
+        let mut held: BTreeMap<ObjectId, Vec<usize>> = BTreeMap::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let Some(life) = machine.life.as_deref() else { continue };
+            for shard in 0..self.shards.len() as u32 {
+                for object in life.core.held(mobula_base::ShardId(shard)) {
+                    held.entry(object).or_default().push(number);
+                }
+            }
+        }
+        let lonely = |(object, on): (ObjectId, Vec<usize>)| {
+            (!on.contains(&0) && on.len() <= 3).then_some((object, on))
+        };
+        let fit: Vec<(ObjectId, Vec<usize>)> = held.into_iter().filter_map(lonely).collect();
+        let at = self.faults.dice.below(fit.len() as u64) as usize;
+        let (object, on) = fit.get(at)?.clone();
+        if self.faults.down.len() + on.len() >= self.machines.len() {
+            return None;
+        }
+        for machine in &on {
+            self.faults.down.insert(*machine);
+            self.crash(*machine);
+        }
+        let shard = object.task.run.shard(self.shards.len() as u32).0 as usize;
+        self.leader_falls(shard, None);
+        self.sometimes.hit("copies and leader lost together");
+        Some(format!("{object} on machines {on:?}"))
+    }
+
+    fn kill_worker(&mut self) -> Option<String> {
+        let doom = self.faults.dice.pick(&[
+            Doom::BeforeStart,
+            Doom::MidRun,
+            Doom::BeforeReport,
+            Doom::AfterReport,
+        ])?;
+        let mut fit = Vec::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let Some(life) = machine.life.as_deref() else { continue };
+            let workers =
+                life.clients.iter().filter(|(id, c)| **id != super::life::DRIVER && c.doom.is_none());
+            // One that is at work dies soon.
+            let busy = workers.filter(|(_, c)| c.run.is_some() || !c.queue.is_empty());
+            fit.extend(busy.map(|(id, _)| (number, *id)));
+        }
+        let (machine, client) = self.faults.dice.pick(&fit)?;
+        self.machines[machine].life.as_mut()?.clients.get_mut(&client)?.doom = Some(doom);
+        Some(format!("machine {machine}, client {client}, {doom:?}"))
+    }
+
+    fn fill_store(&mut self) -> Option<String> {
+        // A program whose put finds no room cannot go on as written: the driver's node has room.
+        let machine = self.faults.dice.from_to(1, self.machines.len() as u64 - 1) as usize;
+        let until = self.until(300, 3_000);
+        let slack = self.faults.dice.below(300_000);
+        self.faults.ballast += 1;
+        let ballast = TaskId::root(JobId(u64::MAX)).output(self.faults.ballast);
+        let epoch = self.machines[machine].epoch;
+        let life = self.machines[machine].life.as_mut()?;
+        let (used, all) = life.store.usage();
+        life.store.create(ballast, (all - used).saturating_sub(slack), JobId(u64::MAX), BALLAST).ok()?;
+        self.judges.cause.store_full = true;
+        self.queue.at(until, What::Heal(Healing::Room { machine, epoch, ballast }));
+        Some(format!("machine {machine} until {until:?}"))
+    }
+
+    /// Something heals.
+    pub fn heal(&mut self, healing: Healing) {
+        match healing {
+            Healing::Restart(machine) => {
+                let m = &mut self.machines[machine];
+                if !m.up {
+                    m.up = true;
+                    m.epoch += 1;
+                    let epoch = m.epoch;
+                    self.queue.after(Duration::from_millis(5), What::Start { machine, epoch });
+                }
+            }
+            Healing::Head(head) => self.heads[head] = true,
+            Healing::Room { machine, epoch, ballast } => {
+                if let Some(life) = self.life(machine, epoch) {
+                    life.store.abort(ballast, BALLAST);
+                }
+            }
+            Healing::Queue(shard) => self.shards[shard].queue_max = usize::MAX,
+        }
+    }
+
+    /// All heals. What is paused goes on when its time comes; what is down comes back as planned.
+    pub fn heal_all(&mut self) {
+        self.net.heal();
+        self.faults.transfers = Instant::default();
+        for head in 0..self.heads.len() {
+            self.heads[head] = true;
+        }
+        for shard in &mut self.shards {
+            shard.slow.0 = Instant::default();
+            shard.queue_max = usize::MAX;
+        }
+        for machine in &mut self.machines {
+            machine.slow = (Instant::default(), 1);
+            if let Some(life) = &mut machine.life {
+                life.clients.values_mut().for_each(|client| client.doom = None);
+            }
+        }
+    }
+}

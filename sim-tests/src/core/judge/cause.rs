@@ -1,0 +1,110 @@
+//! S24: *a failure that the program does not ask for has a cause of a closed set, and its chain ends in a
+//! fault that landed.* So without faults nothing fails that should not.
+
+use super::{Found, object as objects_to};
+use crate::core::program::{Expected, Oracle};
+use crate::core::sometimes::Sometimes;
+use mobula_base::{Instant, ObjectId, TaskId};
+use mobula_proto::{Failure, FailureKind};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Knows what may have gone wrong.
+#[derive(Default)]
+pub struct Cause {
+    pub(super) found: Found,
+    died: BTreeMap<TaskId, u32>,
+    assigned: BTreeMap<u64, Vec<TaskId>>,
+    no_puts: BTreeSet<ObjectId>,
+    /// Some store was full.
+    pub store_full: bool,
+}
+
+impl Cause {
+    /// An execution of a task died with its worker or node.
+    pub fn died(&mut self, task: TaskId) {
+        *self.died.entry(task).or_default() += 1;
+    }
+
+    /// A task is handed to another node: should that die, nobody knows how far it came.
+    pub fn assigned(&mut self, task: TaskId, to: u64) {
+        self.assigned.entry(to).or_default().push(task);
+    }
+
+    /// A node is dead.
+    pub fn node_died(&mut self, node: u64) {
+        for task in self.assigned.remove(&node).unwrap_or_default() {
+            self.died(task);
+        }
+    }
+
+    /// The driver could not put this.
+    pub fn no_put(&mut self, object: ObjectId) {
+        self.no_puts.insert(object);
+    }
+
+    /// A failure is told.
+    pub fn failed(
+        &mut self,
+        oracle: &Oracle,
+        object: ObjectId,
+        failure: &Failure,
+        now: Instant,
+        sometimes: &mut Sometimes,
+    ) {
+        let (kind, task) = (failure.kind(), object.task);
+        let retries = oracle.tasks.get(&task).map_or(0, |known| known.retries);
+        let died = self.died.get(&task).copied().unwrap_or(0);
+        let explained = match kind {
+            FailureKind::FailureWorkerDied => {
+                sometimes.hit("retries exhausted");
+                if oracle.tasks.get(&task).is_some_and(|known| known.poison) {
+                    sometimes.hit("poison ended");
+                }
+                died > retries
+            }
+            FailureKind::FailureMayHaveRun => {
+                sometimes.hit("task may have run");
+                retries == 0 && died > 0
+            }
+            FailureKind::FailureStoreFull => self.store_full,
+            FailureKind::FailureUserError | FailureKind::FailureDependency => {
+                oracle.objects.get(&object) == Some(&Expected::Failure)
+                    || self.explains(oracle, task, &mut BTreeSet::new())
+            }
+            FailureKind::FailureUnspecified
+            | FailureKind::FailurePanic
+            | FailureKind::FailureFunctionNotRegistered
+            | FailureKind::FailureBadArguments
+            | FailureKind::FailureInfeasible
+            | FailureKind::FailureUnknownObject
+            | FailureKind::FailureDiverged
+            | FailureKind::FailureObjectLost
+            | FailureKind::FailureCancelled
+            | FailureKind::FailureWorkerMismatch
+            | FailureKind::FailureLineageFull => false,
+        };
+        if !explained {
+            objects_to(&mut self.found, || {
+                format!(
+                    "at {now:?} {object} failed without a cause ({died} executions died, {retries} retries): {failure:?}"
+                )
+            });
+        }
+    }
+
+    /// Whether a task, or something it needs, may have failed.
+    fn explains(&self, oracle: &Oracle, task: TaskId, seen: &mut BTreeSet<TaskId>) -> bool {
+        if self.store_full {
+            return true;
+        }
+        let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
+        if self.died.get(&task).copied().unwrap_or(0) > known.retries {
+            return true;
+        }
+        known.args.iter().any(|arg| {
+            oracle.objects.get(arg) == Some(&Expected::Failure)
+                || self.no_puts.contains(arg)
+                || self.explains(oracle, arg.task, seen)
+        }) || known.children.iter().any(|child| self.explains(oracle, *child, seen))
+    }
+}

@@ -1,0 +1,70 @@
+//! R10: *no entry of a fenced incarnation is applied; a new life has a new number.*
+
+use super::{Found, object};
+use crate::core::sometimes::Sometimes;
+use mobula_gcs::core::ShardState;
+use mobula_gcs::core::locate::Members;
+use mobula_proto::{Reply, StreamBatch, reply};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Watches the dead.
+#[derive(Default)]
+pub struct Fenced {
+    pub(super) found: Found,
+    was_fenced: bool,
+    dead: BTreeSet<u64>,
+    lives: BTreeMap<usize, u64>,
+    given: BTreeSet<u64>,
+    /// Deaths so far.
+    pub deaths: u64,
+}
+
+impl Fenced {
+    /// A batch is about to be applied.
+    pub fn before(&mut self, state: &ShardState, incarnation: u64) {
+        self.was_fenced = state.is_fenced(incarnation);
+    }
+
+    /// It has been.
+    pub fn after(
+        &mut self,
+        shard: usize,
+        index: u64,
+        batch: &StreamBatch,
+        reply: &Reply,
+        sometimes: &mut Sometimes,
+    ) {
+        if !self.was_fenced {
+            return;
+        }
+        sometimes.hit("batch from the fenced");
+        if !matches!(reply.reply, Some(reply::Reply::Fenced(true))) {
+            object(&mut self.found, || {
+                format!(
+                    "shard {shard} took a batch of the fenced {} at {index}: {reply:?}",
+                    batch.incarnation
+                )
+            });
+        }
+    }
+
+    /// Shard 0 has other members: who has died.
+    pub fn members(&mut self, members: &Members) -> Vec<u64> {
+        if let Some(back) = self.dead.iter().find(|dead| !members.dead.contains(dead)) {
+            object(&mut self.found, || format!("the dead {back} is dead no more"));
+        }
+        let died = members.dead.difference(&self.dead).copied().collect();
+        self.dead = members.dead.clone();
+        self.deaths = self.dead.len() as u64;
+        died
+    }
+
+    /// A node joins; whether an earlier life of its machine has died.
+    pub fn joins(&mut self, machine: usize, incarnation: u64) -> bool {
+        if !self.given.insert(incarnation) {
+            object(&mut self.found, || format!("incarnation {incarnation} is given twice"));
+        }
+        let before = self.lives.insert(machine, incarnation);
+        before.is_some_and(|before| self.dead.contains(&before))
+    }
+}

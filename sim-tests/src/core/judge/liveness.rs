@@ -1,0 +1,38 @@
+//! G5, R16, V2, V3: *when faults stop, everything that was asked for is answered within a bound.*
+
+use super::Found;
+use crate::core::world::World;
+use std::time::Duration;
+
+/// Everything is answered so long after the last fault.
+pub const BOUND: Duration = Duration::from_secs(90);
+
+/// Watches the clock.
+#[derive(Default)]
+pub struct Liveness {
+    pub(super) found: Found,
+}
+
+impl World {
+    /// Objects when the time is up.
+    pub fn judge_liveness(&mut self) {
+        let since = self.now().since(mobula_base::Instant::default());
+        if since < self.options.faults_end + BOUND || self.driver.is_content() {
+            return;
+        }
+        let open: Vec<String> = self.driver.wanted.iter().take(3).map(|object| self.why(*object)).collect();
+        let count = self.driver.wanted.len();
+        let text = format!("{count} gets have no answer {BOUND:?} after the last fault: {}", open.join("; "));
+        self.judges.liveness.found.get_or_insert(text);
+    }
+
+    /// What is known of an object that nobody answers for.
+    fn why(&self, object: mobula_base::ObjectId) -> String {
+        let home = object.task.run.shard(self.shards.len() as u32).0 as usize;
+        let shard = &self.shards[home];
+        let record = shard.state.tasks.get(object.task).ok().flatten();
+        let standing = record.map(|record| record.standing);
+        let settled = shard.holdings.settled(shard.members.live.keys(), shard.members.last_death);
+        format!("{object}: shard {home} (settled: {settled}) has {standing:?}")
+    }
+}

@@ -1,0 +1,61 @@
+//! R9: *no answer says lost while a live node has reported a copy, or the done-record names one that has it.*
+
+use super::{Found, object as objects_to};
+use crate::core::shard::Shard;
+use crate::core::world::Machine;
+use mobula_base::ObjectId;
+use mobula_gcs::core::run::State;
+use mobula_proto::{HoldingRequest, Located};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Remembers what was reported to the leaders that are.
+#[derive(Default)]
+pub struct Lost {
+    pub(super) found: Found,
+    reported: BTreeMap<usize, (u64, BTreeMap<u64, BTreeSet<ObjectId>>)>,
+}
+
+impl Lost {
+    /// A report was taken in a term.
+    pub fn reported(&mut self, shard: usize, term: u64, report: &HoldingRequest) {
+        let known = self.reported.entry(shard).or_default();
+        if known.0 != term {
+            *known = (term, BTreeMap::new());
+        }
+        let held = known.1.entry(report.incarnation).or_default();
+        if report.full {
+            held.clear();
+        }
+        for object in report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)) {
+            held.remove(&object);
+        }
+        held.extend(report.add.iter().filter_map(|id| ObjectId::from_bytes(id)));
+    }
+
+    /// A leader says that an object is lost.
+    pub fn said(
+        &mut self,
+        number: usize,
+        located: &Located,
+        attempt: u32,
+        shard: &Shard,
+        machines: &[Machine],
+    ) {
+        let Some(object) = ObjectId::from_bytes(&located.object) else { return };
+        let Ok(Some(record)) = shard.state.tasks.get(object.task) else { return };
+        let State::Done { executor, holders, .. } = &record.standing.state else { return };
+        let reported = self.reported.get(&number).filter(|(term, _)| *term == shard.term);
+        for machine in machines {
+            let Some(life) = machine.life.as_deref() else { continue };
+            let who = life.incarnation.0;
+            let counts = shard.members.live.contains_key(&who) && !shard.state.is_fenced(who);
+            let told = reported.and_then(|(_, by)| by.get(&who)).is_some_and(|held| held.contains(&object));
+            let promised = !object.is_put() && (*executor == who || holders.contains(&who));
+            if counts && (told || promised) && life.core.value_of(object).is_some() {
+                objects_to(&mut self.found, || {
+                    format!("shard {number} says that {object} is lost (attempt {attempt}), but {who} has it")
+                });
+            }
+        }
+    }
+}

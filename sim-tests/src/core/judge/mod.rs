@@ -1,0 +1,196 @@
+//! What must hold, a file each. Each looks at changes as they happen, and keeps the first thing that it
+//! objects to.
+
+pub mod cause;
+pub mod cpu;
+pub mod fenced;
+pub mod leak;
+pub mod liveness;
+pub mod lost;
+pub mod once;
+pub mod order;
+pub mod redo;
+pub mod stream;
+pub mod value;
+
+use super::life::Life;
+use super::program::Oracle;
+use super::shard::Shard;
+use super::sometimes::Sometimes;
+use mobula_base::{Instant, ObjectId, TaskId};
+use mobula_gcs::core::ShardState;
+use mobula_gcs::core::locate::Members;
+use mobula_proto::command::Op;
+use mobula_proto::{Command, Failure, Reply};
+use std::time::Duration;
+
+/// Looks at whether all is over come so often.
+pub const LOOK: Duration = Duration::from_millis(500);
+
+/// What kind of objection it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Something wrong happened.
+    Safety,
+    /// Something that must happen did not.
+    Liveness,
+    /// The run did not do what it is for.
+    Coverage,
+    /// The simulator itself failed.
+    Harness,
+}
+
+/// An objection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Objection {
+    /// Whose.
+    pub judge: &'static str,
+    /// The rule or property behind it.
+    pub rule: &'static str,
+    /// What kind.
+    pub class: Class,
+    /// In words.
+    pub text: String,
+}
+
+/// What a judge found first.
+pub type Found = Option<String>;
+
+/// Keeps the first.
+pub(crate) fn object(found: &mut Found, text: impl FnOnce() -> String) {
+    if found.is_none() {
+        *found = Some(text());
+    }
+}
+
+/// All judges.
+#[derive(Default)]
+pub struct Judges {
+    /// Gets return what the program makes.
+    pub value: value::Value,
+    /// No attempt starts without its grant.
+    pub once: once::Once,
+    /// The dead have no say.
+    pub fenced: fenced::Fenced,
+    /// CPUs are not promised twice.
+    pub cpu: cpu::Cpu,
+    /// Nothing runs again without need.
+    pub redo: redo::Redo,
+    /// What fails fails for a reason.
+    pub cause: cause::Cause,
+    /// Done comes after what was submitted.
+    pub order: order::Order,
+    /// Streams are applied once, in order.
+    pub stream: stream::Stream,
+    /// What is there is not called lost.
+    pub lost: lost::Lost,
+    /// Everything ends.
+    pub liveness: liveness::Liveness,
+    /// Nothing stays.
+    pub leak: leak::Leak,
+    harness: Found,
+    diverged: Found,
+}
+
+impl Judges {
+    /// The first objection of any judge.
+    pub fn verdict(&self) -> Option<Objection> {
+        use Class::{Harness, Liveness, Safety};
+        let all: [(&Found, &'static str, &'static str, Class); 13] = [
+            (&self.harness, "harness", "-", Harness),
+            (&self.value.found, "value", "G3, S9", Safety),
+            (&self.once.found, "once", "R7, S15", Safety),
+            (&self.fenced.found, "fenced", "R10", Safety),
+            (&self.cpu.found, "overcommit", "S21", Safety),
+            (&self.redo.found, "redo", "S14", Safety),
+            (&self.cause.found, "typed-cause", "S24", Safety),
+            (&self.order.found, "done-order", "R4", Safety),
+            (&self.stream.found, "stream", "R12", Safety),
+            (&self.lost.found, "lost", "R9", Safety),
+            (&self.diverged, "diverged", "R1, R2, G3", Safety),
+            (&self.liveness.found, "liveness", "G5, R16", Liveness),
+            (&self.leak.found, "leak", "G8, V4", Safety),
+        ];
+        let (found, judge, rule, class) = all.into_iter().find(|(found, ..)| found.is_some())?;
+        found.clone().map(|text| Objection { judge, rule, class, text })
+    }
+
+    /// The simulator itself is wrong.
+    pub fn harness(&mut self, text: String) {
+        self.harness.get_or_insert(text);
+    }
+
+    /// Programs here are deterministic: nothing diverges.
+    pub fn diverged(&mut self, text: &str) {
+        self.diverged.get_or_insert(text.to_owned());
+    }
+
+    /// An attempt starts on a node.
+    pub fn started(
+        &mut self,
+        task: TaskId,
+        attempt: u32,
+        node: u64,
+        now: Instant,
+        sometimes: &mut Sometimes,
+    ) {
+        self.once.started(task, attempt, node, now);
+        self.redo.started(task, sometimes);
+    }
+
+    /// A failure is told.
+    pub fn failed(
+        &mut self,
+        oracle: &Oracle,
+        object: ObjectId,
+        failure: &Failure,
+        now: Instant,
+        sometimes: &mut Sometimes,
+    ) {
+        self.cause.failed(oracle, object, failure, now, sometimes);
+    }
+
+    /// Shard 0 has other members.
+    pub fn members(&mut self, members: &Members) {
+        for node in self.fenced.members(members) {
+            self.cause.node_died(node);
+        }
+    }
+
+    /// A life has ended, with all that it held.
+    pub fn life_ended(&mut self, life: &Life, shards: &[Shard]) {
+        self.cpu.life_ended(life.incarnation.0);
+        self.redo.life_ended(life, shards.len());
+        for client in life.clients.values() {
+            if let Some(run) = &client.run {
+                self.cause.died(run.task);
+            }
+        }
+    }
+
+    /// An entry is about to be applied.
+    pub fn before_apply(&mut self, _shard: usize, state: &ShardState, command: &Command) {
+        if let Some(Op::Stream(batch)) = &command.op {
+            self.fenced.before(state, batch.incarnation);
+        }
+    }
+
+    /// It has been applied.
+    pub fn applied(
+        &mut self,
+        shard: usize,
+        index: u64,
+        shards: &[Shard],
+        command: &Command,
+        reply: &Reply,
+        sometimes: &mut Sometimes,
+    ) {
+        let Some(Op::Stream(batch)) = &command.op else { return };
+        self.fenced.after(shard, index, batch, reply, sometimes);
+        let fresh = self.stream.applied(shard, batch, reply, sometimes);
+        if let (true, Some(mobula_proto::reply::Reply::Stream(ack))) = (fresh, &reply.reply) {
+            self.once.applied(batch, ack, sometimes);
+            self.order.applied(batch, ack, shards);
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! R7, S15: *attempt n > 1 starts only after its compare-and-set is committed, and once; a task without
+//! retries starts at most once.*
+
+use super::{Found, object};
+use crate::core::sometimes::Sometimes;
+use mobula_base::{Instant, TaskId};
+use mobula_proto::item_outcome::Outcome;
+use mobula_proto::{StreamAck, StreamBatch, TaskSpec, task_id};
+use std::collections::BTreeMap;
+
+/// Follows grants and starts.
+#[derive(Default)]
+pub struct Once {
+    pub(super) found: Found,
+    granted: BTreeMap<(TaskId, u32), u64>,
+    starts: BTreeMap<(TaskId, u32), (u32, u64)>,
+    never_again: BTreeMap<TaskId, u32>,
+}
+
+impl Once {
+    /// A worker is given a task.
+    pub fn given(&mut self, spec: &TaskSpec, _attempt: u32) {
+        if let (0, Ok(task)) = (spec.max_retries, task_id(&spec.id)) {
+            self.never_again.entry(task).or_default();
+        }
+    }
+
+    /// An attempt starts.
+    pub fn started(&mut self, task: TaskId, attempt: u32, node: u64, now: Instant) {
+        let (count, first) = self.starts.entry((task, attempt)).or_insert((0, node));
+        *count += 1;
+        let (count, first) = (*count, *first);
+        if attempt > 1 && !self.granted.contains_key(&(task, attempt)) {
+            object(&mut self.found, || {
+                format!("at {now:?} attempt {attempt} of {task} starts on {node} ungranted")
+            });
+        }
+        if attempt > 1 && count > 1 {
+            object(&mut self.found, || {
+                format!("at {now:?} attempt {attempt} of {task} starts again on {node}, first on {first}")
+            });
+        }
+        // A grant because the value was lost is another matter: it ran, and runs again.
+        if let Some(starts) = self.never_again.get_mut(&task) {
+            *starts += 1;
+            if attempt == 1 && count > 1 {
+                object(&mut self.found, || {
+                    format!(
+                        "at {now:?} {task}, which has no retries, starts again on {node}, first on {first}"
+                    )
+                });
+            }
+        }
+    }
+
+    /// A batch is applied.
+    pub fn applied(&mut self, batch: &StreamBatch, ack: &StreamAck, sometimes: &mut Sometimes) {
+        for outcome in &ack.outcomes {
+            match &outcome.outcome {
+                Some(Outcome::Granted(view)) => {
+                    let Ok(task) = task_id(&view.task) else { continue };
+                    sometimes.hit("attempt granted");
+                    if let Some(other) = self.granted.insert((task, view.attempt), batch.incarnation) {
+                        object(&mut self.found, || {
+                            format!("attempt {} of {task} is granted twice, first to {other}", view.attempt)
+                        });
+                    }
+                }
+                Some(Outcome::Refused(_)) => sometimes.hit("attempt refused"),
+                Some(Outcome::Known(_)) => sometimes.hit("submit known already"),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! One life of a node: the production core and object table, and the state of the shell around them.
+
+use super::program::Content;
+use super::worker::Client;
+use mobula_base::{Incarnation, Instant, ObjectId, Resources, ShardId};
+use mobula_objstore::Store;
+use mobula_proto::{ClusterView, Failure, HoldingRequest, Output, PeerMsg, StreamBatch, TaskSpec, peer_msg};
+use mobula_scheduler::{ClientId, Config, Core, Event, Value};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
+
+/// The driver's link.
+pub const DRIVER: ClientId = 1;
+/// Creator of transfers in the store: no link has this number.
+pub const TRANSFER: u64 = 0;
+
+/// What a driver or worker says to its daemon.
+#[derive(Clone, Debug)]
+pub enum Said {
+    /// Submits a task.
+    Submit(Box<TaskSpec>),
+    /// Wants to know of an object, or to have its value.
+    Get { object: ObjectId, want_value: bool },
+    /// Needs room for a large value.
+    Create { object: ObjectId, len: u64 },
+    /// Has written it.
+    Seal { object: ObjectId, content: Content },
+    /// Stores a small value.
+    Put { object: ObjectId, content: Content },
+    /// A task ended; a large value was written to what `Create` gave.
+    Finished { task: mobula_base::TaskId, attempt: u32, value: Result<Written, Failure>, ran_ns: u64 },
+    /// Waits inside its task; these come back.
+    Blocked(Vec<mobula_base::TaskId>),
+    /// Goes on.
+    Unblocked,
+    /// Holds references that lay in values.
+    Held(Vec<ObjectId>),
+    /// Its last references are gone.
+    Dropped(Vec<ObjectId>),
+}
+
+/// How a task hands its value over.
+#[derive(Clone, Debug)]
+pub enum Written {
+    /// In the message.
+    Inline(Content),
+    /// In memory, or it was there already.
+    Shared(Content),
+}
+
+/// What a daemon says to a driver or worker.
+#[derive(Clone, Debug)]
+pub enum Told {
+    /// Run this.
+    Run { spec: Box<TaskSpec>, attempt: u32, args: Vec<Value> },
+    /// An object exists (or never will).
+    Ready { object: ObjectId, value: Seen },
+    /// There is room: an offset, or the object is there already; or there is none.
+    Created { object: ObjectId, room: Result<Option<u64>, Failure> },
+}
+
+/// An object as a client sees it.
+#[derive(Clone, Debug)]
+pub enum Seen {
+    /// In this node's memory.
+    Here(Value),
+    /// Elsewhere.
+    Elsewhere(Output),
+    /// Never.
+    Failed(Failure),
+}
+
+/// What comes to the daemon's loop.
+#[derive(Clone, Debug)]
+pub enum Input {
+    /// An event as it is.
+    Core(Event),
+    /// From a client.
+    Said { client: ClientId, said: Said },
+    /// A worker connects.
+    Hello { worker: ClientId },
+    /// A client's link closed.
+    Closed { client: ClientId },
+    /// The driver's job is committed.
+    DriverUp,
+    /// From another node.
+    FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
+    /// A view.
+    View(Rc<ClusterView>),
+    /// Room for a transfer of `len` bytes is wanted.
+    Arrived { object: ObjectId, from: Incarnation, content: Content, large: bool },
+    /// A shard wants all holdings, for this term.
+    ReportAll { shard: ShardId, term: u64, deaths: u64 },
+    /// This life is over.
+    Fenced,
+}
+
+/// Messages to another node: kept until they are acknowledged.
+#[derive(Default)]
+pub struct Outgoing {
+    /// Not acknowledged, in order.
+    pub unacked: VecDeque<PeerMsg>,
+    /// How many were acknowledged.
+    pub acked: u64,
+    /// How many of the unacknowledged were sent over this connection.
+    pub sent: usize,
+    /// Which connection this is.
+    pub connection: u64,
+    /// What is sent now arrives no earlier than what was sent before.
+    pub arrives: Instant,
+    /// Something over this connection was lost: it is dead, though nobody knows yet.
+    pub broken: bool,
+    /// A connection has been up.
+    pub was_up: bool,
+    /// Looks at progress are scheduled.
+    pub watched: bool,
+    /// When something was acknowledged last.
+    pub progress: Instant,
+}
+
+/// One stream to a shard: a batch at a time.
+#[derive(Default)]
+pub struct StreamCall {
+    /// The batch in flight, as it travels.
+    pub batch: Option<Rc<StreamBatch>>,
+    /// Which try this is.
+    pub tries: u64,
+}
+
+/// Reports of holdings to a shard.
+#[derive(Default)]
+pub struct Reporter {
+    /// Term of the leader that has been told all.
+    pub term: u64,
+    /// Come since the last report began.
+    pub held: Vec<ObjectId>,
+    /// In the report that is under way, or to be repeated.
+    pub waiting: Vec<ObjectId>,
+    /// Which report this is.
+    pub tries: u64,
+    /// A report is under way.
+    pub asked: Option<HoldingRequest>,
+    /// A look is scheduled.
+    pub scheduled: bool,
+    /// Deaths that the leader knows to be acted on.
+    pub told: u64,
+    /// The last answer was no acceptance.
+    pub open: bool,
+}
+
+/// One life.
+pub struct Life {
+    /// Its number.
+    pub incarnation: Incarnation,
+    /// What decides.
+    pub core: Core,
+    /// The object table.
+    pub store: Store,
+    /// What lies where in its memory.
+    pub memory: BTreeMap<u64, Content>,
+    /// What has come and not been looked at.
+    pub inbox: Vec<Input>,
+    /// A turn is scheduled.
+    pub turning: bool,
+    /// A tick is scheduled for then.
+    pub tick: Option<Instant>,
+    /// Newest view that was looked at.
+    pub view_version: u64,
+    /// Newest view that was acted on.
+    pub acted: u64,
+    /// A death was learnt of in this turn.
+    pub has_buried: bool,
+    /// Who is dead.
+    pub dead: BTreeSet<u64>,
+    /// Where the living are.
+    pub addresses: BTreeMap<u64, usize>,
+    /// What goes to each.
+    pub outgoing: BTreeMap<u64, Outgoing>,
+    /// Highest number seen from each.
+    pub seen: BTreeMap<u64, u64>,
+    /// For nodes that no view has named yet.
+    pub early: BTreeMap<u64, Vec<peer_msg::Msg>>,
+    /// To each shard.
+    pub streams: Vec<StreamCall>,
+    /// To each shard.
+    pub reporters: Vec<Reporter>,
+    /// Questions under way.
+    pub locates: BTreeMap<u64, Vec<ObjectId>>,
+    /// Number of the next question.
+    pub next_locate: u64,
+    /// Heartbeats said.
+    pub beats: u64,
+    /// Drivers and workers.
+    pub clients: BTreeMap<ClientId, Client>,
+    /// Number of the next client.
+    pub next_client: ClientId,
+    /// Whether the job is known.
+    pub has_job: bool,
+    /// It is over.
+    pub fenced: bool,
+    /// Events for the core, kept for its memory.
+    pub events: Vec<Event>,
+}
+
+impl Life {
+    /// A node that has just joined.
+    pub fn new(incarnation: u64, cpus: u64, shards: usize, store_bytes: u64) -> Self {
+        let config = Config {
+            incarnation: Incarnation(incarnation),
+            shards: shards as u32,
+            resources: Resources::cpus_milli(cpus * 1000),
+            workers: cpus as u32,
+            crc: super::program::crc,
+        };
+        Life {
+            incarnation: Incarnation(incarnation),
+            core: Core::new(config),
+            store: Store::new(store_bytes),
+            memory: BTreeMap::new(),
+            inbox: Vec::new(),
+            turning: false,
+            tick: None,
+            view_version: 0,
+            acted: 0,
+            has_buried: false,
+            dead: BTreeSet::new(),
+            addresses: BTreeMap::new(),
+            outgoing: BTreeMap::new(),
+            seen: BTreeMap::new(),
+            early: BTreeMap::new(),
+            streams: (0..shards).map(|_| StreamCall::default()).collect(),
+            reporters: (0..shards).map(|_| Reporter::default()).collect(),
+            locates: BTreeMap::new(),
+            next_locate: 0,
+            beats: 0,
+            clients: BTreeMap::new(),
+            next_client: DRIVER + 1,
+            has_job: false,
+            fenced: false,
+            events: Vec::new(),
+        }
+    }
+
+    /// What a value in this node's memory is.
+    pub fn content(&self, value: &Value) -> Option<Content> {
+        match value {
+            Value::Inline(bytes) => Content::decode(bytes),
+            Value::Shared { offset, .. } => self.memory.get(offset).cloned(),
+        }
+    }
+}

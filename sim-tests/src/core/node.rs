@@ -1,0 +1,448 @@
+//! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
+
+use super::life::{DRIVER, Input, Life, Said, Seen, TRANSFER, Told, Written};
+use super::program::JOB;
+use super::world::{What, World};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, TaskId};
+use mobula_objstore::StoreError;
+use mobula_objstore::table::Place as Room;
+use mobula_proto::{
+    ClusterView, Failure, FailureKind, PeerMsg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+};
+use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
+use std::rc::Rc;
+use std::time::Duration;
+
+/// A message between a client and its daemon takes this long.
+pub const LINK: Duration = Duration::from_micros(30);
+/// A node that was declared dead joins again after this.
+const REJOIN_AFTER: Duration = Duration::from_millis(200);
+
+fn shared(room: Room) -> Value {
+    Value::Shared { offset: room.offset, len: room.len, crc: room.crc }
+}
+
+impl World {
+    /// Something comes into a daemon's inbox.
+    pub fn input(&mut self, machine: usize, epoch: u64, input: Input) {
+        let turn = self.options.turn_us;
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.inbox.push(input);
+        if !std::mem::replace(&mut life.turning, true) {
+            let takes = Duration::from_micros(self.dice.below(turn));
+            let takes = self.slowed(machine, takes);
+            self.queue.after(takes, What::Turn { machine, epoch });
+        }
+    }
+
+    /// A daemon looks at all that has come, and steps its core.
+    pub fn turn(&mut self, machine: usize, epoch: u64) {
+        let now = self.now();
+        let Some(life) = self.life(machine, epoch) else { return };
+        // A tick comes when nothing else did.
+        let ticks = life.tick.is_some_and(|at| at <= now);
+        if ticks {
+            life.tick = None;
+        }
+        if !life.turning && !ticks {
+            return;
+        }
+        life.turning = false;
+        let inputs = std::mem::take(&mut life.inbox);
+        let count = inputs.len() as u64;
+        let mut events = std::mem::take(&mut life.events);
+        let incarnation = life.incarnation.0;
+        for input in inputs {
+            self.take(machine, epoch, input, &mut events);
+        }
+        self.note("turn", machine as u64, incarnation, count, String::new);
+        let Some(life) = self.life(machine, epoch) else { return };
+        if life.fenced {
+            return self.rejoin(machine);
+        }
+        let mut effects = Vec::new();
+        life.core.step(events.drain(..), now, &mut effects);
+        life.events = events;
+        for effect in effects {
+            self.perform(machine, epoch, effect);
+        }
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.acted = life.view_version;
+        if std::mem::take(&mut life.has_buried) {
+            self.poke_reporters(machine, epoch, Duration::ZERO);
+        }
+        self.schedule_tick(machine, epoch);
+    }
+
+    fn schedule_tick(&mut self, machine: usize, epoch: u64) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let Some(deadline) = life.core.deadline() else { return };
+        if life.tick.is_none_or(|at| at > deadline) {
+            life.tick = Some(deadline);
+            self.queue.at(deadline, What::Turn { machine, epoch });
+        }
+    }
+
+    /// This life is over: everything of it goes, and the daemon joins again with nothing.
+    fn rejoin(&mut self, machine: usize) {
+        let incarnation = self.machines[machine].life.as_ref().map_or(0, |life| life.incarnation.0);
+        self.note("rejoins", machine as u64, incarnation, 0, String::new);
+        self.sometimes.hit("node fenced while it ran");
+        self.life_ends(machine);
+        self.machines[machine].up = true;
+        let epoch = self.machines[machine].epoch;
+        self.queue.after(REJOIN_AFTER, What::Start { machine, epoch });
+    }
+
+    /// Everything of a machine's life goes.
+    pub fn life_ends(&mut self, machine: usize) {
+        let m = &mut self.machines[machine];
+        m.epoch += 1;
+        m.up = false;
+        m.calls.clear();
+        if let Some(life) = m.life.take() {
+            self.judges.life_ended(&life, &self.shards);
+            if machine == 0 {
+                self.driver.link_lost();
+            }
+        }
+    }
+
+    fn take(&mut self, machine: usize, epoch: u64, input: Input, events: &mut Vec<Event>) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        match input {
+            Input::Core(event) => events.push(event),
+            Input::Said { client, said } => self.said(machine, epoch, client, said, events),
+            Input::Hello { worker } => events.push(Event::WorkerUp { worker, job: JOB }),
+            Input::Closed { client } => {
+                life.store.creator_gone(client);
+                events.push(match client {
+                    DRIVER => Event::ClientGone { client },
+                    worker => Event::WorkerGone { worker },
+                });
+            }
+            Input::DriverUp => {
+                life.has_job = true;
+                events.push(Event::JobStarted(JOB));
+            }
+            Input::FromPeer { from, msgs } => {
+                // It may have been on its way here when its death was announced (R10).
+                if life.dead.contains(&from.0) {
+                    return self.sometimes.hit("frame from the dead");
+                }
+                for PeerMsg { msg } in msgs {
+                    peer_msg(from, msg, events);
+                }
+            }
+            Input::View(view) => self.take_view(machine, epoch, &view, events),
+            Input::Arrived { object, from, content, large } => {
+                events.push(self.arrived(machine, object, from, content, large));
+            }
+            Input::ReportAll { shard, term, deaths } => {
+                let (map, all) = (life.core.slots_epoch(), life.core.held(shard));
+                self.report_all(machine, epoch, shard, term, deaths, map, &all);
+            }
+            Input::Fenced => life.fenced = true,
+        }
+    }
+
+    /// The bytes of a transfer have come: they are sealed here, if there is room.
+    fn arrived(
+        &mut self,
+        machine: usize,
+        object: ObjectId,
+        from: Incarnation,
+        content: super::program::Content,
+        large: bool,
+    ) -> Event {
+        let failed = |why| Event::FetchFailed { object, from, why };
+        let Some(life) = self.machines[machine].life.as_deref_mut() else {
+            return failed(FetchError::Unreachable);
+        };
+        if !large {
+            return Event::Fetched { object, value: Value::Inline(content.encode()) };
+        }
+        if !life.has_job {
+            return failed(FetchError::Unreachable);
+        }
+        match life.store.create(object, content.len, JOB, TRANSFER) {
+            Ok(offset) => {
+                let crc = content.crc();
+                life.memory.insert(offset, content);
+                match life.store.seal(object, crc, TRANSFER) {
+                    Ok(room) => Event::Fetched { object, value: shared(room) },
+                    Err(_) => failed(FetchError::NotFound),
+                }
+            }
+            Err(StoreError::Exists(room)) => Event::Fetched { object, value: shared(room) },
+            Err(StoreError::Busy) => failed(FetchError::Unreachable),
+            Err(error) => {
+                self.sometimes.hit("store full");
+                failed(FetchError::StoreFull(error.to_string()))
+            }
+        }
+    }
+
+    fn said(&mut self, machine: usize, epoch: u64, client: ClientId, said: Said, events: &mut Vec<Event>) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let driver = client == DRIVER;
+        match said {
+            Said::Submit(spec) => events.push(Event::Submit { client, specs: vec![*spec] }),
+            Said::Get { object, want_value } => {
+                events.push(Event::Get { client, job: JOB, objects: vec![object], want_value });
+            }
+            Said::Create { object, len } => {
+                let room = match life.store.create(object, len, JOB, client) {
+                    Ok(offset) => Ok(Some(offset)),
+                    Err(StoreError::Exists(_)) => Ok(None),
+                    Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
+                };
+                let told = Told::Created { object, room };
+                self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
+            }
+            Said::Seal { object, content } => {
+                let crc = content.crc();
+                if let Ok(room) = life.store.seal(object, crc, client) {
+                    life.memory.insert(room.offset, content);
+                    events.push(put(client, object, shared(room), driver));
+                }
+            }
+            Said::Put { object, content } => {
+                events.push(put(client, object, Value::Inline(content.encode()), driver));
+            }
+            Said::Finished { task, attempt, value, ran_ns } => {
+                let value = value.and_then(|written| seal(life, client, task, written));
+                let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns };
+                events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
+            }
+            Said::Blocked(returned) => events.push(Event::Blocked { worker: client, returned }),
+            Said::Unblocked => events.push(Event::Unblocked { worker: client }),
+            Said::Held(objects) => events.push(Event::Held { client, job: JOB, objects }),
+            Said::Dropped(objects) => events.push(Event::Dropped { client, objects }),
+        }
+    }
+
+    fn take_view(&mut self, machine: usize, epoch: u64, view: &Rc<ClusterView>, events: &mut Vec<Event>) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        if view.version <= life.view_version {
+            return;
+        }
+        life.view_version = view.version;
+        for node in &view.nodes {
+            if node.alive {
+                life.addresses.insert(node.incarnation, node.address.parse().unwrap_or(usize::MAX));
+            } else {
+                life.addresses.remove(&node.incarnation);
+                life.has_buried |= life.dead.insert(node.incarnation);
+                life.outgoing.remove(&node.incarnation);
+            }
+        }
+        life.has_job |= view.jobs.iter().any(|job| !job.ended && job.job == JOB.0);
+        if life.dead.contains(&life.incarnation.0) {
+            life.fenced = true;
+        }
+        let early = std::mem::take(&mut life.early);
+        for (to, messages) in early {
+            for message in messages {
+                self.tell_peer(machine, epoch, Incarnation(to), message);
+            }
+        }
+        events.push(Event::View((**view).clone()));
+    }
+
+    fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
+        match effect {
+            Effect::Run { worker, mut spec, attempt, args } => {
+                self.judges.once.given(&spec, attempt);
+                // The program's own argument travels; the core's copy has the rest.
+                spec.args.truncate(1);
+                let told = Told::Run { spec: Box::new(spec), attempt, args };
+                self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+            }
+            Effect::Discard { .. } | Effect::Freed { .. } => {}
+            Effect::Spawn { job: _ } => {
+                let takes = self.dice.ms(3, 40);
+                let takes = self.slowed(machine, takes);
+                self.queue.after(takes, What::WorkerUp { machine, epoch });
+            }
+            Effect::Assign { to, assign } => {
+                if let Some(task) = assign.spec.as_ref().and_then(|spec| task_id(&spec.id).ok()) {
+                    self.judges.cause.assigned(task, to.0);
+                    self.sometimes.hit("spilled over");
+                }
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Assign(assign));
+            }
+            Effect::Result { to, result } => {
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
+            }
+            Effect::Durable { to, task, attempt } => {
+                let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Durable(durable));
+            }
+            Effect::Send { shard, batch } => self.send_batch(machine, epoch, shard, batch),
+            Effect::Locate { shard, objects } => self.locate(machine, epoch, shard, objects),
+            Effect::Fetch { object, from, .. } => self.fetch(machine, epoch, object, from),
+            Effect::Ready { client, object, ready } => {
+                let value = match ready {
+                    Ready::Here(value) => Seen::Here(value),
+                    Ready::Elsewhere(output) => Seen::Elsewhere(output),
+                    Ready::Failed(failure) => Seen::Failed(failure),
+                };
+                let told = Told::Ready { object, value };
+                self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
+            }
+            Effect::Committed { .. } => {}
+            Effect::Held { object } => {
+                let Some(life) = self.life(machine, epoch) else { return };
+                let shard = life.core.shard_of(object.task).0 as usize;
+                life.reporters[shard].held.push(object);
+                self.poke_reporter(machine, epoch, shard, Duration::from_millis(100));
+            }
+            Effect::Replicate { to, object, job, output } => {
+                let holder = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
+                let (object, output) = (object_bytes(object), Some(output));
+                let replica = mobula_proto::Replica { object, holder, output, job: job.0 };
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Replica(replica));
+            }
+            Effect::Notice { job: _, notice } => match &notice.kind[..] {
+                "rebuild-start" => self.judges.redo.rebuilds(task_id(&notice.task).ok(), &mut self.sometimes),
+                "diverged" => self.judges.diverged(&notice.text),
+                _ => {}
+            },
+            Effect::FreeJob(job) => self.free_job(machine, epoch, job),
+        }
+    }
+
+    fn free_job(&mut self, machine: usize, epoch: u64, job: JobId) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.has_job = false;
+        life.store.free_job(job);
+        let workers: Vec<ClientId> =
+            life.clients.keys().copied().filter(|client| *client != DRIVER).collect();
+        for client in workers {
+            life.clients.remove(&client);
+        }
+    }
+
+    /// Asks a holder for an object's bytes.
+    fn fetch(&mut self, machine: usize, epoch: u64, object: ObjectId, from: Incarnation) {
+        let now = self.now();
+        let Some(life) = self.life(machine, epoch) else { return };
+        let holder = life.addresses.get(&from.0).copied();
+        let (here, there) = (Self::place(machine), holder.map(Self::place));
+        let reached = there.is_some_and(|there| self.net.joined(here, there, now));
+        match holder.filter(|_| reached) {
+            Some(to) => {
+                let takes = self.net.latency(here, Self::place(to), now) * 2;
+                self.queue.after(takes, What::Fetch { machine, epoch, from: (to, from.0), object });
+            }
+            None => {
+                let why = FetchError::Unreachable;
+                let input = Input::Core(Event::FetchFailed { object, from, why });
+                // Nobody answers at an address that is not known; what is cut off does not say so.
+                let takes = if holder.is_some() { Duration::from_secs(2) } else { Duration::ZERO };
+                self.queue.after(takes, What::Input { machine, epoch, input });
+            }
+        }
+    }
+
+    /// The holder answers a fetch: it takes as long as there are bytes, and may break off.
+    pub fn fetched(&mut self, machine: usize, epoch: u64, from: (usize, u64), object: ObjectId) {
+        let (to, incarnation) = from;
+        let now = self.now();
+        let back = self.net.latency(Self::place(to), Self::place(machine), now);
+        let holder = self.machines[to].life.as_deref().filter(|life| life.incarnation.0 == incarnation);
+        let failed = |why| Input::Core(Event::FetchFailed { object, from: Incarnation(incarnation), why });
+        let (takes, input) = match holder {
+            // The process is gone, or another one listens there: the hello is turned away.
+            None => {
+                self.sometimes.hit("fetch from the dead");
+                (back, failed(FetchError::Unreachable))
+            }
+            Some(life) => match life.core.value_of(object) {
+                None => {
+                    self.sometimes.hit("fetch of nothing");
+                    (back, failed(FetchError::NotFound))
+                }
+                Some(value) => {
+                    let large = matches!(value, Value::Shared { .. });
+                    // Memory that was freed and given to others reads as something else.
+                    let garbage = super::program::Content { hash: 0xdead, len: 16 };
+                    let content = life.content(value).unwrap_or(garbage);
+                    let bytes = if large { content.len } else { 16 };
+                    let takes = back + self.slowed(to, Duration::from_nanos(bytes * 10));
+                    let from = Incarnation(incarnation);
+                    (takes, Input::Arrived { object, from, content, large })
+                }
+            },
+        };
+        // What breaks off on the way is noticed after a while.
+        if self.faults.breaks_transfer(&mut self.dice)
+            || !self.net.joined(Self::place(machine), Self::place(to), now)
+        {
+            let input = failed(FetchError::Unreachable);
+            self.sometimes.hit("fetch repeated");
+            return self.queue.after(takes / 2, What::Input { machine, epoch, input });
+        }
+        self.queue.after(takes, What::Input { machine, epoch, input });
+    }
+
+    /// A view comes to a node, from a head.
+    pub fn view_comes(&mut self, machine: usize, epoch: u64, view: Rc<ClusterView>) {
+        self.input(machine, epoch, Input::View(view));
+    }
+
+    /// The instant that a node's core last saw must not be later than now.
+    pub fn earliest(&self) -> Instant {
+        self.now()
+    }
+}
+
+fn put(client: ClientId, object: ObjectId, value: Value, by_driver: bool) -> Event {
+    Event::Put { client, object, job: JOB, value, by_driver, contains: Vec::new() }
+}
+
+/// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
+fn seal(life: &mut Life, worker: ClientId, task: TaskId, written: Written) -> Result<Value, Failure> {
+    let content = match written {
+        Written::Inline(content) => return Ok(Value::Inline(content.encode())),
+        Written::Shared(content) => content,
+    };
+    let (object, crc) = (task.output(0), content.crc());
+    match (life.store.seal(object, crc, worker), life.store.get(object)) {
+        (Ok(room), _) => {
+            life.memory.insert(room.offset, content);
+            Ok(shared(room))
+        }
+        (Err(_), Some(room)) if room.crc == crc => Ok(shared(room)),
+        (Err(_), Some(_)) => Err(Failure::new(
+            FailureKind::FailureDiverged,
+            "the task made other bytes than before: it is not deterministic",
+        )),
+        (Err(error), None) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
+    }
+}
+
+fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Event>) {
+    match msg {
+        Some(peer_msg::Msg::Assign(assign)) => events.push(Event::Assigned { from, assign }),
+        Some(peer_msg::Msg::Result(result)) => events.push(Event::PeerResult { from, result }),
+        Some(peer_msg::Msg::Durable(d)) => {
+            if let Ok(task) = task_id(&d.task) {
+                events.push(Event::PeerDurable { from, task, attempt: d.attempt });
+            }
+        }
+        Some(peer_msg::Msg::Replica(r)) => {
+            if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
+                let (job, holder) = (JobId(r.job), Incarnation(r.holder));
+                events.push(Event::Replicate { object, job, holder, output });
+            }
+        }
+        Some(peer_msg::Msg::JobEnded(job)) => events.push(Event::JobEnded(JobId(job))),
+        Some(peer_msg::Msg::Freed(freed)) => {
+            let objects = freed.objects.iter().filter_map(|id| object_id(id).ok()).collect();
+            events.push(Event::Freed { objects });
+        }
+        Some(peer_msg::Msg::Notice(_) | peer_msg::Msg::Hello(_)) | None => {}
+    }
+}

@@ -1,0 +1,113 @@
+//! What a seed decides before it begins: the cluster, the program, and which faults may come.
+
+use super::dice::Dice;
+use super::faults::Kind;
+use super::program::Style;
+use std::time::Duration;
+
+/// How a run is drawn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Profile {
+    /// A random subset of faults.
+    Swarm,
+    /// One kind of fault alone.
+    Single,
+    /// Crashes only.
+    Lite,
+    /// No faults: what fails then fails for no reason.
+    Calm,
+}
+
+/// A run, spelled out.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Decides everything.
+    pub seed: u64,
+    /// How the faults were drawn.
+    pub profile: Profile,
+    /// Machines; the first is the driver's.
+    pub nodes: usize,
+    /// CPUs of each.
+    pub cpus: Vec<u64>,
+    /// Heads of the control store.
+    pub heads: usize,
+    /// Shards.
+    pub shards: usize,
+    /// Bytes of a node's store.
+    pub store_bytes: u64,
+    /// Bytes of runs that a shard keeps in memory.
+    pub hot_bytes: usize,
+    /// An entry commits after so many microseconds.
+    pub commit_us: (u64, u64),
+    /// A message takes so many microseconds.
+    pub latency_us: (u64, u64),
+    /// A node takes events together that came in so many microseconds.
+    pub turn_us: u64,
+    /// Top-level tasks per second, and how many come at once.
+    pub rate: (u64, u64),
+    /// Kinds of faults with their weights.
+    pub faults: Vec<(Kind, u64)>,
+    /// Pause between faults, in milliseconds.
+    pub pause_ms: (u64, u64),
+    /// Faults begin after this.
+    pub warm_up: Duration,
+    /// No more faults and no more tasks after this.
+    pub faults_end: Duration,
+    /// The programs.
+    pub style: Style,
+}
+
+impl Options {
+    /// Draws a run.
+    pub fn draw(seed: u64, profile: Option<Profile>) -> Self {
+        let dice = &mut Dice::new(seed, "options");
+        let drawn = match dice.below(100) {
+            0..75 => Profile::Swarm,
+            75..87 => Profile::Single,
+            87..95 => Profile::Lite,
+            _ => Profile::Calm,
+        };
+        let profile = profile.unwrap_or(drawn);
+        let nodes = dice.from_to(3, 10) as usize;
+        let mut cpus: Vec<u64> = (0..nodes).map(|_| dice.from_to(1, 4)).collect();
+        // Whatever happens to the others, the driver's node can run everything.
+        cpus[0] = cpus[0].max(2);
+        Options {
+            seed,
+            profile,
+            nodes,
+            cpus,
+            heads: 3,
+            shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
+            store_bytes: 4 << 30,
+            hot_bytes: dice.pick(&[8 << 20, 8 << 20, 64 << 10]).unwrap_or(8 << 20),
+            commit_us: dice.pick(&[(300, 2_000), (1_000, 8_000), (5_000, 60_000)]).unwrap_or((300, 2_000)),
+            latency_us: dice.pick(&[(50, 300), (200, 2_000), (1_000, 15_000)]).unwrap_or((50, 300)),
+            turn_us: dice.pick(&[20, 100, 1_000]).unwrap_or(100),
+            rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
+            faults: faults(dice, profile),
+            pause_ms: dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000)),
+            warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
+            faults_end: Duration::from_secs(dice.from_to(61, 66)),
+            style: Style::draw(dice),
+        }
+    }
+}
+
+/// Draws which faults there are: the others stay away, so that each has room.
+fn faults(dice: &mut Dice, profile: Profile) -> Vec<(Kind, u64)> {
+    let weight = |dice: &mut Dice| dice.log_uniform(1, 100);
+    match profile {
+        Profile::Calm => Vec::new(),
+        Profile::Lite => vec![(Kind::Crash, 3), (Kind::KillWorker, 3), (Kind::LeaderChange, 2)],
+        Profile::Single => dice.pick(Kind::ALL).map(|kind| (kind, 1)).into_iter().collect(),
+        Profile::Swarm => {
+            let many = dice.from_to(2, Kind::ALL.len() as u64);
+            let mut kinds = Kind::ALL.to_vec();
+            while kinds.len() as u64 > many {
+                kinds.remove(dice.below(kinds.len() as u64) as usize);
+            }
+            kinds.into_iter().map(|kind| (kind, weight(dice))).collect()
+        }
+    }
+}

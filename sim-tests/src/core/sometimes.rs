@@ -1,0 +1,83 @@
+//! Points that a run reaches sometimes: one that no run of a large sweep has reached is a hole in the
+//! generator, not a proof of anything.
+
+use std::collections::BTreeMap;
+
+/// Every point there is. A name that is not here cannot be hit.
+pub const POINTS: &[&str] = &[
+    "answer of a deposed leader",
+    "attempt granted",
+    "attempt granted to another than the keeper",
+    "attempt refused",
+    "batch applied twice",
+    "batch from the fenced",
+    "batch lost with its leader",
+    "batch survives its leader unanswered",
+    "copies and leader lost together",
+    "death accused by a shard",
+    "death by silence",
+    "death proven by the kernel",
+    "done refused",
+    "fetch from the dead",
+    "fetch of nothing",
+    "fetch repeated",
+    "frame from the dead",
+    "frame repeated",
+    "lost said",
+    "message for an earlier life",
+    "moved to another head",
+    "node back after its death",
+    "node fenced while it ran",
+    "object lost during its transfer",
+    "parked question answered early",
+    "poison ended",
+    "put lost and made again",
+    "rebuild of depth 3",
+    "rebuilt",
+    "rebuilt twice",
+    "request in flight when the caller gave up",
+    "retries exhausted",
+    "spilled over",
+    "store full",
+    "submit known already",
+    "task may have run",
+    "task of the dead keeper ended elsewhere",
+    "worker bounced a task",
+    "worker died before start",
+    "worker died before its report",
+    "worker died in mid-run",
+    "worker died after its report",
+    "worker waited inside a task",
+];
+
+/// How often each point was reached.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sometimes(BTreeMap<&'static str, u64>);
+
+impl Sometimes {
+    /// A point is reached.
+    ///
+    /// # Panics
+    /// It is not among [`POINTS`].
+    pub fn hit(&mut self, point: &'static str) {
+        debug_assert!(POINTS.contains(&point), "{point} is no point");
+        *self.0.entry(point).or_default() += 1;
+    }
+
+    /// Adds those of another run.
+    pub fn merge(&mut self, other: &Sometimes) {
+        for (point, hits) in &other.0 {
+            *self.0.entry(point).or_default() += hits;
+        }
+    }
+
+    /// How often a point was reached.
+    pub fn hits(&self, point: &str) -> u64 {
+        self.0.get(point).copied().unwrap_or(0)
+    }
+
+    /// Points that were never reached.
+    pub fn missed(&self) -> Vec<&'static str> {
+        POINTS.iter().copied().filter(|point| self.hits(point) == 0).collect()
+    }
+}

@@ -1,0 +1,4 @@
+//! Simulation of Mobula: this library is the core simulation, which needs no runtime; the program
+//! `mobula-sim` adds the whole stack under a simulated network.
+
+pub mod core;
