@@ -1,10 +1,11 @@
 //! What a head does unasked: it fences the dead, watches the living, names the cluster, moves
 //! leaderships where they belong, forgets jobs that are over, and lets old segments go.
 
+use crate::level;
 use crate::membership::driver;
 use crate::raft::group::{Group, Leadership};
-use crate::server::Running;
 use crate::server::admin::may_lead;
+use crate::server::{Running, Site};
 use bytes::Bytes;
 use mobula_base::ids::SLOTS;
 use mobula_net::grpc;
@@ -89,7 +90,7 @@ pub async fn fence(running: Arc<Running>, shard: u32) {
 }
 
 /// The leader of shard 0 names the cluster and declares deaths. Never ends.
-pub async fn watch_nodes(running: Arc<Running>, silence: Duration) {
+pub async fn watch_nodes(site: Arc<Site>, running: Arc<Running>, silence: Duration) {
     let every = TICK.min(silence / 5);
     loop {
         tokio::time::sleep(every).await;
@@ -101,6 +102,8 @@ pub async fn watch_nodes(running: Arc<Running>, silence: Duration) {
         if running.root().replica.with(|state| state.cluster.id == 0) {
             let (cluster, shards) = (running.identity.cluster, running.identity.shards);
             propose(running.root(), Op::Init(proto::InitCluster { cluster, shards, slots: SLOTS })).await;
+            // A new cluster writes what its heads read from its first task on.
+            level::raise(&site, &running).await;
         }
         running.check_liveness(leadership.term, every, silence).await;
     }

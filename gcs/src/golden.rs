@@ -417,8 +417,8 @@ fn golden_messages_between_heads_are_understood() {
 #[test]
 fn a_dump_of_a_level_that_is_not_read_is_refused_by_name() {
     let (mut state, _) = state();
-    let newer = state.snapshot(3);
+    let newer = state.snapshot(4);
     let cold = state.manifest();
-    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 2").to_string();
-    assert!(error.contains("writes format 3, this program reads up to 2: install version"), "{error}");
+    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 3").to_string();
+    assert!(error.contains("writes format 4, this program reads up to 3: install version"), "{error}");
 }

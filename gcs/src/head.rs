@@ -19,7 +19,7 @@ use crate::recall::{self, Durable};
 use crate::server::http::serve;
 use crate::server::silence;
 use crate::server::{Incoming, Running, Site};
-use crate::{cold, damage, moves, scrub, snapshot, witness};
+use crate::{cold, damage, moves, scrub, snapshot, sweep, witness};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::seam::Listener;
@@ -429,8 +429,10 @@ fn start_duties(
     }
     tasks.push(tokio::spawn(metrics::observe(site.clone(), running.clone())));
     let silence = Duration::from_millis(config.node_silence_ms);
-    tasks.push(tokio::spawn(duties::watch_nodes(running.clone(), silence)));
+    tasks.push(tokio::spawn(duties::watch_nodes(site.clone(), running.clone(), silence)));
     for shard in 0..running.identity.shards {
+        tasks.push(tokio::spawn(sweep::sweep(running.clone(), shard)));
+        tasks.push(tokio::spawn(sweep::deliver(running.clone(), site.net.clone(), shard)));
         tasks.push(tokio::spawn(duties::fence(running.clone(), shard)));
         let after = Duration::from_millis(config.report_silence_ms);
         tasks.push(tokio::spawn(silence::watch(site.clone(), running.clone(), shard, after)));

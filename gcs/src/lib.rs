@@ -15,7 +15,7 @@
 //! - [`raft`] — openraft behind one door; failover without waiting for a timeout.
 //! - [`server`] — what a head answers.
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked;
-//!   [`witness`] — elections, told to shard 0; [`clock`].
+//!   [`witness`] — elections, told to shard 0; [`sweep`] — references; [`clock`].
 //! - [`membership`] — how heads come and go later. [`moves`] — how slots move between shards.
 //! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`metrics`] — what a head tells Prometheus.
@@ -47,6 +47,7 @@ pub mod recall;
 pub mod scrub;
 pub mod server;
 pub mod snapshot;
+pub mod sweep;
 pub mod witness;
 
 pub use client::Client;

@@ -42,7 +42,8 @@ fn records(run: RunId) -> proto::RunSpecs {
         ends.extend_from_slice(&(specs.len() as u32).to_le_bytes());
     }
     let run = Bytes::copy_from_slice(&run.0.to_be_bytes());
-    proto::RunSpecs { run, job: 1, first: 0, digests: digests.into(), ends: ends.into(), specs: specs.into() }
+    let (digests, ends, specs) = (digests.into(), ends.into(), specs.into());
+    proto::RunSpecs { run, job: 1, digests, ends, specs, ..Default::default() }
 }
 
 /// Beats, and reports to the shard that it holds nothing.

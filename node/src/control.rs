@@ -141,7 +141,8 @@ impl Control {
                         | reply::Reply::Revision(_)
                         | reply::Reply::Batch(_)
                         | reply::Reply::Heads(_)
-                        | reply::Reply::Slots(_),
+                        | reply::Reply::Slots(_)
+                        | reply::Reply::Unnames(_),
                     )
                     | None => {
                         tokio::time::sleep(RETRY_AFTER).await;

@@ -111,10 +111,14 @@ impl Cluster {
     }
 
     /// Raises the level, unless the heads are others than those who announced that they read it.
-    pub fn raise(&mut self, raise: &proto::RaiseLevel) {
+    /// From the level on at which nodes send something new, they are told at once.
+    pub fn raise(&mut self, index: u64, raise: &proto::RaiseLevel) {
         let table = self.heads.table();
         if raise.level > self.raised.0 && table.version == raise.heads && table.plan.is_none() {
             self.raised = (raise.level, raise.program.clone());
+            if raise.level >= crate::level::COUNTS_REFERENCES {
+                self.version = index;
+            }
         }
     }
 

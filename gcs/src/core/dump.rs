@@ -1,7 +1,10 @@
 //! Snapshots: a versioned, canonical dump. Equal states give equal bytes.
 
+use super::counting::Counting;
 use super::events::{Events, EventsDump};
-use super::format::{ClusterDump, Dump, FIRST_VERSION, HotRun, JobDump, SessionDump, StreamDump};
+use super::format::{
+    ClusterDump, CountingDump, Dump, FIRST_VERSION, HotRun, JobDump, SessionDump, StreamDump,
+};
 use super::heads::Heads;
 use super::kv::{Kv, KvValue};
 use super::run::Run;
@@ -17,7 +20,7 @@ use crate::error::Error;
 use crate::level;
 use bytes::Bytes;
 use mobula_base::ids::hash64;
-use mobula_base::{ObjectId, RunId, mutant};
+use mobula_base::{RunId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use std::io;
@@ -34,6 +37,7 @@ impl ShardState {
         // One who has not noted the level yet may have applied what came after.
         let has_moved = self.slots.dump().is_some() || self.cluster.slots_table.dump().is_some();
         let level = level.max(if has_moved { level::MOVES_SLOTS } else { 1 });
+        let level = level.max(if self.counting.is_on() { level::COUNTS_REFERENCES } else { 1 });
         let writer = match level >= level::NAMES_WRITER {
             true => self.formats.program.clone(),
             false => String::new(),
@@ -49,12 +53,11 @@ impl ShardState {
 
     /// All tables but that of the tasks.
     fn dump_rest(&self) -> Dump {
-        let put = |(id, put): (&ObjectId, &Put)| proto::SmallPut {
-            object: proto::object_bytes(*id),
-            job: put.job,
-            value: put.value.clone(),
-            ..Default::default()
-        };
+        let (counted, plain): (Vec<_>, Vec<_>) = self.puts.iter().partition(|(_, put)| put.counts);
+        let counting = self.counting.dump().map(|dump| CountingDump {
+            puts: counted.into_iter().map(|(id, put)| put.dump(*id)).collect(),
+            ..dump
+        });
         let job = |(job, sum): (u64, JobSum)| JobDump {
             job,
             tasks: sum.tasks,
@@ -82,7 +85,7 @@ impl ShardState {
         let cluster = &self.cluster;
         let (last_session, session_uses) = self.sessions.counters();
         Dump {
-            puts: self.puts.iter().map(put).collect(),
+            puts: plain.into_iter().map(|(id, put)| put.plain_dump(*id)).collect(),
             streams: self.streams.iter().map(stream).collect(),
             fenced: self.fenced.iter().copied().collect(),
             kv: self.kv.iter().map(kv).collect(),
@@ -109,6 +112,7 @@ impl ShardState {
             last_session,
             session_uses,
             slots: self.slots.dump(),
+            counting,
             ..Default::default()
         }
     }
@@ -137,14 +141,16 @@ impl ShardState {
         }
         let sum = |job: JobDump| {
             let (tasks, cold_runs, cold_digest) = (job.tasks, job.cold_runs, job.cold_digest);
-            (job.job, JobSum { tasks, cold_runs, cold_digest })
+            (job.job, JobSum { tasks, cold_runs, cold_digest, hot_runs: 0 })
         };
         self.tasks.restore_jobs(dump.jobs.into_iter().map(sum).collect());
         self.forgotten = dump.forgotten.into();
-        for put in dump.puts {
-            let id = ObjectId::from_bytes(&put.object).ok_or_else(|| invalid("object id"))?;
-            self.puts.insert(id, Put { job: put.job, value: Bytes::copy_from_slice(&put.value) });
+        let counted = dump.counting.iter().flat_map(|dump| dump.puts.iter().map(Put::load));
+        for put in dump.puts.iter().map(Put::load_plain).chain(counted) {
+            let (id, put) = put.ok_or_else(|| invalid("a put"))?;
+            self.puts.insert(id, put);
         }
+        self.counting = Counting::restored(dump.counting).ok_or_else(|| invalid("references"))?;
         for stream in dump.streams {
             let last_ack = Arc::new(stream.last_ack.unwrap_or_default());
             let (mark, last_first, last_len) = (stream.mark, stream.last_first, stream.last_len);

@@ -27,6 +27,9 @@ pub(super) struct ChunkDump {
     pub ends: Bytes,
     #[prost(bytes = "bytes", tag = "6")]
     pub specs: Bytes,
+    /// From level 3 on.
+    #[prost(bool, tag = "7")]
+    pub plain: bool,
 }
 
 /// See `run::DoneSet`.
@@ -57,6 +60,113 @@ pub(super) struct OverrideDump {
     pub done: Option<proto::Done>,
     #[prost(message, optional, tag = "6")]
     pub failed: Option<proto::Failure>,
+    /// What earlier attempts made; from level 3 on.
+    #[prost(message, optional, tag = "7")]
+    pub before: Option<proto::Done>,
+}
+
+/// See `refs::Needed`; of the object at a place and a slot.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct NeededDump {
+    #[prost(uint32, tag = "1")]
+    pub place: u32,
+    #[prost(uint32, tag = "2")]
+    pub slot: u32,
+    #[prost(fixed64, repeated, tag = "3")]
+    pub holds: Vec<u64>,
+    #[prost(message, repeated, tag = "4")]
+    pub edges: Vec<EdgeDump>,
+}
+
+/// An edge by its source.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct EdgeDump {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub by: Bytes,
+    /// 1: its record names the object; 2: its value contains it.
+    #[prost(uint32, tag = "2")]
+    pub kinds: u32,
+}
+
+/// What level 3 knows of a put beyond its small value.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct PutDump {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub object: Bytes,
+    #[prost(fixed64, tag = "2")]
+    pub job: u64,
+    /// Absent: it is named, and has not come yet.
+    #[prost(message, optional, tag = "3")]
+    pub put: Option<proto::SmallPut>,
+    #[prost(message, optional, tag = "4")]
+    pub needed: Option<NeededDump>,
+}
+
+/// Runs with something that an incarnation must see to.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct ConcernDump {
+    #[prost(fixed64, tag = "1")]
+    pub incarnation: u64,
+    /// 16 bytes each, ascending.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub runs: Bytes,
+    /// Their jobs.
+    #[prost(fixed64, repeated, tag = "3")]
+    pub jobs: Vec<u64>,
+}
+
+/// See `counting::Waiting`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct WaitingDump {
+    #[prost(fixed64, repeated, tag = "1")]
+    pub fenced: Vec<u64>,
+    /// 16 bytes each.
+    #[prost(bytes = "bytes", tag = "2")]
+    pub runs: Bytes,
+    /// 22 bytes each.
+    #[prost(bytes = "bytes", tag = "3")]
+    pub objects: Bytes,
+    #[prost(bytes = "bytes", tag = "4")]
+    pub arrived: Bytes,
+}
+
+/// See `outbox::Outbox`.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct OutboxDump {
+    #[prost(uint64, tag = "1")]
+    pub last: u64,
+    #[prost(message, repeated, tag = "2")]
+    pub ends: Vec<proto::LooseEnd>,
+    #[prost(btree_map = "uint32, uint64", tag = "3")]
+    pub marks: BTreeMap<u32, u64>,
+}
+
+/// A run that has gone entirely, and which places it had.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct BygoneDump {
+    #[prost(bytes = "bytes", tag = "1")]
+    pub run: Bytes,
+    #[prost(bytes = "bytes", tag = "2")]
+    pub places: Bytes,
+}
+
+/// All that counting references adds to a shard; from level 3 on.
+#[derive(Clone, PartialEq, Message)]
+pub(super) struct CountingDump {
+    #[prost(message, repeated, tag = "1")]
+    pub owned: Vec<proto::SlotRow>,
+    #[prost(message, repeated, tag = "2")]
+    pub puts: Vec<PutDump>,
+    #[prost(message, repeated, tag = "3")]
+    pub concerns: Vec<ConcernDump>,
+    #[prost(message, optional, tag = "4")]
+    pub waiting: Option<WaitingDump>,
+    #[prost(message, optional, tag = "5")]
+    pub outbox: Option<OutboxDump>,
+    #[prost(message, repeated, tag = "6")]
+    pub bygone: Vec<BygoneDump>,
+    #[prost(fixed64, repeated, tag = "7")]
+    pub uncounted: Vec<u64>,
 }
 
 /// A run: in snapshots while it is hot, in the files of cold runs afterwards.
@@ -70,6 +180,15 @@ pub(super) struct RunDump {
     pub dones: Vec<DoneDump>,
     #[prost(message, repeated, tag = "4")]
     pub different: Vec<OverrideDump>,
+    /// From here on: of level 3, and only in runs that it made.
+    #[prost(bool, tag = "5")]
+    pub counts: bool,
+    #[prost(bytes = "bytes", tag = "6")]
+    pub released: Bytes,
+    #[prost(bytes = "bytes", tag = "7")]
+    pub pruned: Bytes,
+    #[prost(message, repeated, tag = "8")]
+    pub needed: Vec<NeededDump>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -182,10 +301,13 @@ pub(super) struct Dump {
     pub last_session: u64,
     #[prost(uint64, tag = "13")]
     pub session_uses: u64,
-    /// From level 3 on: the version of the program that wrote it.
+    /// From level 4 on: the version of the program that wrote it.
     #[prost(string, tag = "14")]
     pub writer: String,
     /// Absent until a move of slots touches the shard, and below level 2.
     #[prost(message, optional, tag = "15")]
     pub slots: Option<OwnedDump>,
+    /// Absent until the shard counts references, and below level 3.
+    #[prost(message, optional, tag = "16")]
+    pub counting: Option<CountingDump>,
 }

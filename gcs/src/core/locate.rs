@@ -7,6 +7,7 @@
 use super::ShardState;
 use super::cluster::Cluster;
 use super::holdings::Holdings;
+use super::puts::Stored;
 use super::run::State;
 use bytes::Bytes;
 use mobula_base::{ObjectId, mutant};
@@ -93,15 +94,32 @@ impl<'a> Facts<'a> {
         if self.settled || mutant!("R9a") { Answer::Lost(attempt) } else { Answer::Making(0) }
     }
 
+    /// There is no copy of a large put that anybody knows, and no task to make it again.
+    fn lost_put(&self, object: ObjectId) -> Answer {
+        if !self.settled {
+            return Answer::Making(0);
+        }
+        let message = format!(
+            "every node that had a copy of {object} is gone, and a put cannot be made again: put it again, or \
+             keep more copies of it"
+        );
+        Answer::Failed(proto::Failure::new(proto::FailureKind::FailureObjectLost, message))
+    }
+
     /// Where one object is.
     pub fn answer(&self, object: ObjectId) -> Answer {
         if let Some(epoch) = self.state.slots.moved(object.task.run.slot()) {
             return Answer::Moved(epoch);
         }
-        if let Some(value) = self.state.puts.get(&object) {
-            return Answer::Value(value.value.clone());
-        }
         let copies = self.holdings.holders(object);
+        match self.state.puts.get(&object).map(|put| &put.stored) {
+            Some(Stored::Small(value)) => return Answer::Value(value.clone()),
+            Some(Stored::Large(output)) => {
+                return self.here(copies, *output).unwrap_or_else(|| self.lost_put(object));
+            }
+            // It is named already, and known to nobody else.
+            Some(Stored::Coming) | None => {}
+        }
         let record = match self.state.tasks.get(object.task) {
             Ok(Some(record)) => record.standing,
             Ok(None) => return self.here(copies, None).unwrap_or(Answer::Unknown(true)),
@@ -113,7 +131,7 @@ impl<'a> Facts<'a> {
         };
         match &record.state {
             State::Failed(failure) => Answer::Failed((**failure).clone()),
-            State::Done { executor, outputs, holders } => {
+            State::Done { executor, outputs, holders, .. } => {
                 // A done-record describes what was returned. What the task put lies with its executor,
                 // too; other holders of a `put` are soft state only.
                 let promised: &[u64] = if object.is_put() { &[] } else { holders };

@@ -5,13 +5,17 @@
 //! comes out of it is what went in.
 //!
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
-//! [`pack`] (how a node's items become runs), `stream` (a node's traffic), [`session`] (a client's
-//! requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
-//! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). Not replicated, but pure as well: [`holdings`] and [`locate`] (who holds what,
-//! and what a leader says of it), [`beats`] and [`silence`] (who says nothing).
+//! [`pack`] (how a node's items become runs), `stream` (a node's traffic), `divergence` (a second value),
+//! [`refs`], `references`, [`puts`], `prune`, [`outbox`] and [`counting`] (who needs what, and when it goes),
+//! [`session`] (a client's requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
+//! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). Not replicated, but
+//! pure as well: [`holdings`] and [`locate`] (who has which copies, and what a leader says of it), [`beats`]
+//! and [`silence`] (who says nothing).
 
 pub mod beats;
 pub mod cluster;
+pub mod counting;
+mod divergence;
 mod dump;
 pub mod events;
 mod format;
@@ -22,8 +26,15 @@ pub mod locate;
 mod moving;
 #[cfg(test)]
 mod moving_tests;
+pub mod outbox;
 pub mod pack;
 pub mod places;
+mod prune;
+pub mod puts;
+mod references;
+pub mod refs;
+#[cfg(test)]
+mod refs_tests;
 pub mod run;
 pub mod session;
 pub mod silence;
@@ -42,14 +53,16 @@ use crate::cold::{ColdStore, Manifest};
 use crate::level::Formats;
 use bytes::Bytes;
 use cluster::Cluster;
+use counting::Counting;
 use kv::Kv;
-use mobula_base::{ObjectId, TaskId, mutant};
+use mobula_base::{ObjectId, ShardId, SlotMap, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::call::Op;
 use proto::call_reply::Reply as Called;
 use proto::command::Op as CommandOp;
 use proto::{FailureKind, reply::Reply as Answer};
+pub use puts::Put;
 use run::State;
 use session::{Admission, Sessions};
 use slots::Owned;
@@ -65,15 +78,6 @@ pub const MAX_TASKS_PER_SHARD: u64 = 250_000_000;
 /// back; the oldest go first.
 pub const MAX_FORGOTTEN: usize = 10_000;
 
-/// A small value that a driver `put`.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Put {
-    /// Whose.
-    pub job: u64,
-    /// The bytes.
-    pub value: Bytes,
-}
-
 /// All replicated state of one shard. A clone is a cheap, consistent view for a snapshot.
 #[derive(Clone)]
 pub struct ShardState {
@@ -81,7 +85,7 @@ pub struct ShardState {
     pub shard: u32,
     /// Lineage.
     pub tasks: Tasks,
-    /// Small values that drivers `put`.
+    /// What drivers `put`.
     pub puts: BTreeMap<ObjectId, Put>,
     /// Incarnations whose entries are rejected (R10).
     pub fenced: BTreeSet<u64>,
@@ -91,12 +95,16 @@ pub struct ShardState {
     pub slots: Owned,
     /// Shard 0 only.
     pub cluster: Cluster,
+    /// What counting references needs.
+    pub counting: Counting,
     streams: BTreeMap<u64, Stream>,
     sessions: Sessions,
     /// Jobs that ended and were forgotten, the oldest first.
     forgotten: VecDeque<u64>,
     /// Asked for by the entry that was applied last.
     checkpoints: Vec<u64>,
+    /// Work that the items of this entry are good for. Not part of the state.
+    credit: usize,
     broken: Option<String>,
     /// What this program reads. Not part of the state.
     formats: Formats,
@@ -115,10 +123,12 @@ impl ShardState {
             kv: Kv::default(),
             slots: Owned::default(),
             cluster: Cluster::default(),
+            counting: Counting::default(),
             streams: BTreeMap::new(),
             sessions: Sessions::default(),
             forgotten: VecDeque::new(),
             checkpoints: Vec::new(),
+            credit: 0,
             broken: None,
             formats: Formats::default(),
             differs: false,
@@ -143,6 +153,12 @@ impl ShardState {
     /// Applies the command at log index `index`.
     pub fn apply(&mut self, index: u64, command: &proto::Command) -> proto::Reply {
         let reply = self.apply_one(index, command);
+        let budget = prune::WORK_PER_ENTRY + std::mem::take(&mut self.credit);
+        if self.counting.on
+            && let Err(error) = self.work(budget)
+        {
+            self.broken.get_or_insert(error.to_string());
+        }
         if let Err(error) = self.tasks.cool_down() {
             self.broken.get_or_insert(error.to_string());
         }
@@ -167,10 +183,7 @@ impl ShardState {
             }
             Some(CommandOp::Fence(fence)) => {
                 if !mutant!("R10b") {
-                    self.fenced.insert(fence.incarnation);
-                }
-                if !mutant!("R10a") {
-                    self.streams.remove(&fence.incarnation);
+                    self.fence(fence.incarnation);
                 }
                 Some(Answer::Revision(index))
             }
@@ -183,7 +196,7 @@ impl ShardState {
                 Some(Answer::Revision(index))
             }
             Some(CommandOp::Raise(raise)) => {
-                self.cluster.raise(raise);
+                self.cluster.raise(index, raise);
                 let (level, program) = self.cluster.level();
                 if let Err(error) = self.formats.check(level, &program) {
                     self.broken.get_or_insert(error.to_string());
@@ -199,6 +212,23 @@ impl ShardState {
                     None
                 }
             },
+            Some(CommandOp::Sweep(sweep)) => {
+                self.sweep(sweep);
+                Some(Answer::Revision(index))
+            }
+            Some(CommandOp::Unnames(told)) => match self.take_ends(told) {
+                Ok(answer) => Some(answer),
+                Err(error) => {
+                    self.broken.get_or_insert(error.to_string());
+                    None
+                }
+            },
+            Some(CommandOp::Delivered(told)) => {
+                if let Err(error) = self.note_delivered(told) {
+                    self.broken.get_or_insert(error.to_string());
+                }
+                Some(Answer::Revision(index))
+            }
             Some(CommandOp::Event(event)) => {
                 self.cluster.events.record(event);
                 Some(Answer::Revision(index))
@@ -236,6 +266,8 @@ impl ShardState {
         }
         self.tasks.forget(job);
         self.puts.retain(|_, put| put.job != job);
+        self.counting.concerns.forget(job);
+        self.counting.uncounted.remove(&job);
         self.forgotten.push_back(job);
         if self.forgotten.len() > MAX_FORGOTTEN {
             self.forgotten.pop_front();
@@ -249,11 +281,19 @@ impl ShardState {
 
     /// On shard 0 a death and its fence are one entry.
     fn fence_the_dead(&mut self) {
-        for dead in &self.cluster.dead {
-            if self.fenced.insert(*dead) {
-                self.streams.remove(dead);
-            }
+        let missing = self.cluster.dead.difference(&self.fenced).copied().collect::<Vec<u64>>();
+        missing.into_iter().for_each(|dead| self.fence(dead));
+    }
+
+    /// Entries of `dead` are rejected from here on, and what it holds is let go of (R10).
+    fn fence(&mut self, dead: u64) {
+        if !self.fenced.insert(dead) {
+            return;
         }
+        if !mutant!("R10a") {
+            self.streams.remove(&dead);
+        }
+        self.bury(dead);
     }
 
     fn apply_call(&mut self, index: u64, call: &proto::Call) -> proto::CallReply {
@@ -342,7 +382,11 @@ impl ShardState {
             ..Default::default()
         };
         match standing.state {
-            State::Pending => view.state = proto::TaskState::TaskPending as i32,
+            State::Pending => {
+                view.state = proto::TaskState::TaskPending as i32;
+                // So that its keeper can compare before it lets anybody see the value (G3).
+                view.outputs = standing.before.map(|before| before.outputs.into()).unwrap_or_default();
+            }
             State::Done { executor, outputs, .. } => {
                 view.state = proto::TaskState::TaskDone as i32;
                 view.executor = executor;
@@ -371,6 +415,12 @@ impl ShardState {
     pub fn set_hot_limit(&mut self, bytes: usize) {
         self.tasks.set_hot_limit(bytes);
     }
+}
+
+/// The command that makes a shard of so many, whose slots have not moved, count references.
+pub fn first_sweep(shard: u32, shards: u32) -> CommandOp {
+    let owned = proto::slot_rows(&SlotMap::even(shards).slots_of(ShardId(shard)));
+    CommandOp::Sweep(proto::Sweep { owned })
 }
 
 fn wrong(message: &str) -> Called {

@@ -5,6 +5,7 @@
 //! release can read it, in any number of pieces and after any interruption: a piece names where it
 //! begins, and is taken only by a shard that is there.
 
+use super::format::PutDump;
 use super::run::Run;
 use super::slot_table;
 use super::{Answer, Put, ShardState};
@@ -12,6 +13,7 @@ use crate::level;
 use mobula_base::slots::slot_of_key;
 use mobula_base::{ObjectId, RunId, SlotSet};
 use mobula_proto as proto;
+use prost::Message;
 use proto::slot_command::Op;
 use proto::{Event, EventCause, EventKind, MovedKey, MovedPut, MovedRun};
 use proto::{SlotContent, SlotCursor, SlotOutcome};
@@ -75,24 +77,26 @@ impl ShardState {
     }
 
     fn take_in(&mut self, piece: &SlotContent) -> io::Result<()> {
-        for dead in &piece.fenced {
-            if self.fenced.insert(*dead) {
-                self.streams.remove(dead);
-            }
-        }
+        piece.fenced.iter().for_each(|dead| self.fence(*dead));
         piece.forgotten.iter().for_each(|job| self.forget(*job));
         for moved in &piece.keys {
             self.kv.bring(moved);
         }
-        for moved in piece.puts.iter().filter(|put| !self.forgotten.contains(&put.job)) {
-            if let Some(id) = ObjectId::from_bytes(&moved.object) {
-                let value = bytes::Bytes::copy_from_slice(&moved.value);
-                self.puts.insert(id, Put { job: moved.job, value });
+        for moved in &piece.puts {
+            if !self.forgotten.contains(&moved.job) {
+                self.bring_put(moved)?;
             }
         }
         for moved in &piece.runs {
             let run = Run::decode(bytes::Bytes::copy_from_slice(&moved.content))?;
             if let Some(id) = run_id(&moved.run).filter(|_| !self.forgotten.contains(&run.job)) {
+                if run.counts() {
+                    self.count_from_here();
+                    let concerned = run.concerned();
+                    concerned.into_iter().for_each(|who| self.counting.concerns.add(who, id, run.job));
+                    // Whoever is fenced here may not have been where it was.
+                    self.counting.waiting.arrived.insert(id);
+                }
                 self.tasks.bring(id, run)?;
             }
         }
@@ -105,6 +109,28 @@ impl ShardState {
         Ok(())
     }
 
+    fn bring_put(&mut self, moved: &MovedPut) -> io::Result<()> {
+        let MovedPut { object, job, value, refs } = moved.clone();
+        let put = if refs.is_empty() {
+            Put::load_plain(&proto::SmallPut { object, job, value, ..Default::default() })
+        } else {
+            let mut dump = PutDump::decode(refs)?;
+            if let Some(put) = &mut dump.put {
+                put.value = value;
+            }
+            Put::load(&dump)
+        };
+        let Some((id, put)) = put else { return Ok(()) };
+        if put.counts {
+            self.count_from_here();
+            let run = id.task.run;
+            put.needed.holders().for_each(|who| self.counting.concerns.add(who, run, put.job));
+            self.counting.waiting.arrived.insert(run);
+        }
+        self.puts.insert(id, put);
+        Ok(())
+    }
+
     fn forget_slots(&mut self, forget: &proto::ForgetSlots) -> io::Result<()> {
         let Some(slots) = self.slots.forget(forget.epoch, forget.last) else { return Ok(()) };
         for id in forget.runs.iter().filter_map(|id| run_id(id)).filter(|id| slots.contains(id.slot())) {
@@ -113,6 +139,7 @@ impl ShardState {
         if forget.last {
             self.kv.drop_slots(&slots);
             self.puts.retain(|id, _| !slots.contains(id.task.run.slot()));
+            self.counting.concerns.drop_slots(&slots);
         }
         Ok(())
     }
@@ -182,9 +209,9 @@ impl ShardState {
         let after = ObjectId::from_bytes(after).map_or(Bound::Unbounded, Bound::Excluded);
         for (looked, (id, put)) in self.puts.range((after, Bound::Unbounded)).enumerate() {
             if slots.contains(id.task.run.slot()) {
-                *room -= (put.value.len() + 40) as isize;
-                let (object, job, value) = (proto::object_bytes(*id), put.job, put.value.clone());
-                piece.puts.push(MovedPut { object, job, value });
+                let moved = moved_put(*id, put);
+                *room -= (moved.value.len() + moved.refs.len() + 40) as isize;
+                piece.puts.push(moved);
             }
             if looked + 1 == LOOKS || *room <= 0 {
                 return at(PUTS, id.to_bytes().to_vec());
@@ -231,6 +258,19 @@ impl ShardState {
         }
         Ok((found, until))
     }
+}
+
+fn moved_put(id: ObjectId, put: &Put) -> MovedPut {
+    let (object, job, value) = (proto::object_bytes(id), put.job, put.value());
+    let refs = put.counts.then(|| {
+        let mut dump = put.dump(id);
+        // It travels once.
+        if let Some(put) = &mut dump.put {
+            put.value = bytes::Bytes::new();
+        }
+        dump.encode_to_vec().into()
+    });
+    MovedPut { object, job, value, refs: refs.unwrap_or_default() }
 }
 
 fn at(table: u32, key: Vec<u8>) -> SlotCursor {

@@ -4,10 +4,11 @@
 //! made of. So an acknowledgement means the same whether the batch was packed or not.
 
 use super::places::Places;
+use super::prune::is_plain;
 use super::run::{DoneSet, OUTPUT_LEN};
 use bytes::{BufMut, Bytes};
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{RunId, TaskId};
+use mobula_base::{ObjectId, RunId, TaskId};
 use mobula_proto as proto;
 use prost::Message;
 use proto::stream_item::Item;
@@ -25,6 +26,10 @@ pub fn pack(batch: proto::StreamBatch) -> proto::StreamBatch {
             (Open::Done(mut done), Kind::Done(id)) if done.takes(&item, id) => {
                 done.add(item, id);
                 Open::Done(done)
+            }
+            (Open::Releases(mut releases), Kind::Release(id)) if releases.takes(id) => {
+                releases.add(id);
+                Open::Releases(releases)
             }
             (before, kind) => {
                 before.close(&mut packed);
@@ -44,6 +49,9 @@ pub fn unpack(batch: &proto::StreamBatch) -> Vec<(u64, proto::StreamItem)> {
         match &item.item {
             Some(Item::Run(run)) => items.extend(specs_of(run).map(|spec| single(Item::Submit(spec)))),
             Some(Item::RunDone(done)) => items.extend(dones_of(done).map(|done| single(Item::Done(done)))),
+            Some(Item::RunRelease(run)) => {
+                items.extend(releases_of(run).map(|release| single(Item::Release(release))));
+            }
             _ => items.push(item.clone()),
         }
     }
@@ -75,10 +83,20 @@ fn dones_of(run: &proto::RunDone) -> impl Iterator<Item = proto::Done> + '_ {
     })
 }
 
+fn releases_of(run: &proto::RunRelease) -> impl Iterator<Item = proto::Release> + '_ {
+    let parts = Places::from_bytes(&run.places).zip(run.run[..].try_into().ok());
+    let (places, id) = parts.expect("packed here");
+    let run = RunId(u128::from_be_bytes(id));
+    let places: Vec<u16> = places.iter().collect();
+    let object = move |place| proto::object_bytes(TaskId { run, place }.output(0));
+    places.into_iter().map(move |place| proto::Release { object: object(place) })
+}
+
 /// What an item could be packed as.
 enum Kind {
     Spec(TaskId),
     Done(TaskId),
+    Release(TaskId),
     Other,
 }
 
@@ -87,15 +105,19 @@ impl Kind {
         let id = |bytes: &[u8]| TaskId::from_bytes(bytes).filter(|id| u64::from(id.place) < RUN_LEN);
         match &item.item {
             Some(Item::Submit(spec)) => id(&spec.id).map_or(Kind::Other, Kind::Spec),
-            Some(Item::Done(done)) if is_plain(done) => id(&done.task).map_or(Kind::Other, Kind::Done),
+            Some(Item::Done(done)) if is_usual(done) => id(&done.task).map_or(Kind::Other, Kind::Done),
+            Some(Item::Release(release)) => {
+                let object = ObjectId::from_bytes(&release.object).filter(|object| object.slot == 0);
+                object.and_then(|object| id(&object.task.to_bytes())).map_or(Kind::Other, Kind::Release)
+            }
             _ => Kind::Other,
         }
     }
 }
 
-/// A first attempt that returned one value.
-fn is_plain(done: &proto::Done) -> bool {
-    done.attempt == 1 && done.failure.is_none() && done.outputs.len() == 1
+/// A first attempt that returned one value without references.
+fn is_usual(done: &proto::Done) -> bool {
+    done.attempt == 1 && done.failure.is_none() && done.outputs.len() == 1 && done.contains.is_empty()
 }
 
 /// Items that are being packed together.
@@ -104,6 +126,7 @@ enum Open {
     Alone(proto::StreamItem),
     Specs(Specs),
     Done(Dones),
+    Releases(Releases),
 }
 
 impl Open {
@@ -111,6 +134,7 @@ impl Open {
         match kind {
             Kind::Spec(id) => Open::Specs(Specs::begin(item, id)),
             Kind::Done(id) => Open::Done(Dones::begin(item, id)),
+            Kind::Release(id) => Open::Releases(Releases::begin(item, id)),
             Kind::Other => Open::Alone(item),
         }
     }
@@ -121,6 +145,7 @@ impl Open {
             Open::Alone(item) => packed.push(item),
             Open::Specs(specs) => packed.push(specs.close()),
             Open::Done(done) => packed.push(done.close()),
+            Open::Releases(releases) => packed.push(releases.close()),
         }
     }
 }
@@ -134,13 +159,14 @@ struct Specs {
     digests: Vec<u8>,
     ends: Vec<u8>,
     specs: Vec<u8>,
+    plain: bool,
 }
 
 impl Specs {
     fn begin(first: proto::StreamItem, id: TaskId) -> Self {
         let job = spec_of(&first).map_or(0, |spec| spec.job);
         let (digests, ends, specs) = (Vec::new(), Vec::new(), Vec::new());
-        Specs { first, run: id.run, job, from: id.place, count: 1, digests, ends, specs }
+        Specs { first, run: id.run, job, from: id.place, count: 1, digests, ends, specs, plain: true }
     }
 
     fn takes(&self, item: &proto::StreamItem, id: TaskId) -> bool {
@@ -161,6 +187,7 @@ impl Specs {
     fn append(&mut self, item: proto::StreamItem) {
         let Some(Item::Submit(spec)) = item.item else { return };
         self.digests.put_u64_le(spec.digest);
+        self.plain &= is_plain(&spec);
         spec.encode(&mut self.specs).expect("a Vec grows");
         self.ends.put_u32_le(self.specs.len() as u32);
     }
@@ -176,6 +203,7 @@ impl Specs {
             digests: self.digests.into(),
             ends: self.ends.into(),
             specs: self.specs.into(),
+            plain: self.plain,
         };
         proto::StreamItem { item: Some(Item::Run(run)) }
     }
@@ -248,5 +276,40 @@ impl Dones {
             holders: first.holders.clone(),
         };
         proto::StreamItem { item: Some(Item::RunDone(done)) }
+    }
+}
+
+/// Releases of first return values of one run.
+struct Releases {
+    first: proto::StreamItem,
+    run: RunId,
+    last: u16,
+    places: Places,
+}
+
+impl Releases {
+    fn begin(first: proto::StreamItem, id: TaskId) -> Self {
+        let mut places = Places::default();
+        places.insert(id.place);
+        Releases { first, run: id.run, last: id.place, places }
+    }
+
+    /// Only in ascending order, as for ends.
+    fn takes(&self, id: TaskId) -> bool {
+        id.run == self.run && id.place > self.last
+    }
+
+    fn add(&mut self, id: TaskId) {
+        self.places.insert(id.place);
+        self.last = id.place;
+    }
+
+    fn close(self) -> proto::StreamItem {
+        if self.places.len() == 1 {
+            return self.first;
+        }
+        let run = Bytes::copy_from_slice(&self.run.0.to_be_bytes());
+        let places = Bytes::copy_from_slice(&self.places.to_bytes());
+        proto::StreamItem { item: Some(Item::RunRelease(proto::RunRelease { run, places })) }
     }
 }

@@ -1,5 +1,6 @@
 //! A set of places of a run: one bit each.
 
+use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
 
 const WORDS: usize = RUN_LEN as usize / 64;
@@ -45,6 +46,16 @@ impl Places {
         out
     }
 
+    /// As [`Places::from_bytes`]; no bytes stand for none.
+    pub(super) fn from_short(bytes: &[u8]) -> Option<Self> {
+        if bytes.is_empty() { Some(Places::default()) } else { Places::from_bytes(bytes) }
+    }
+
+    /// As [`Places::to_bytes`], and no bytes for none.
+    pub(super) fn to_short(self) -> Bytes {
+        if self.is_empty() { Bytes::new() } else { Bytes::copy_from_slice(&self.to_bytes()) }
+    }
+
     /// Adds one place, which must be below [`RUN_LEN`].
     pub fn insert(&mut self, place: u16) {
         self.0[usize::from(place) / 64] |= 1 << (place % 64);
@@ -82,6 +93,16 @@ impl Places {
     /// All of both.
     pub fn union(&self, other: &Places) -> Places {
         Places(std::array::from_fn(|word| self.0[word] | other.0[word]))
+    }
+
+    /// What is in both.
+    pub fn intersect(&self, other: &Places) -> Places {
+        Places(std::array::from_fn(|word| self.0[word] & other.0[word]))
+    }
+
+    /// What is not in `other`.
+    pub fn without(&self, other: &Places) -> Places {
+        Places(std::array::from_fn(|word| self.0[word] & !other.0[word]))
     }
 
     /// Whether any place is in both.
@@ -134,6 +155,10 @@ mod tests {
                 prop_assert_eq!(places.rank(place), model.range(..place).count());
             }
             prop_assert_eq!(Places::from_bytes(&places.to_bytes()), Some(places));
+            let low = Places::range(0, 256).expect("within");
+            let (below, above) = (places.intersect(&low), places.without(&low));
+            prop_assert_eq!((below.len(), above.len()), (model.range(..256).count(), model.range(256..).count()));
+            prop_assert_eq!(below.union(&above), places);
             if let Some(gone) = model.pop_first() {
                 places.remove(gone);
                 prop_assert_eq!(places.len(), model.len());

@@ -3,12 +3,17 @@
 //! The run is the unit of replication, apply and index: what a batch brought is kept as slices of
 //! its bytes, what most tasks have in common (first attempt, one value, one executor) is a bitmap,
 //! and only a task that is different has an entry of its own. A record is put together when
-//! somebody asks for it.
+//! somebody asks for it. Who needs what of it, and how records leave it, is in `needs`.
+
+mod needs;
+
+pub use needs::{Need, all_places};
 
 use super::format::{ChunkDump, DoneDump, OverrideDump, RunDump};
 use super::places::Places;
+use super::refs::Needed;
 use bytes::{BufMut, Bytes, BytesMut};
-use mobula_base::mutant;
+use mobula_base::{ObjectId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use std::collections::BTreeMap;
@@ -32,6 +37,8 @@ pub enum State {
         outputs: Box<[proto::Output]>,
         /// Other incarnations that hold every output.
         holders: Box<[u64]>,
+        /// Objects that have an edge from what it made, now or in an earlier attempt.
+        contains: Box<[ObjectId]>,
     },
     /// It ended without a value, for good.
     Failed(Box<proto::Failure>),
@@ -61,6 +68,42 @@ pub struct Standing {
     pub failures: u32,
     /// Where it stands.
     pub state: State,
+    /// What was recorded of earlier attempts, while this one has recorded nothing (R3).
+    pub before: Option<Box<Before>>,
+}
+
+/// What earlier attempts of a task made.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Before {
+    /// What they returned.
+    pub outputs: Box<[proto::Output]>,
+    /// Objects that have an edge from it.
+    pub contains: Box<[ObjectId]>,
+}
+
+impl Standing {
+    /// Objects that have an edge from what it made, whenever.
+    pub fn contains(&self) -> &[ObjectId] {
+        match (&self.state, &self.before) {
+            (State::Done { contains, .. }, _) => contains,
+            (_, Some(before)) => &before.contains,
+            (_, None) => &[],
+        }
+    }
+
+    /// What was recorded of it so far, should another attempt begin.
+    pub fn recorded(&self) -> Option<Box<Before>> {
+        match &self.state {
+            State::Done { outputs, contains, .. } => {
+                Some(Box::new(Before { outputs: outputs.clone(), contains: contains.clone() }))
+            }
+            State::Pending | State::Failed(_) => self.before.clone(),
+        }
+    }
+
+    fn weight(&self) -> usize {
+        DIFFERENT_OVERHEAD + size_of_val(self.contains())
+    }
 }
 
 /// Records that came together, at consecutive places.
@@ -70,6 +113,8 @@ pub struct Chunk {
     count: u16,
     keeper: u64,
     revision: u64,
+    /// None of its records names an object, and none must stay until its job ends.
+    plain: bool,
     body: Body,
 }
 
@@ -98,15 +143,15 @@ impl Chunk {
         } else {
             Body::Apart(Box::new([batch.digests.clone(), batch.ends.clone(), batch.specs.clone()]))
         };
-        let chunk = Chunk { first, count, keeper, revision, body };
+        let chunk = Chunk { first, count, keeper, revision, plain: batch.plain, body };
         let whole = chunk.end(usize::from(count) - 1)? == chunk.specs().len();
         whole.then_some((chunk, places))
     }
 
     /// One record.
-    pub fn single(place: u16, digest: u64, spec: &[u8], keeper: u64, revision: u64) -> Self {
+    pub fn single(place: u16, digest: u64, spec: &[u8], keeper: u64, revision: u64, plain: bool) -> Self {
         let body = Body::packed(&digest.to_le_bytes(), &(spec.len() as u32).to_le_bytes(), spec);
-        Chunk { first: place, count: 1, keeper, revision, body }
+        Chunk { first: place, count: 1, keeper, revision, plain, body }
     }
 
     fn places(&self) -> Places {
@@ -213,7 +258,8 @@ impl DoneSet {
 
     fn state(&self, place: u16) -> State {
         let outputs = Box::new([self.output(place)]);
-        State::Done { executor: self.executor, outputs, holders: self.holders.clone() }
+        let (holders, contains) = (self.holders.clone(), Box::default());
+        State::Done { executor: self.executor, outputs, holders, contains }
     }
 }
 
@@ -222,12 +268,22 @@ impl DoneSet {
 pub struct Run {
     /// The job that submitted it.
     pub job: u64,
-    /// In the order of their places.
+    /// References to it are counted: it was made when all heads did so already.
+    counts: bool,
+    /// In the order of their places; they do not overlap.
     chunks: Vec<Chunk>,
     dones: Vec<DoneSet>,
     different: BTreeMap<u16, Standing>,
     present: Places,
     ended: Places,
+    /// Places whose submitter holds its task's objects no longer.
+    released: Places,
+    /// Places that had a record which was pruned.
+    pruned: Places,
+    /// By place and slot: who needs an object beyond the hold of its submitter. No entry is empty.
+    needed: BTreeMap<(u16, u32), Needed>,
+    /// Records in `chunks`, those included that were pruned and are still there.
+    kept: u32,
     weight: usize,
 }
 
@@ -238,8 +294,13 @@ const DIFFERENT_OVERHEAD: usize = 200;
 
 impl Run {
     /// A run without records.
-    pub fn new(job: u64) -> Self {
-        Run { job, weight: RUN_OVERHEAD, ..Run::default() }
+    pub fn new(job: u64, counts: bool) -> Self {
+        Run { job, counts, weight: RUN_OVERHEAD, ..Run::default() }
+    }
+
+    /// Whether references to it are counted.
+    pub fn counts(&self) -> bool {
+        self.counts
     }
 
     /// Bytes of memory it takes, about.
@@ -253,8 +314,14 @@ impl Run {
     }
 
     /// Adds records at `places`, none of which may have one.
-    pub fn add(&mut self, chunk: Chunk, places: &Places) {
+    pub fn add(&mut self, mut chunk: Chunk, places: &Places) {
         debug_assert!(!self.present.meets(places), "the caller looks first");
+        if self.pruned.meets(places) {
+            self.shed();
+            self.pruned = self.pruned.without(places);
+        }
+        chunk.plain &= self.counts;
+        self.kept += u32::from(chunk.count);
         self.present = self.present.union(places);
         self.weight += chunk.weight() + size_of::<Chunk>();
         // Nearly always it is the next one; a search would touch memory all over the run.
@@ -275,20 +342,24 @@ impl Run {
 
     /// Ends many at once; the caller has asked [`Run::all_first_attempts_of`].
     pub fn end(&mut self, done: DoneSet) {
-        self.ended = self.ended.union(&done.places);
+        self.ended = self.ended.union(&done.places.intersect(&self.present));
         self.weight += done.outputs.len() + size_of::<DoneSet>();
         self.dones.push(done);
     }
 
     /// How one task stands.
     pub fn standing(&self, place: u16) -> Option<Standing> {
+        // The bits are at hand, the chunks are not.
+        if !self.present.contains(place) {
+            return None;
+        }
         if let Some(standing) = self.different.get(&place) {
             return Some(standing.clone());
         }
         let chunk = self.chunk(place)?;
         let done = self.dones.iter().find(|done| done.places.contains(place));
         let state = done.map_or(State::Pending, |done| done.state(place));
-        Some(Standing { attempt: 1, keeper: chunk.keeper, failures: 0, state })
+        Some(Standing { attempt: 1, keeper: chunk.keeper, failures: 0, state, before: None })
     }
 
     /// Changes how one task stands; its record must be there.
@@ -297,17 +368,14 @@ impl Run {
             State::Pending => self.ended.remove(place),
             State::Done { .. } | State::Failed(_) => self.ended.insert(place),
         }
-        if self.different.insert(place, standing).is_none() {
-            self.weight += DIFFERENT_OVERHEAD;
+        self.weight += standing.weight();
+        if let Some(old) = self.different.insert(place, standing) {
+            self.weight -= old.weight();
         }
     }
 
     /// The whole record of one task.
     pub fn record(&self, place: u16) -> Option<TaskRecord> {
-        // The bits are at hand, the chunks are not.
-        if !self.present.contains(place) {
-            return None;
-        }
         let standing = self.standing(place)?;
         let chunk = self.chunk(place)?;
         let (digest, spec) = chunk.record(place)?;
@@ -329,6 +397,7 @@ impl Run {
             digests: chunk.digests(),
             ends: chunk.ends(),
             specs: chunk.specs(),
+            plain: chunk.plain,
         };
         let done = |done: &DoneSet| DoneDump {
             places: Bytes::copy_from_slice(&done.places.to_bytes()),
@@ -341,6 +410,10 @@ impl Run {
             chunks: self.chunks.iter().map(chunk).collect(),
             dones: self.dones.iter().map(done).collect(),
             different: self.different.iter().map(|(place, standing)| standing.dump(*place)).collect(),
+            counts: self.counts,
+            released: self.released.to_short(),
+            pruned: self.pruned.to_short(),
+            needed: self.needed.iter().map(|((place, slot), needed)| needed.dump(*place, *slot)).collect(),
         };
         dump.encode_to_vec().into()
     }
@@ -355,13 +428,16 @@ impl Run {
 
     pub(super) fn load(dump: RunDump) -> io::Result<Self> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("run: {what}"));
-        let mut run = Run::new(dump.job);
+        let mut run = Run::new(dump.job, dump.counts);
+        let places = |bytes: &[u8]| Places::from_short(bytes).ok_or_else(|| invalid("places"));
+        let (released, pruned) = (places(&dump.released)?, places(&dump.pruned)?);
         for dumped in dump.chunks {
             let specs = proto::RunSpecs {
                 first: dumped.first,
                 digests: dumped.digests,
                 ends: dumped.ends,
                 specs: dumped.specs,
+                plain: dumped.plain,
                 ..Default::default()
             };
             let made = Chunk::new(&specs, dumped.keeper, dumped.revision);
@@ -371,6 +447,8 @@ impl Run {
             }
             run.add(chunk, &places);
         }
+        run.present = run.present.without(&pruned);
+        (run.released, run.pruned) = (released, pruned);
         for dumped in dump.dones {
             let done = proto::RunDone {
                 places: dumped.places,
@@ -385,6 +463,9 @@ impl Run {
             let place = u16::try_from(dumped.place).ok().filter(|place| run.present.contains(*place));
             run.set(place.ok_or_else(|| invalid("place"))?, Standing::load(dumped));
         }
+        for dumped in dump.needed {
+            run.bring_needed(&dumped).ok_or_else(|| invalid("references"))?;
+        }
         Ok(run)
     }
 }
@@ -393,27 +474,58 @@ impl Standing {
     fn dump(&self, place: u16) -> OverrideDump {
         let (done, failed) = match &self.state {
             State::Pending => (None, None),
-            State::Done { executor, outputs, holders } => {
+            State::Done { executor, outputs, holders, contains } => {
                 let (outputs, holders) = (outputs.to_vec(), holders.to_vec());
-                (Some(proto::Done { executor: *executor, outputs, holders, ..Default::default() }), None)
+                let contains = object_list(contains);
+                (
+                    Some(proto::Done {
+                        executor: *executor,
+                        outputs,
+                        holders,
+                        contains,
+                        ..Default::default()
+                    }),
+                    None,
+                )
             }
             State::Failed(failure) => (None, Some((**failure).clone())),
         };
+        let before = self.before.as_ref().map(|before| proto::Done {
+            outputs: before.outputs.to_vec(),
+            contains: object_list(&before.contains),
+            ..Default::default()
+        });
         let (attempt, keeper, failures) = (self.attempt, self.keeper, self.failures);
-        OverrideDump { place: place.into(), attempt, keeper, failures, done, failed }
+        OverrideDump { place: place.into(), attempt, keeper, failures, done, failed, before }
     }
 
     fn load(dump: OverrideDump) -> Self {
         let state = match (dump.done, dump.failed) {
             (Some(done), _) => State::Done {
                 executor: done.executor,
+                contains: object_ids(&done.contains),
                 outputs: done.outputs.into(),
                 holders: done.holders.into(),
             },
             (None, Some(failure)) => State::Failed(Box::new(failure)),
             (None, None) => State::Pending,
         };
+        let before = dump.before.map(|done| {
+            Box::new(Before { contains: object_ids(&done.contains), outputs: done.outputs.into() })
+        });
         let attempt = if mutant!("M06") { 1 } else { dump.attempt };
-        Standing { attempt, keeper: dump.keeper, failures: dump.failures, state }
+        Standing { attempt, keeper: dump.keeper, failures: dump.failures, state, before }
     }
+}
+
+/// Reads a list of objects, without those that are malformed or there twice.
+pub fn object_ids(list: &[Bytes]) -> Box<[ObjectId]> {
+    let mut ids: Vec<ObjectId> = list.iter().filter_map(|id| ObjectId::from_bytes(id)).collect();
+    ids.sort_unstable();
+    ids.dedup();
+    ids.into()
+}
+
+fn object_list(ids: &[ObjectId]) -> Vec<Bytes> {
+    ids.iter().map(|id| proto::object_bytes(*id)).collect()
 }

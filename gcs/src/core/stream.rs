@@ -1,12 +1,13 @@
 //! A node's traffic: one sequenced stream per incarnation, applied in order and once (R12).
 
+use super::divergence;
 use super::places::Places;
-use super::run::{Chunk, DoneSet, Standing, State};
+use super::prune::{WORK_PER_ITEM, is_plain, only};
+use super::run::{Chunk, DoneSet, State};
 use super::tasks::Changing;
-use super::{Answer, MAX_TASKS_PER_SHARD, Put, ShardState};
-use bytes::Bytes;
+use super::{Answer, MAX_TASKS_PER_SHARD, ShardState};
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{ObjectId, RunId, TaskId, mutant};
+use mobula_base::{RunId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::FailureKind;
@@ -28,7 +29,9 @@ pub(super) struct Stream {
 pub fn seqs_of(item: &proto::StreamItem) -> u64 {
     match &item.item {
         Some(Item::Run(run)) => (run.digests.len() / 8) as u64,
-        Some(Item::RunDone(done)) => Places::from_bytes(&done.places).map_or(0, |places| places.len() as u64),
+        Some(
+            Item::RunDone(proto::RunDone { places, .. }) | Item::RunRelease(proto::RunRelease { places, .. }),
+        ) => Places::from_bytes(places).map_or(0, |places| places.len() as u64),
         _ => 1,
     }
 }
@@ -71,8 +74,14 @@ impl ShardState {
                 Some(Item::Submit(spec)) => self.submit(index, who, spec)?,
                 Some(Item::Done(done)) => self.done(who, done)?,
                 Some(Item::Next(next)) => self.next_attempt(who, next)?,
-                Some(Item::Put(put)) => self.put(put),
-                Some(Item::Name(_) | Item::Unname(_) | Item::Release(_) | Item::RunRelease(_)) => None,
+                Some(Item::Put(put)) => self.put(who, put),
+                Some(Item::Name(name)) => self.name(who, name)?,
+                Some(Item::Unname(unname)) => self.unname(unname)?,
+                Some(Item::Release(release)) => self.release(who, release)?,
+                Some(Item::RunRelease(release)) => {
+                    outcomes.extend(self.release_run(who, release, seq)?);
+                    None
+                }
                 Some(Item::Run(run)) => self.submit_run(index, who, run, seq, &mut outcomes)?,
                 Some(Item::RunDone(done)) => self.done_run(who, done, seq, &mut outcomes)?,
                 None => None,
@@ -81,6 +90,7 @@ impl ShardState {
             seq += seqs_of(item);
         }
         let mark = if again { mark - len } else { mark };
+        self.credit += batch.items.len() * WORK_PER_ITEM;
         let ack = proto::StreamAck { mark: mark + len, revision: index, outcomes };
         let last_ack = Arc::new(ack.clone());
         let stream = Stream { mark: mark + len, last_first: batch.first_seq, last_len: len, last_ack };
@@ -103,9 +113,11 @@ impl ShardState {
         };
         // A shard that is full still answers what it knows: as for single records.
         if self.no_room_for(places.len() as u64, batch.job).is_none() {
-            let mut known = self.tasks.get_or_make(run, batch.job)?;
+            let mut known = self.run_of(run, batch.job)?;
             if !known.present().meets(&places) {
-                known.add(chunk, &places);
+                known.add(chunk.clone(), &places);
+                drop(known);
+                self.has_come(who, run, batch.job, &chunk, &places);
                 return Ok(None);
             }
         }
@@ -124,6 +136,20 @@ impl ShardState {
         self.submit_one(index, who, id, spec.job, spec.digest, &spec.encode_to_vec())
     }
 
+    /// Records have come from `who`, who holds what they make.
+    fn has_come(&mut self, who: u64, run: RunId, job: u64, chunk: &Chunk, places: &Places) {
+        if !self.counting.on {
+            return;
+        }
+        self.counting.concerns.add(who, run, job);
+        if !self.counting.outbox.is_empty() {
+            for place in places.iter() {
+                let (_, spec) = chunk.record(place).unwrap_or_default();
+                self.renew(TaskId { run, place }, &spec);
+            }
+        }
+    }
+
     fn submit_one(
         &mut self,
         index: u64,
@@ -136,6 +162,10 @@ impl ShardState {
         let digest_of = |run: &Changing<'_>| run.record(id.place).map(|record| record.digest);
         let known = self.tasks.get_mut(id.run)?.as_ref().and_then(digest_of);
         if let Some(known) = known {
+            if self.counting.on {
+                // Who submits it again holds it, too.
+                self.hold(id.output(0), who, job)?;
+            }
             let view = self.view_of(id, false)?;
             return Ok(Some(if known == digest || mutant!("R2") {
                 Outcome::Known(view)
@@ -146,17 +176,24 @@ impl ShardState {
         if let Some(refused) = self.no_room_for(1, job) {
             return Ok(Some(refused));
         }
-        let mut place = Places::default();
-        place.insert(id.place);
-        let chunk = Chunk::single(id.place, digest, spec, who, index);
-        self.tasks.get_or_make(id.run, job)?.add(chunk, &place);
+        let place = only(id.place);
+        let plain = self.counting.on && is_plain(&proto::TaskSpec::decode(spec).unwrap_or_default());
+        let chunk = Chunk::single(id.place, digest, spec, who, index, plain);
+        self.run_of(id.run, job)?.add(chunk.clone(), &place);
+        self.has_come(who, id.run, job, &chunk, &place);
         Ok(None)
+    }
+
+    /// Why nothing of a job that was forgotten is taken.
+    pub(super) fn is_over_for(&self, job: u64) -> Option<Outcome> {
+        let why = "its job has ended and was forgotten";
+        self.forgotten.contains(&job).then(|| failed(FailureKind::FailureCancelled, why))
     }
 
     /// Why records of a job are not taken.
     fn no_room_for(&self, records: u64, job: u64) -> Option<Outcome> {
-        if self.forgotten.contains(&job) {
-            return Some(failed(FailureKind::FailureCancelled, "its job has ended and was forgotten"));
+        if let Some(refused) = self.is_over_for(job) {
+            return Some(refused);
         }
         (self.tasks.len() + records > MAX_TASKS_PER_SHARD).then(|| {
             let message = format!(
@@ -181,12 +218,9 @@ impl ShardState {
         let Some((done, run)) = DoneSet::new(batch).zip(run_id(&batch.run)) else {
             return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed run of done-records")));
         };
-        let executor_fenced = self.is_fenced(done.executor) && !mutant!("M08");
-        if !executor_fenced
-            && let Some(mut known) = self.tasks.get_mut(run)?
-            && known.all_first_attempts_of(who, &done.places)
-        {
-            known.end(done);
+        let places = done.places;
+        if self.end_first_attempts(who, run, &done)? {
+            self.review(run, &places)?;
             return Ok(None);
         }
         for (seq, place) in (first_seq..).zip(done.places.iter()) {
@@ -205,45 +239,56 @@ impl ShardState {
         Ok(None)
     }
 
+    /// Whether all were first attempts under way of this keeper; they have ended then.
+    fn end_first_attempts(&mut self, who: u64, run: RunId, done: &DoneSet) -> io::Result<bool> {
+        if self.is_fenced(done.executor) && !mutant!("M08") {
+            return Ok(false);
+        }
+        let Some(mut known) = self.tasks.get_mut(run)? else { return Ok(false) };
+        let alike = known.all_first_attempts_of(who, &done.places);
+        if alike {
+            known.end(done.clone());
+        }
+        Ok(alike)
+    }
+
     /// The current attempt's first `Done` stands; every other is only compared (R3).
     fn done(&mut self, who: u64, done: &proto::Done) -> io::Result<Option<Outcome>> {
         let Some(id) = TaskId::from_bytes(&done.task) else { return Ok(None) };
-        let executor_fenced = self.is_fenced(done.executor) && !mutant!("M08");
         let refused = |state: &Self| Ok(Some(Outcome::Refused(state.view_of(id, false)?)));
-        let Some(mut run) = self.tasks.get_mut(id.run)? else { return refused(self) };
-        let Some(standing) = run.standing(id.place) else {
-            drop(run);
-            return refused(self);
-        };
+        let Some(record) = self.tasks.get(id)? else { return refused(self) };
+        let standing = record.standing;
         match &standing.state {
             State::Done { outputs, .. } => {
-                let differs = !mutant!("R3") && done.failure.is_some() || outputs[..] != done.outputs[..];
-                drop(run);
+                let differs = done.failure.is_some() || outputs[..] != done.outputs[..];
+                let differs = differs && !mutant!("R3");
                 Ok(if differs { Some(Outcome::DivergedDone(self.view_of(id, false)?)) } else { None })
             }
             State::Pending
-                if standing.attempt == done.attempt && standing.keeper == who && !executor_fenced =>
+                if standing.attempt == done.attempt
+                    && standing.keeper == who
+                    && (!self.is_fenced(done.executor) || mutant!("M08")) =>
             {
-                let state = match &done.failure {
-                    Some(failure) => State::Failed(Box::new(failure.clone())),
-                    None => State::Done {
-                        executor: done.executor,
-                        outputs: done.outputs.clone().into(),
-                        holders: done.holders.clone().into(),
-                    },
-                };
-                run.set(id.place, Standing { state, ..standing });
-                Ok(None)
+                // What was recorded before is compared with what is now (G3).
+                let old = self.view_of(id, false)?;
+                let (ended, diverged) = divergence::ended(standing, done, &record.spec);
+                if let Some(mut run) = self.tasks.get_mut(id.run)? {
+                    run.set(id.place, ended);
+                    let concerns = done.attempt == 1 || run.concerns(who);
+                    drop(run);
+                    if !concerns {
+                        self.counting.concerns.remove(who, id.run);
+                    }
+                }
+                self.review(id.run, &only(id.place))?;
+                Ok(diverged.then_some(Outcome::DivergedDone(old)))
             }
             State::Failed(known)
                 if standing.attempt == done.attempt && done.failure.as_ref() == Some(known) =>
             {
                 Ok(None)
             }
-            State::Pending | State::Failed(_) => {
-                drop(run);
-                refused(self)
-            }
+            State::Pending | State::Failed(_) => refused(self),
         }
     }
 
@@ -262,6 +307,9 @@ impl ShardState {
         if (!may || standing.attempt != next.from) && !mutant!("R7b") {
             return refused(self);
         }
+        if self.tasks.look(id.run, |run| run.counts())? == Some(true) {
+            standing.before = standing.recorded();
+        }
         standing.failures += u32::from(next.failed && !mutant!("R7c"));
         let max_retries = proto::TaskSpec::decode(record.spec).unwrap_or_default().max_retries;
         let over =
@@ -273,29 +321,24 @@ impl ShardState {
             standing.keeper = who;
             standing.state = State::Pending;
         }
+        let mut job = 0;
         if let Some(mut run) = self.tasks.get_mut(id.run)? {
             run.set(id.place, standing);
+            job = run.job;
         }
-        if over { refused(self) } else { Ok(Some(Outcome::Granted(self.view_of(id, true)?))) }
-    }
-
-    fn put(&mut self, put: &proto::SmallPut) -> Option<Outcome> {
-        let Some(object) = ObjectId::from_bytes(&put.object) else {
-            return Some(failed(FailureKind::FailureBadArguments, "malformed object id"));
-        };
-        if self.forgotten.contains(&put.job) {
-            return Some(failed(FailureKind::FailureCancelled, "its job has ended and was forgotten"));
+        if over {
+            let outcome = refused(self);
+            self.review(id.run, &only(id.place))?;
+            return outcome;
         }
-        if put.large {
-            return None;
+        if self.counting.on {
+            self.counting.concerns.add(who, id.run, job);
         }
-        let value = || Put { job: put.job, value: Bytes::copy_from_slice(&put.value) };
-        self.puts.entry(object).or_insert_with(value);
-        None
+        Ok(Some(Outcome::Granted(self.view_of(id, true)?)))
     }
 }
 
-fn run_id(bytes: &[u8]) -> Option<RunId> {
+pub(super) fn run_id(bytes: &[u8]) -> Option<RunId> {
     Some(RunId(u128::from_be_bytes(bytes.try_into().ok()?)))
 }
 
@@ -312,6 +355,6 @@ fn out_of_attempts(failures: u32, max_retries: u32) -> proto::Failure {
     }
 }
 
-fn failed(kind: FailureKind, message: &str) -> Outcome {
+pub(super) fn failed(kind: FailureKind, message: &str) -> Outcome {
     Outcome::Failed(proto::Failure::new(kind, message))
 }

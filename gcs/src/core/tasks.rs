@@ -20,6 +20,8 @@ pub const HOT_BYTES: usize = 8 << 20;
 struct Hot {
     run: Arc<Run>,
     touched: u64,
+    /// The cold store has held a copy of it.
+    was_cold: bool,
 }
 
 /// What a job has in this shard.
@@ -31,6 +33,14 @@ pub struct JobSum {
     pub cold_runs: u64,
     /// Sum of the hashes of those runs.
     pub cold_digest: u64,
+    /// Runs in memory. Not part of the state.
+    pub hot_runs: u64,
+}
+
+impl JobSum {
+    fn is_empty(&self) -> bool {
+        self.tasks == 0 && self.cold_runs == 0 && self.hot_runs == 0
+    }
 }
 
 /// All records of a shard. A clone is a view that does not change; it costs time in proportion to
@@ -95,14 +105,22 @@ impl Tasks {
     /// # Errors
     /// The cold store cannot be read.
     pub fn get(&self, id: TaskId) -> io::Result<Option<TaskRecord>> {
-        if let Some(hot) = self.hot.get(&id.run) {
-            return Ok(hot.run.record(id.place));
+        Ok(self.look(id.run, |run| run.record(id.place))?.flatten())
+    }
+
+    /// Looks at the run `id`.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn look<T>(&self, id: RunId, look: impl FnOnce(&Run) -> T) -> io::Result<Option<T>> {
+        if let Some(hot) = self.hot.get(&id) {
+            return Ok(Some(look(&hot.run)));
         }
         if self.cold_runs == 0 {
             return Ok(None);
         }
-        let Some(bytes) = self.cold.get(id.run)? else { return Ok(None) };
-        Ok(Run::decode(bytes)?.record(id.place))
+        let Some(bytes) = self.cold.get(id)? else { return Ok(None) };
+        Ok(Some(look(&Run::decode(bytes)?)))
     }
 
     /// The run `id`, in memory, to change; `None` when it has no record.
@@ -116,13 +134,14 @@ impl Tasks {
         Ok(Some(self.changing(id)))
     }
 
-    /// The run `id`, in memory, to change; made for `job` when it has no record yet.
+    /// The run `id`, in memory, to change; made for `job` when it has no record yet, with or without
+    /// counting references.
     ///
     /// # Errors
     /// The cold store cannot be read.
-    pub fn get_or_make(&mut self, id: RunId, job: u64) -> io::Result<Changing<'_>> {
+    pub fn get_or_make(&mut self, id: RunId, job: u64, counts: bool) -> io::Result<Changing<'_>> {
         if !self.warm_up(id)? {
-            self.place(id, Run::new(job));
+            self.place(id, Run::new(job, counts), false);
         }
         Ok(self.changing(id))
     }
@@ -139,9 +158,10 @@ impl Tasks {
         Changing { run, before, hot_bytes: &mut self.hot_bytes, len: &mut self.len, job }
     }
 
-    fn place(&mut self, id: RunId, run: Run) {
+    fn place(&mut self, id: RunId, run: Run, was_cold: bool) {
         self.hot_bytes += run.weight();
-        self.hot.insert(id, Hot { run: Arc::new(run), touched: 0 });
+        self.jobs.entry(run.job).or_default().hot_runs += 1;
+        self.hot.insert(id, Hot { run: Arc::new(run), touched: 0, was_cold });
     }
 
     /// Brings a run into memory; whether there is one.
@@ -159,7 +179,7 @@ impl Tasks {
         sum.cold_runs -= 1;
         sum.cold_digest = sum.cold_digest.wrapping_sub(digest);
         self.cold_runs -= 1;
-        self.place(id, run);
+        self.place(id, run, true);
         Ok(true)
     }
 
@@ -182,6 +202,7 @@ impl Tasks {
             self.hot_bytes -= hot.run.weight();
             let (job, bytes) = (hot.run.job, hot.run.encode());
             let sum = self.jobs.entry(job).or_default();
+            sum.hot_runs -= 1;
             sum.cold_runs += 1;
             sum.cold_digest = sum.cold_digest.wrapping_add(hash64(&[&bytes]));
             self.cold_runs += 1;
@@ -221,7 +242,8 @@ impl Tasks {
     pub(super) fn bring(&mut self, id: RunId, run: Run) -> io::Result<()> {
         self.remove(id)?;
         let (job, tasks) = (run.job, run.present().len() as u64);
-        self.place(id, run);
+        // Older files may hold a copy from when the slot was here before.
+        self.place(id, run, true);
         self.jobs.entry(job).or_default().tasks += tasks;
         self.len += tasks;
         self.changing(id);
@@ -236,14 +258,18 @@ impl Tasks {
         if !self.warm_up(id)? {
             return Ok(());
         }
-        let Some(Hot { run, .. }) = self.hot.remove(&id) else { return Ok(()) };
+        let Some(Hot { run, was_cold, .. }) = self.hot.remove(&id) else { return Ok(()) };
         let tasks = run.present().len() as u64;
         self.hot_bytes -= run.weight();
         self.len -= tasks;
         let sum = self.jobs.entry(run.job).or_default();
         sum.tasks -= tasks;
-        if sum.tasks == 0 {
+        sum.hot_runs -= 1;
+        if sum.is_empty() {
             self.jobs.remove(&run.job);
+        }
+        if !was_cold {
+            return Ok(());
         }
         // A file may hold an older copy, which whoever starts from it would find.
         self.cold.put(vec![ColdRun { run: id, job: run.job, bytes: Bytes::new() }])
@@ -296,14 +322,17 @@ impl Tasks {
     /// Takes a run of a snapshot into memory.
     pub(super) fn restore_hot(&mut self, id: RunId, run: Run) -> io::Result<()> {
         // A copy that was warmed up again before the snapshot is out of date.
-        self.cold.take(id)?;
-        self.place(id, run);
+        let was_cold = self.cold.take(id)?.is_some();
+        self.place(id, run, was_cold);
         self.changing(id);
         Ok(())
     }
 
     /// Takes the sums of a snapshot, once all its hot runs are in memory.
-    pub(super) fn restore_jobs(&mut self, jobs: BTreeMap<u64, JobSum>) {
+    pub(super) fn restore_jobs(&mut self, mut jobs: BTreeMap<u64, JobSum>) {
+        for hot in self.hot.values() {
+            jobs.entry(hot.run.job).or_default().hot_runs += 1;
+        }
         self.len = jobs.values().map(|sum| sum.tasks).sum();
         self.cold_runs = jobs.values().map(|sum| sum.cold_runs).sum();
         self.jobs = jobs;
@@ -343,9 +372,9 @@ impl std::ops::DerefMut for Changing<'_> {
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        let added = self.run.present().len() as u64 - self.before.1;
+        let (before, now) = (self.before.1, self.run.present().len() as u64);
         *self.hot_bytes = *self.hot_bytes + self.run.weight() - self.before.0;
-        *self.len += added;
-        self.job.tasks += added;
+        *self.len = *self.len + now - before;
+        self.job.tasks = self.job.tasks + now - before;
     }
 }

@@ -23,8 +23,8 @@ fn frees(op: &Op) -> bool {
             )
         ),
         Op::Stream(batch) => batch.items.iter().all(|item| {
-            use stream_item::Item::{Done, RunDone};
-            matches!(item.item, Some(Done(_) | RunDone(_)))
+            use stream_item::Item::{Done, Release, RunDone, RunRelease, Unname};
+            matches!(item.item, Some(Done(_) | RunDone(_) | Release(_) | RunRelease(_) | Unname(_)))
         }),
         Op::Batch(batch) => batch.commands.iter().all(admits),
         // What moves frees nothing here.

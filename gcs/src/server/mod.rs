@@ -242,8 +242,10 @@ impl ControlStore for Service {
         &self,
         request: Request<proto::HoldingRequest>,
     ) -> Result<Response<proto::HoldingReply>, Status> {
-        let result = Some(self.held(&request.into_inner()));
-        Ok(Response::new(proto::HoldingReply { result, drop: Vec::new() }))
+        let report = request.into_inner();
+        let result = self.held(&report);
+        let drop = self.to_drop(&report, &result);
+        Ok(Response::new(proto::HoldingReply { result: Some(result), drop }))
     }
 
     async fn heartbeat(

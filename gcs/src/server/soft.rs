@@ -3,6 +3,7 @@
 
 use super::{Service, not_leader};
 use crate::core::holdings::Holdings;
+use bytes::Bytes;
 use mobula_proto as proto;
 use proto::holding_reply::Result as Held;
 use std::sync::{Mutex, MutexGuard};
@@ -60,6 +61,15 @@ impl Soft {
 }
 
 impl Service {
+    /// Which of the copies that a node has no use for it may drop.
+    pub(super) fn to_drop(&self, report: &proto::HoldingRequest, result: &Held) -> Vec<Bytes> {
+        let is_taken = matches!(result, Held::AcceptedTerm(_)) && !report.idle.is_empty();
+        match self.shard(report.cluster, report.shard) {
+            Ok((_, group)) if is_taken => group.replica.with(|state| state.to_drop(&report.idle)),
+            _ => Vec::new(),
+        }
+    }
+
     pub(super) fn held(&self, report: &proto::HoldingRequest) -> Held {
         let (running, group) = match self.shard(report.cluster, report.shard) {
             Ok(found) => found,

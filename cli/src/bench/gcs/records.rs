@@ -58,6 +58,7 @@ impl Source {
             digests: digests.into(),
             ends: ends.into(),
             specs: specs.into(),
+            plain: true,
         }
     }
 

@@ -1,0 +1,237 @@
+//! What a shard that counts references keeps beside its runs and puts: whom each run concerns, what waits
+//! to be pruned, what other shards are to be told, and which runs have gone.
+//!
+//! A shard counts from the first [`proto::Sweep`] on, or the first item about references: both say that
+//! every head reads what that makes. What a job makes that had begun before stays until the job ends.
+
+use super::format::{BygoneDump, ConcernDump, CountingDump, WaitingDump};
+use super::outbox::Outbox;
+use super::places::Places;
+use bytes::{BufMut, Bytes, BytesMut};
+use mobula_base::{ObjectId, RunId, SlotSet};
+use mobula_proto as proto;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// So many runs that have gone entirely are remembered, the latest.
+pub const MAX_BYGONE: usize = 1024;
+
+/// See the module.
+#[derive(Clone, Default)]
+pub struct Counting {
+    /// Whether references are counted.
+    pub(super) on: bool,
+    /// Jobs that had begun before, and are not forgotten yet.
+    pub(super) uncounted: BTreeSet<u64>,
+    /// Slots of the shard in the first map; none: not known.
+    pub(super) owned: SlotSet,
+    pub(super) concerns: Concerns,
+    pub(super) waiting: Waiting,
+    /// What other shards are to be told.
+    pub(super) outbox: Outbox,
+    pub(super) bygone: Bygone,
+}
+
+impl Counting {
+    /// Whether references are counted.
+    pub fn is_on(&self) -> bool {
+        self.on
+    }
+
+    /// Whether references to what a job makes are counted.
+    pub(super) fn counts(&self, job: u64) -> bool {
+        self.on && !self.uncounted.contains(&job)
+    }
+
+    /// Whether anything waits for the next entry.
+    pub fn has_work(&self) -> bool {
+        !self.waiting.is_empty() && self.outbox.len() < super::outbox::MAX_OUTBOX
+    }
+
+    /// What other shards are to be told.
+    pub fn outbox(&self) -> &Outbox {
+        &self.outbox
+    }
+
+    /// `None` while nothing is counted: dumps below level 3 have no such thing. Without the puts.
+    pub(super) fn dump(&self) -> Option<CountingDump> {
+        self.on.then(|| CountingDump {
+            owned: proto::slot_rows(&self.owned),
+            puts: Vec::new(),
+            concerns: self.concerns.dump(),
+            waiting: Some(self.waiting.dump()),
+            outbox: Some(self.outbox.dump()),
+            bygone: self.bygone.dump(),
+            uncounted: self.uncounted.iter().copied().collect(),
+        })
+    }
+
+    /// What [`Counting::dump`] gave.
+    pub(super) fn restored(dump: Option<CountingDump>) -> Option<Self> {
+        let Some(dump) = dump else { return Some(Counting::default()) };
+        Some(Counting {
+            on: true,
+            owned: proto::slot_set(&dump.owned).ok()?,
+            concerns: Concerns::restored(dump.concerns)?,
+            waiting: Waiting::restored(&dump.waiting.unwrap_or_default())?,
+            outbox: Outbox::restored(dump.outbox.unwrap_or_default())?,
+            bygone: Bygone::restored(dump.bygone)?,
+            uncounted: dump.uncounted.into_iter().collect(),
+        })
+    }
+}
+
+/// By incarnation: runs in which it holds something or answers for something. May name a run in which it
+/// no longer does.
+#[derive(Clone, Default)]
+pub(super) struct Concerns(BTreeMap<u64, BTreeMap<RunId, u64>>);
+
+impl Concerns {
+    pub fn add(&mut self, who: u64, run: RunId, job: u64) {
+        self.0.entry(who).or_default().insert(run, job);
+    }
+
+    pub fn remove(&mut self, who: u64, run: RunId) {
+        if let Some(runs) = self.0.get_mut(&who) {
+            runs.remove(&run);
+            if runs.is_empty() {
+                self.0.remove(&who);
+            }
+        }
+    }
+
+    pub fn pop(&mut self, who: u64) -> Option<RunId> {
+        let run = *self.0.get(&who)?.keys().next()?;
+        self.remove(who, run);
+        Some(run)
+    }
+
+    pub fn has(&self, who: u64) -> bool {
+        self.0.contains_key(&who)
+    }
+
+    pub fn forget(&mut self, job: u64) {
+        self.0.values_mut().for_each(|runs| runs.retain(|_, of| *of != job));
+        self.0.retain(|_, runs| !runs.is_empty());
+    }
+
+    /// Slots have left.
+    pub fn drop_slots(&mut self, slots: &SlotSet) {
+        self.0.values_mut().for_each(|runs| runs.retain(|run, _| !slots.contains(run.slot())));
+        self.0.retain(|_, runs| !runs.is_empty());
+    }
+
+    fn dump(&self) -> Vec<ConcernDump> {
+        let one = |(incarnation, runs): (&u64, &BTreeMap<RunId, u64>)| ConcernDump {
+            incarnation: *incarnation,
+            runs: run_list(runs.keys()),
+            jobs: runs.values().copied().collect(),
+        };
+        self.0.iter().map(one).collect()
+    }
+
+    fn restored(dump: Vec<ConcernDump>) -> Option<Self> {
+        let one = |dump: ConcernDump| Some((dump.incarnation, runs_of(&dump.runs)?.zip(dump.jobs).collect()));
+        Some(Concerns(dump.into_iter().map(one).collect::<Option<_>>()?))
+    }
+}
+
+/// What is to be looked at, for lack of time in the entry that gave rise to it.
+#[derive(Clone, Default)]
+pub(super) struct Waiting {
+    /// Incarnations whose holds end.
+    pub fenced: BTreeSet<u64>,
+    /// Runs in which holds may have ended.
+    pub runs: BTreeSet<RunId>,
+    /// As `runs`, in slots that are on their way here.
+    pub arrived: BTreeSet<RunId>,
+    /// Puts, and first return values of tasks, that nobody may need any more.
+    pub objects: BTreeSet<ObjectId>,
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        self.fenced.is_empty() && self.runs.is_empty() && self.objects.is_empty()
+    }
+
+    fn dump(&self) -> WaitingDump {
+        let mut objects = BytesMut::with_capacity(self.objects.len() * ObjectId::LEN);
+        self.objects.iter().for_each(|id| objects.put_slice(&id.to_bytes()));
+        WaitingDump {
+            fenced: self.fenced.iter().copied().collect(),
+            runs: run_list(&self.runs),
+            objects: objects.freeze(),
+            arrived: run_list(&self.arrived),
+        }
+    }
+
+    fn restored(dump: &WaitingDump) -> Option<Self> {
+        let objects = dump.objects.chunks(ObjectId::LEN).map(ObjectId::from_bytes);
+        Some(Waiting {
+            fenced: dump.fenced.iter().copied().collect(),
+            runs: runs_of(&dump.runs)?.collect(),
+            arrived: runs_of(&dump.arrived)?.collect(),
+            objects: objects.collect::<Option<_>>()?,
+        })
+    }
+}
+
+/// Runs that were pruned to the last record, and the places that had one.
+#[derive(Clone, Default)]
+pub(super) struct Bygone {
+    runs: BTreeMap<RunId, (u64, Places)>,
+    order: BTreeMap<u64, RunId>,
+    last: u64,
+}
+
+impl Bygone {
+    pub fn add(&mut self, run: RunId, places: Places) {
+        self.last += 1;
+        if let Some((old, _)) = self.runs.insert(run, (self.last, places)) {
+            self.order.remove(&old);
+        }
+        self.order.insert(self.last, run);
+        if self.runs.len() > MAX_BYGONE
+            && let Some((_, oldest)) = self.order.pop_first()
+        {
+            self.runs.remove(&oldest);
+        }
+    }
+
+    pub fn take(&mut self, run: RunId) -> Option<Places> {
+        let (at, places) = self.runs.remove(&run)?;
+        self.order.remove(&at);
+        Some(places)
+    }
+
+    pub fn has(&self, run: RunId, place: u16) -> bool {
+        self.runs.get(&run).is_some_and(|(_, places)| places.contains(place))
+    }
+
+    fn dump(&self) -> Vec<BygoneDump> {
+        let one = |run: &RunId| BygoneDump {
+            run: run_list([run]),
+            places: self.runs.get(run).map(|(_, places)| places.to_short()).unwrap_or_default(),
+        };
+        self.order.values().map(one).collect()
+    }
+
+    fn restored(dump: Vec<BygoneDump>) -> Option<Self> {
+        let mut bygone = Bygone::default();
+        for one in dump {
+            bygone.add(runs_of(&one.run)?.next()?, Places::from_short(&one.places)?);
+        }
+        Some(bygone)
+    }
+}
+
+fn run_list<'a>(runs: impl IntoIterator<Item = &'a RunId>) -> Bytes {
+    let mut list = BytesMut::new();
+    runs.into_iter().for_each(|run| list.put_u128(run.0));
+    list.freeze()
+}
+
+fn runs_of(list: &Bytes) -> Option<impl Iterator<Item = RunId>> {
+    let one = |bytes: &[u8]| RunId(u128::from_be_bytes(bytes.try_into().expect("16 bytes")));
+    let runs: Vec<RunId> = list.chunks_exact(16).map(one).collect();
+    list.len().is_multiple_of(16).then(|| runs.into_iter())
+}

@@ -1,0 +1,51 @@
+//! An id denotes one value (G3): what a later attempt makes is compared with what was recorded before.
+
+use super::run::{Standing, State, object_ids};
+use bytes::Bytes;
+use mobula_base::TaskId;
+use mobula_proto as proto;
+use prost::Message;
+use proto::{FailureKind, Output};
+
+/// How a task stands after `done`, and whether it made something else than before.
+pub(super) fn ended(standing: Standing, done: &proto::Done, spec: &Bytes) -> (Standing, bool) {
+    if let Some(failure) = &done.failure {
+        // Its own cause says more than that it returned nothing this time.
+        return (Standing { state: State::Failed(Box::new(failure.clone())), ..standing }, false);
+    }
+    let known = standing.before.as_ref().map(|before| &before.outputs).filter(|outputs| !outputs.is_empty());
+    let diverged = known.is_some_and(|known| known[..] != done.outputs[..]);
+    if let Some(known) = known.filter(|_| diverged)
+        && !proto::TaskSpec::decode(spec.clone()).unwrap_or_default().accept_divergence
+    {
+        let failure = proto::Failure::new(FailureKind::FailureDiverged, message(done, known));
+        return (Standing { state: State::Failed(Box::new(failure)), ..standing }, true);
+    }
+    let old = standing.before.iter().flat_map(|before| before.contains.iter().copied());
+    let mut contains: Vec<_> = object_ids(&done.contains).into_iter().chain(old).collect();
+    contains.sort_unstable();
+    contains.dedup();
+    let state = State::Done {
+        executor: done.executor,
+        outputs: done.outputs.clone().into(),
+        holders: done.holders.clone().into(),
+        contains: contains.into(),
+    };
+    (Standing { state, before: None, ..standing }, diverged)
+}
+
+fn message(done: &proto::Done, known: &[Output]) -> String {
+    let task = TaskId::from_bytes(&done.task).map(|id| id.to_string()).unwrap_or_default();
+    let say = |outputs: &[Output], at: usize| match outputs.get(at) {
+        Some(output) => format!("{} bytes with CRC {:08x}", output.size, output.crc),
+        None => "nothing".to_owned(),
+    };
+    let at = (0..known.len()).find(|at| known.get(*at) != done.outputs.get(*at)).unwrap_or(known.len());
+    format!(
+        "attempt {} of task {task} returned something else than an earlier one: value {at} was {} and is now {}; \
+         make the task deterministic, or let its job accept divergence",
+        done.attempt,
+        say(known, at),
+        say(&done.outputs, at),
+    )
+}

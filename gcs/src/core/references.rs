@@ -1,0 +1,224 @@
+//! What nodes say about references: names, releases, and which copies they may drop (decision 14).
+
+use super::places::Places;
+use super::prune::only;
+use super::run::Run;
+use super::stream::{failed, run_id};
+use super::tasks::Changing;
+use super::{ShardState, prune};
+use bytes::Bytes;
+use mobula_base::ids::RUN_LEN;
+use mobula_base::{ObjectId, RunId};
+use mobula_proto as proto;
+use prost::Message;
+use proto::FailureKind;
+use proto::item_outcome::Outcome;
+use std::io;
+
+/// So many idle copies are judged in one report.
+pub const MAX_IDLE: usize = 1024;
+
+impl ShardState {
+    /// References are counted from here on: what was sent says that every head can.
+    pub(super) fn count_from_here(&mut self) {
+        if !self.counting.on {
+            // Nodes count a job from its start or not at all.
+            (self.counting.on, self.counting.uncounted) = (true, self.jobs());
+        }
+    }
+
+    /// The leader has found that the shard counts, or that something waits; what waits is worked off at
+    /// the end of every entry.
+    pub(super) fn sweep(&mut self, sweep: &proto::Sweep) {
+        self.count_from_here();
+        if self.counting.owned.is_empty() {
+            self.counting.owned = proto::slot_set(&sweep.owned).unwrap_or_default();
+        }
+    }
+
+    /// A run to change, made for `job` when there is none; what is remembered of an earlier one of that
+    /// name is true of it.
+    pub(super) fn run_of(&mut self, id: RunId, job: u64) -> io::Result<Changing<'_>> {
+        let past = if self.counting.on { self.counting.bygone.take(id) } else { None };
+        let mut run = self.tasks.get_or_make(id, job, self.counting.counts(job))?;
+        if let Some(past) = past {
+            run.remember(past);
+        }
+        Ok(run)
+    }
+
+    /// An edge, a hold or both.
+    pub(super) fn name(&mut self, who: u64, name: &proto::Name) -> io::Result<Option<Outcome>> {
+        self.count_from_here();
+        let by = ObjectId::from_bytes(&name.by);
+        let object = id_of(&name.object).filter(|_| by.is_some() || name.by.is_empty());
+        let Some(object) = object else { return Ok(Some(malformed())) };
+        if let Some(refused) = self.is_over_for(name.job) {
+            return Ok(Some(refused));
+        }
+        if let Some(by) = by {
+            self.begin_edge(object, by, name.contains, name.job)?;
+        }
+        if name.hold {
+            self.hold(object, who, name.job)?;
+        }
+        Ok(None)
+    }
+
+    fn begin_edge(&mut self, object: ObjectId, by: ObjectId, contains: bool, job: u64) -> io::Result<()> {
+        if let Some(put) = self.put_named(object, job) {
+            put.needed.name(by, contains);
+        } else {
+            self.run_of(object.task.run, job)?.name(object.task.place, object.slot, by, contains);
+        }
+        Ok(())
+    }
+
+    /// As an edge that is told again by another shard.
+    pub(super) fn name_if_there(&mut self, object: ObjectId, by: ObjectId) -> io::Result<()> {
+        if let Some(put) = self.puts.get_mut(&object) {
+            put.needed.name(by, false);
+        } else if let Some(mut run) = self.tasks.get_mut(object.task.run)? {
+            run.name(object.task.place, object.slot, by, false);
+        }
+        Ok(())
+    }
+
+    /// `who` holds an object from here on.
+    pub(super) fn hold(&mut self, object: ObjectId, who: u64, job: u64) -> io::Result<()> {
+        if let Some(put) = self.put_named(object, job) {
+            put.needed.hold(who);
+        } else {
+            self.run_of(object.task.run, job)?.hold(object.task.place, object.slot, who);
+        }
+        self.counting.concerns.add(who, object.task.run, job);
+        Ok(())
+    }
+
+    /// A record that was to have an edge never came.
+    pub(super) fn unname(&mut self, unname: &proto::Unname) -> io::Result<Option<Outcome>> {
+        self.count_from_here();
+        match id_of(&unname.object).zip(ObjectId::from_bytes(&unname.by)) {
+            Some((object, by)) => self.end_edge_here(object, by).map(|()| None),
+            None => Ok(Some(malformed())),
+        }
+    }
+
+    /// `who` holds an object no longer. Copies stay if somebody else needs one.
+    pub(super) fn release(&mut self, who: u64, release: &proto::Release) -> io::Result<Option<Outcome>> {
+        self.count_from_here();
+        let Some(object) = id_of(&release.object) else { return Ok(Some(malformed())) };
+        if let Some(put) = self.puts.get_mut(&object) {
+            put.needed.let_go(who);
+            let is_over = put.is_over();
+            if is_over {
+                self.counting.waiting.objects.insert(object);
+            }
+            return Ok(kept(!is_over));
+        }
+        let (id, slot) = (object.task, object.slot);
+        let Some(mut run) = self.tasks.get_mut(id.run)? else { return Ok(None) };
+        if !run.counts() {
+            return Ok(kept(true));
+        }
+        run.let_go(id.place, slot, who);
+        let concerns = run.concerns(who);
+        let need = run.need(id.place, slot, &self.fenced);
+        let stays = need.held || need.contained || need.named && !can_be_made_again(&run, id.place);
+        drop(run);
+        if !concerns {
+            self.counting.concerns.remove(who, id.run);
+        }
+        self.review(id.run, &only(id.place))?;
+        Ok(kept(stays))
+    }
+
+    /// Many at once. Says which are kept, by their sequence numbers.
+    pub(super) fn release_run(
+        &mut self,
+        who: u64,
+        release: &proto::RunRelease,
+        first_seq: u64,
+    ) -> io::Result<Vec<proto::ItemOutcome>> {
+        self.count_from_here();
+        let say = |seq, outcome| proto::ItemOutcome { seq, outcome };
+        let Some((id, places)) = run_id(&release.run).zip(Places::from_bytes(&release.places)) else {
+            return Ok(vec![say(first_seq, Some(malformed()))]);
+        };
+        let seq_of = |place| first_seq + places.rank(place) as u64;
+        let Some(mut run) = self.tasks.get_mut(id)? else { return Ok(Vec::new()) };
+        if !run.counts() {
+            return Ok(places.iter().map(|place| say(seq_of(place), kept(true))).collect());
+        }
+        run.let_go_of_many(&places, who);
+        let concerns = run.concerns(who);
+        let mut staying = run.held_by_submitters(&places, &self.fenced);
+        for place in run.with_entries(&places) {
+            let need = run.need(place, 0, &self.fenced);
+            if need.held || need.contained || need.named && !can_be_made_again(&run, place) {
+                staying.insert(place);
+            }
+        }
+        drop(run);
+        if !concerns {
+            self.counting.concerns.remove(who, id);
+        }
+        self.review(id, &places)?;
+        Ok(staying.iter().map(|place| say(seq_of(place), kept(true))).collect())
+    }
+
+    /// Which of the copies that a node has no use for it may drop. Those that it may not, and those that
+    /// are too many for one report, are to be asked again.
+    pub fn to_drop(&self, idle: &[Bytes]) -> Vec<Bytes> {
+        let may_drop = |id: &&Bytes| {
+            let judged = ObjectId::from_bytes(id).map(|object| self.may_drop(object));
+            // What cannot be read is not known, and stays.
+            matches!(judged, Some(Ok(true)))
+        };
+        idle.iter().take(MAX_IDLE).filter(may_drop).cloned().collect()
+    }
+
+    /// Whether nodes that have no use for their copies of an object may drop them, for certain: nobody
+    /// holds or contains it, and it can be made again or nobody names it either.
+    ///
+    /// What has no record is not for certain: the record may be under way, and then dropping the copy costs a
+    /// second execution. Only what is known to have been pruned is, for as long as that is remembered
+    /// ([`super::counting::MAX_BYGONE`]). A copy that stays too long goes with its job.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn may_drop(&self, object: ObjectId) -> io::Result<bool> {
+        let (id, slot) = (object.task, object.slot);
+        if !self.counting.on || self.slots.moved(id.run.slot()).is_some() || self.puts.contains_key(&object) {
+            return Ok(false);
+        }
+        let judge = |run: &Run| {
+            let need = run.need(id.place, slot, &self.fenced);
+            let is_free = !need.held && !need.contained;
+            let is_pruned = run.was_pruned(id.place) && !need.named;
+            let may =
+                is_pruned || run.has_ended(id.place) && (!need.named || can_be_made_again(run, id.place));
+            run.counts() && is_free && may
+        };
+        let known = self.tasks.look(id.run, judge)?;
+        Ok(known.unwrap_or_else(|| self.counting.bygone.has(id.run, id.place)))
+    }
+}
+
+/// Whether the task at `place` may run again.
+fn can_be_made_again(run: &Run, place: u16) -> bool {
+    let spec = run.record(place).map(|record| proto::TaskSpec::decode(record.spec).unwrap_or_default());
+    spec.is_some_and(|spec| spec.max_retries > 0 && !prune::stays(&spec))
+}
+
+fn id_of(bytes: &[u8]) -> Option<ObjectId> {
+    ObjectId::from_bytes(bytes).filter(|id| u64::from(id.task.place) < RUN_LEN)
+}
+
+fn kept(kept: bool) -> Option<Outcome> {
+    kept.then_some(Outcome::Kept(true))
+}
+
+fn malformed() -> Outcome {
+    failed(FailureKind::FailureBadArguments, "malformed reference")
+}
