@@ -102,7 +102,7 @@ pub(crate) struct State {
     pub slots: HashMap<ObjectId, Slot>,
     /// Answers to those who wait for room in shared memory.
     created: HashMap<ObjectId, Created>,
-    committed: Vec<(TaskId, u64)>,
+    committed: VecDeque<(TaskId, u64)>,
     notices: VecDeque<Notice>,
     tasks: VecDeque<RunTask>,
     blocked: bool,
@@ -131,6 +131,8 @@ impl State {
 const SPEC_BYTES_MAX: usize = 16 << 20;
 /// Notices kept for [`Client::take_notices`] at most; the oldest go first.
 const NOTICES_MAX: usize = 10_000;
+/// Acknowledgements kept for [`Client::take_committed`] at most; the oldest go first.
+const COMMITTED_MAX: usize = 1_000_000;
 
 pub(crate) struct Shell {
     state: Mutex<State>,
@@ -267,7 +269,7 @@ impl Client {
 
     /// Lineage records acknowledged as durable since the last call, with their revisions.
     pub fn take_committed(&self) -> Vec<(TaskId, u64)> {
-        std::mem::take(&mut self.state().committed)
+        self.state().committed.drain(..).collect()
     }
 
     /// Tasks submitted by this process.
@@ -541,7 +543,10 @@ impl Client {
             daemon_msg::Msg::Committed(committed) => {
                 if let Ok(id) = task_id(&committed.task) {
                     self.shell.committed.fetch_add(1, Ordering::Relaxed);
-                    state.committed.push((id, committed.revision));
+                    if state.committed.len() == COMMITTED_MAX {
+                        state.committed.pop_front();
+                    }
+                    state.committed.push_back((id, committed.revision));
                 }
             }
             daemon_msg::Msg::Notice(n) => {

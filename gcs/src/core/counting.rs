@@ -10,10 +10,12 @@ use super::places::Places;
 use bytes::{BufMut, Bytes, BytesMut};
 use mobula_base::{ObjectId, RunId, SlotSet};
 use mobula_proto as proto;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// So many runs that have gone entirely are remembered, the latest.
 pub const MAX_BYGONE: usize = 1024;
+/// And so many puts of drivers.
+pub const MAX_BYGONE_PUTS: usize = 4096;
 
 /// See the module.
 #[derive(Clone, Default)]
@@ -61,6 +63,7 @@ impl Counting {
             waiting: Some(self.waiting.dump()),
             outbox: Some(self.outbox.dump()),
             bygone: self.bygone.dump(),
+            bygone_puts: self.bygone.dump_puts(),
             uncounted: self.uncounted.iter().copied().collect(),
         })
     }
@@ -74,7 +77,7 @@ impl Counting {
             concerns: Concerns::restored(dump.concerns)?,
             waiting: Waiting::restored(&dump.waiting.unwrap_or_default())?,
             outbox: Outbox::restored(dump.outbox.unwrap_or_default())?,
-            bygone: Bygone::restored(dump.bygone)?,
+            bygone: Bygone::restored(dump.bygone, &dump.bygone_puts)?,
             uncounted: dump.uncounted.into_iter().collect(),
         })
     }
@@ -154,30 +157,29 @@ impl Waiting {
     }
 
     fn dump(&self) -> WaitingDump {
-        let mut objects = BytesMut::with_capacity(self.objects.len() * ObjectId::LEN);
-        self.objects.iter().for_each(|id| objects.put_slice(&id.to_bytes()));
         WaitingDump {
             fenced: self.fenced.iter().copied().collect(),
             runs: run_list(&self.runs),
-            objects: objects.freeze(),
+            objects: object_list(&self.objects),
             arrived: run_list(&self.arrived),
         }
     }
 
     fn restored(dump: &WaitingDump) -> Option<Self> {
-        let objects = dump.objects.chunks(ObjectId::LEN).map(ObjectId::from_bytes);
         Some(Waiting {
             fenced: dump.fenced.iter().copied().collect(),
             runs: runs_of(&dump.runs)?.collect(),
             arrived: runs_of(&dump.arrived)?.collect(),
-            objects: objects.collect::<Option<_>>()?,
+            objects: objects_of(&dump.objects)?,
         })
     }
 }
 
-/// Runs that were pruned to the last record, and the places that had one.
+/// Runs that were pruned to the last record, and the places that had one; and puts of drivers.
 #[derive(Clone, Default)]
 pub(super) struct Bygone {
+    /// The oldest first.
+    puts: VecDeque<ObjectId>,
     runs: BTreeMap<RunId, (u64, Places)>,
     order: BTreeMap<u64, RunId>,
     last: u64,
@@ -203,8 +205,21 @@ impl Bygone {
         Some(places)
     }
 
-    pub fn has(&self, run: RunId, place: u16) -> bool {
-        self.runs.get(&run).is_some_and(|(_, places)| places.contains(place))
+    pub fn add_put(&mut self, put: ObjectId) {
+        if self.puts.len() == MAX_BYGONE_PUTS {
+            self.puts.pop_front();
+        }
+        self.puts.push_back(put);
+    }
+
+    /// Whether an object was known, and nobody needs it.
+    pub fn has(&self, object: ObjectId) -> bool {
+        let run = self.runs.get(&object.task.run);
+        run.is_some_and(|(_, places)| places.contains(object.task.place)) || self.puts.contains(&object)
+    }
+
+    fn dump_puts(&self) -> Bytes {
+        object_list(&self.puts)
     }
 
     fn dump(&self) -> Vec<BygoneDump> {
@@ -215,13 +230,23 @@ impl Bygone {
         self.order.values().map(one).collect()
     }
 
-    fn restored(dump: Vec<BygoneDump>) -> Option<Self> {
-        let mut bygone = Bygone::default();
+    fn restored(dump: Vec<BygoneDump>, puts: &Bytes) -> Option<Self> {
+        let mut bygone = Bygone { puts: objects_of(puts)?, ..Bygone::default() };
         for one in dump {
             bygone.add(runs_of(&one.run)?.next()?, Places::from_short(&one.places)?);
         }
         Some(bygone)
     }
+}
+
+fn object_list<'a>(objects: impl IntoIterator<Item = &'a ObjectId>) -> Bytes {
+    let mut list = BytesMut::new();
+    objects.into_iter().for_each(|id| list.put_slice(&id.to_bytes()));
+    list.freeze()
+}
+
+fn objects_of<L: FromIterator<ObjectId>>(list: &Bytes) -> Option<L> {
+    list.chunks(ObjectId::LEN).map(ObjectId::from_bytes).collect()
 }
 
 fn run_list<'a>(runs: impl IntoIterator<Item = &'a RunId>) -> Bytes {

@@ -167,6 +167,9 @@ pub(super) struct CountingDump {
     pub bygone: Vec<BygoneDump>,
     #[prost(fixed64, repeated, tag = "7")]
     pub uncounted: Vec<u64>,
+    /// Object ids of puts of drivers that have gone, the oldest first.
+    #[prost(bytes = "bytes", tag = "8")]
+    pub bygone_puts: Bytes,
 }
 
 /// A run: in snapshots while it is hot, in the files of cold runs afterwards.

@@ -50,7 +50,7 @@ impl ShardState {
             return Ok(());
         }
         let Some(mut run) = self.tasks.get_mut(id)? else { return Ok(()) };
-        let over = run.over(among, &self.fenced);
+        let over = run.over(id, among, &self.fenced);
         let plain = run.plain(&over);
         if !plain.is_empty() {
             run.prune(&plain);
@@ -138,7 +138,10 @@ impl ShardState {
         }
         let (targets, by) = match self.puts.get(&object) {
             Some(put) if !put.is_over() => return Ok(1),
-            Some(_) => (self.puts.remove(&object).map(|put| put.contains.to_vec()), object),
+            Some(_) => {
+                self.counting.bygone.add_put(object);
+                (self.puts.remove(&object).map(|put| put.contains.to_vec()), object)
+            }
             None => (self.prune(object.task)?, object.task.output(0)),
         };
         let targets = targets.unwrap_or_default();
@@ -156,7 +159,7 @@ impl ShardState {
     fn prune(&mut self, id: TaskId) -> io::Result<Option<Vec<ObjectId>>> {
         let Some(mut run) = self.tasks.get_mut(id.run)? else { return Ok(None) };
         let place = only(id.place);
-        if run.over(&place, &self.fenced).is_empty() {
+        if run.over(id.run, &place, &self.fenced).is_empty() {
             return Ok(None);
         }
         let Some(record) = run.record(id.place) else { return Ok(None) };

@@ -201,7 +201,7 @@ impl ShardState {
             run.counts() && is_free && may
         };
         let known = self.tasks.look(id.run, judge)?;
-        Ok(known.unwrap_or_else(|| self.counting.bygone.has(id.run, id.place)))
+        Ok(known.unwrap_or_else(|| self.counting.bygone.has(object)))
     }
 }
 

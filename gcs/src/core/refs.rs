@@ -61,6 +61,11 @@ impl Needed {
         self.edges.values().any(|edge| edge.names)
     }
 
+    /// Whether nobody does but what `by` contains or names.
+    pub fn is_only_by(&self, by: ObjectId) -> bool {
+        self.holds.is_empty() && self.edges.keys().all(|other| *other == by)
+    }
+
     /// `who` holds it from here on.
     pub fn hold(&mut self, who: u64) {
         self.holds.insert(who);

@@ -451,3 +451,39 @@ fn what_was_made_before_references_were_counted_stays() {
     shard.apply(CommandOp::Forget(proto::ForgetJob { job: 1 }));
     assert!(is_empty(&shard.state));
 }
+
+#[test]
+fn what_a_task_has_put_into_its_own_value_goes_with_it() {
+    let mut shard = Shard::new(0, 1);
+    let (id, inner) = (task(0), task(0).output(FIRST_PUT_SLOT));
+    shard.say(1, vec![submit(id, &[]), hold(inner), edge(inner, id.output(0), true)]);
+    let Item::Done(plain) = done(id, 1, 8) else { unreachable!() };
+    let contains = vec![proto::object_bytes(inner)];
+    shard.say(1, vec![Item::Done(proto::Done { contains, ..plain })]);
+    assert_eq!(shard.say(1, vec![release(inner)]), [Outcome::Kept(true)], "its value is held");
+    assert!(!shard.state.may_drop(inner).expect("memory"));
+    shard.start_again();
+    shard.say(2, vec![hold(inner)]);
+    shard.say(1, vec![release(id.output(0))]);
+    shard.settle();
+    assert!(shard.has(id), "somebody holds what it has put");
+    shard.say(2, vec![release(inner)]);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+    assert!(shard.state.may_drop(inner).expect("memory"));
+}
+
+#[test]
+fn copies_of_a_drivers_put_that_has_gone_may_go() {
+    let mut shard = Shard::new(0, 1);
+    let (inner, outer) = (a_put(0), a_put(1));
+    shard.say(1, vec![edge(inner, outer, true), put(inner, &[]), put(outer, &[inner])]);
+    assert_eq!(shard.say(1, vec![release(inner)]), [Outcome::Kept(true)]);
+    assert!(!shard.state.may_drop(inner).expect("memory"));
+    shard.say(1, vec![release(outer)]);
+    shard.settle();
+    shard.start_again();
+    assert!(is_empty(&shard.state));
+    assert!(shard.state.may_drop(inner).expect("memory"));
+    assert!(!shard.state.may_drop(a_put(2)).expect("memory"), "its record may be under way");
+}

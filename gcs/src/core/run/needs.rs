@@ -9,8 +9,8 @@ use crate::core::format::NeededDump;
 use crate::core::places::Places;
 use crate::core::refs::Needed;
 use bytes::{BufMut, BytesMut};
-use mobula_base::ObjectId;
 use mobula_base::ids::RUN_LEN;
+use mobula_base::{ObjectId, RunId, TaskId};
 use std::collections::BTreeSet;
 
 /// How an object of a run stands with those who might need it.
@@ -172,8 +172,8 @@ impl Run {
     }
 
     /// Places among these whose record has ended and that nobody needs; or that has not ended, and neither
-    /// who submitted it nor who answers for it lives.
-    pub fn over(&self, among: &Places, fenced: &BTreeSet<u64>) -> Places {
+    /// who submitted it nor who answers for it lives. `id` is this run's.
+    pub fn over(&self, id: RunId, among: &Places, fenced: &BTreeSet<u64>) -> Places {
         let mut over = Places::default();
         if !self.counts {
             return over;
@@ -193,7 +193,12 @@ impl Run {
             }
             over = over.union(&of);
         }
-        self.needed.keys().for_each(|(place, _)| over.remove(*place));
+        for ((place, _), needed) in &self.needed {
+            // What a task has put lies in its own value, say: that edge goes with its record.
+            if !needed.is_only_by(TaskId { run: id, place: *place }.output(0)) {
+                over.remove(*place);
+            }
+        }
         over
     }
 
