@@ -115,6 +115,35 @@ fn commands() -> Vec<command::Op> {
     ops
 }
 
+/// Those commands, each with its length before it.
+pub(crate) fn encoded_commands() -> Vec<u8> {
+    let mut out = Vec::new();
+    for op in commands() {
+        proto::Command::from(op).encode_length_delimited(&mut out).expect("a Vec grows");
+    }
+    out
+}
+
+/// Those of them that are small, all together and each for itself, and streams of a few items.
+pub(crate) fn small_commands() -> Vec<Vec<u8>> {
+    let mut all = Vec::new();
+    let mut each = Vec::new();
+    for op in commands() {
+        let command = match op {
+            command::Op::Stream(batch) => {
+                let items = batch.items.into_iter().take(8).collect();
+                proto::Command::from(command::Op::Stream(proto::StreamBatch { first_seq: 1, items, ..batch }))
+            }
+            other => proto::Command::from(other),
+        };
+        let bytes = command.encode_length_delimited_to_vec();
+        all.extend_from_slice(&bytes);
+        each.push(bytes);
+    }
+    each.push(all);
+    each
+}
+
 /// What the cluster of the golden files had come to, and the disk with its cold files.
 fn state() -> (ShardState, Arc<SimDisk>) {
     let disk = Arc::new(SimDisk::new(1));

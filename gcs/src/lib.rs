@@ -20,6 +20,7 @@
 //! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`metrics`] — what a head tells Prometheus.
 //! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
+//! - `hostile` — bytes from outside that nobody has checked, for tests and fuzzing.
 //! - [`client`] — finding the leader, repeating safely.
 
 pub mod backup;
@@ -36,6 +37,8 @@ pub mod error;
 mod golden;
 pub mod head;
 pub mod hook;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod identity;
 pub mod level;
 pub mod log;

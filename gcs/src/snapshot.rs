@@ -55,7 +55,7 @@ pub struct Parcel {
 impl Parcel {
     /// Bytes of everything it holds and names.
     pub fn bytes(&self) -> u64 {
-        self.dump.len() as u64 + self.cold.bytes()
+        (self.dump.len() as u64).saturating_add(self.cold.bytes())
     }
 }
 
@@ -173,7 +173,7 @@ pub fn verify(disk: &dyn Disk, shard: u32) -> Result<u64, Error> {
     for index in list(disk, shard).map_err(|error| Error::storage(DIR, error))? {
         match read(disk, shard, index, |_| {}).and_then(|(_, head)| {
             let cold = head.cold.unwrap_or_default();
-            bytes += head.bytes + cold.bytes();
+            bytes = cold.bytes().saturating_add(head.bytes).saturating_add(bytes);
             crate::cold::verify(disk, shard, &cold)
         }) {
             // A newer one has taken its place meanwhile.

@@ -19,6 +19,8 @@ pub mod faults;
 pub mod frame;
 pub mod front;
 pub mod grpc;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod http;
 pub mod pipe;
 pub mod seam;

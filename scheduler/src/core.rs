@@ -85,7 +85,8 @@ pub(crate) enum KeptState {
 ///
 /// Invariants, asserted by `check_invariants` in debug builds:
 /// 1. `free` plus what leases hold is what the node offers.
-/// 2. A worker's queue holds only runs of this node; a run sits in at most one queue.
+/// 2. A run that is given to a worker stands in that worker's queue, once. What else stands there is of
+///    attempts that do not count any more.
 /// 3. `placed[n]` counts the kept tasks placed on n.
 pub struct Core {
     pub(crate) config: Config,
@@ -95,6 +96,8 @@ pub struct Core {
     pub(crate) runs: IdMap<TaskId, Run>,
     pub(crate) classes: Vec<Class>,
     pub(crate) workers: BTreeMap<ClientId, Worker>,
+    /// Tasks of which a worker has an attempt that does not count any more.
+    pub(crate) strays: BTreeSet<TaskId>,
     pub(crate) starting: BTreeMap<JobId, u32>,
     pub(crate) broken_jobs: BTreeMap<JobId, mobula_proto::Failure>,
     pub(crate) spawn_failures: BTreeMap<JobId, u32>,
@@ -151,6 +154,7 @@ impl Core {
             runs: IdMap::default(),
             classes: Vec::new(),
             workers: BTreeMap::new(),
+            strays: BTreeSet::new(),
             starting: BTreeMap::new(),
             broken_jobs: BTreeMap::new(),
             spawn_failures: BTreeMap::new(),
@@ -276,7 +280,10 @@ impl Core {
     fn fail_dependents(&mut self) {
         while let Some((task, failure)) = self.to_fail.pop_front() {
             self.fail_kept(task, failure.clone());
-            self.fail_run(task, failure);
+            // A run that has its arguments is with a worker, or soon: what failed was another attempt's.
+            if self.runs.get(&task).is_some_and(|run| run.missing > 0) {
+                self.fail_run(task, failure);
+            }
         }
     }
 
@@ -305,10 +312,11 @@ impl Core {
             if let Some(class) = worker.lease {
                 held.give(&self.classes[class].demand);
             }
-            for task in &worker.queue {
-                assert!(self.runs.contains_key(task), "a worker holds {task}, which is no run of this node");
-            }
         }
+        let queued = self.workers.iter().flat_map(|(id, w)| w.queue.iter().map(move |task| (id, task)));
+        let counts = queued.filter(|(id, task)| self.runs.get(*task).is_some_and(|r| r.given == Some(**id)));
+        let given = self.runs.values().filter(|run| run.given.is_some()).count();
+        assert_eq!(counts.count(), given, "a run is with no worker, or twice with one");
         assert_eq!(held.cpu_milli, self.config.resources.cpu_milli, "CPU leaked or was taken twice");
         assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= self.kept.len()));
     }

@@ -23,6 +23,8 @@ pub(crate) struct Run {
     pub attempt: u32,
     pub keeper: Incarnation,
     pub class: usize,
+    /// The worker that has it. What a worker has of another attempt of the task is not this run.
+    pub given: Option<ClientId>,
     /// Arguments whose bytes are not here yet.
     pub missing: u32,
     /// Last ticket of each shard that a record of it has (R4).
@@ -108,14 +110,14 @@ impl Core {
             if old.attempt >= attempt {
                 return;
             }
-            self.forget_run(task);
+            self.drop_run(task);
         }
         let job = JobId(spec.job);
         let class = self.class_of(&spec.demand());
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
-        let run = Run { spec, attempt, keeper, class, missing: 0, submitted, contains };
+        let run = Run { spec, attempt, keeper, class, given: None, missing: 0, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -176,7 +178,9 @@ impl Core {
 
     /// Gives one run to a worker; false when none can take it now.
     fn dispatch_one(&mut self, class: usize, task: TaskId) -> bool {
-        let Some(run) = self.runs.get(&task).filter(|r| r.missing == 0) else { return true };
+        // What an earlier attempt left in line stands for nothing.
+        let waits = |run: &&Run| run.missing == 0 && run.given.is_none();
+        let Some(run) = self.runs.get(&task).filter(waits) else { return true };
         let (job, function) = (JobId(run.spec.job), run.spec.function);
         if let Some(failure) = self.broken_jobs.get(&job).cloned() {
             self.fail_run(task, failure);
@@ -184,7 +188,12 @@ impl Core {
         }
         let depth = self.depth(function) as usize;
         let fits = self.free.fits(&self.classes[class].demand);
-        let usable = self.workers.iter().filter(|(_, w)| w.job == job && !w.blocked);
+        // One that still has an earlier attempt could not tell the two apart.
+        let stray = self.strays.contains(&task);
+        let usable = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.job == job && !w.blocked && !(stray && w.queue.contains(&task)));
         let takers = usable.filter(|(_, w)| match w.lease {
             None => fits && w.queue.is_empty(),
             Some(lease) => lease == class && w.queue.len() < depth,
@@ -212,7 +221,8 @@ impl Core {
             self.free.take(&self.classes[class].demand);
         }
         entry.queue.push_back(task);
-        let run = &self.runs[&task];
+        let run = self.runs.get_mut(&task).expect("seen above");
+        run.given = Some(worker);
         self.effects.push(Effect::Run { worker, spec: run.spec.clone(), attempt: run.attempt, args });
         true
     }
@@ -286,20 +296,25 @@ impl Core {
         if gone.blocked {
             self.blocked_runs = self.blocked_runs.saturating_sub(1);
         }
+        gone.queue.iter().for_each(|task| self.forget_stray(*task));
         let mut queue = gone.queue.into_iter();
         // The first was running; the others never started and go to another worker.
         if let Some(running) = queue.next() {
             let message =
                 "the worker process died while it ran the task (killed, out of memory, or it exited)";
-            self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
+            if self.runs.get(&running).is_some_and(|run| run.given == Some(worker)) {
+                self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
+            }
         }
         for task in queue.rev().filter(|_| !mutant!("W1")) {
-            self.requeue(task);
+            self.requeue(worker, task);
         }
     }
 
-    fn requeue(&mut self, task: TaskId) {
-        if let Some(run) = self.runs.get(&task) {
+    /// What a worker had and has not begun goes to another one.
+    fn requeue(&mut self, worker: ClientId, task: TaskId) {
+        if let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) {
+            run.given = None;
             let class = run.class;
             self.classes[class].runs.push_front(task);
         }
@@ -316,7 +331,7 @@ impl Core {
             self.return_lease(worker);
         }
         for task in returned.into_iter().rev() {
-            self.requeue(task);
+            self.requeue(worker, task);
         }
     }
 
@@ -341,12 +356,18 @@ impl Core {
 
     pub(crate) fn finished(&mut self, worker: ClientId, outcomes: Vec<TaskOutcome>) {
         for outcome in outcomes {
+            let run = self.runs.get(&outcome.task).filter(|run| run.given == Some(worker) || mutant!("W2"));
+            let counts = run.is_some_and(|run| run.attempt == outcome.attempt || mutant!("W2"));
+            if run.is_some() && !counts {
+                continue;
+            }
             if let Some(w) = self.workers.get_mut(&worker)
                 && let Some(at) = w.queue.iter().position(|t| *t == outcome.task)
             {
                 w.queue.remove(at);
             }
-            if self.runs.get(&outcome.task).is_some_and(|r| r.attempt == outcome.attempt || mutant!("W2")) {
+            self.forget_stray(outcome.task);
+            if counts {
                 self.finish_run(outcome.task, outcome.value, outcome.contains, outcome.ran_ns);
             }
         }
@@ -452,18 +473,30 @@ impl Core {
         }
     }
 
-    /// Takes an attempt out of every queue of this node. One that a worker is running ends by
-    /// itself; its result is then for nobody.
+    /// Takes an attempt out of every queue of this node. One that a worker has ends by itself; its result
+    /// is then for nobody.
     pub(crate) fn forget_run(&mut self, task: TaskId) {
-        let running = self.workers.values().any(|w| w.queue.contains(&task));
-        if running {
-            return;
+        if self.runs.get(&task).is_some_and(|run| run.given.is_none()) {
+            self.drop_run(task);
         }
-        if let Some(run) = self.take_run(task) {
-            for id in arg_objects(&run.spec) {
-                if let Some(object) = self.objects.get_mut(&id) {
-                    object.runs_waiting.retain(|t| *t != task);
-                }
+    }
+
+    /// A worker has ended an attempt of a task, or itself.
+    fn forget_stray(&mut self, task: TaskId) {
+        if self.strays.contains(&task) && !self.workers.values().any(|w| w.queue.contains(&task)) {
+            self.strays.remove(&task);
+        }
+    }
+
+    /// Nothing of an attempt counts any more, whoever has it.
+    fn drop_run(&mut self, task: TaskId) {
+        let Some(run) = self.take_run(task) else { return };
+        if run.given.is_some() {
+            self.strays.insert(task);
+        }
+        for id in arg_objects(&run.spec) {
+            if let Some(object) = self.objects.get_mut(&id) {
+                object.runs_waiting.retain(|t| *t != task);
             }
         }
     }

@@ -19,12 +19,15 @@
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
+//! - `hostile` — messages that nobody should send, for tests and fuzzing.
 //! - [`census`] — how much there is of everything, for people who watch.
 
 pub mod census;
 pub mod core;
 pub mod elide;
 pub mod execute;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 pub mod map;
 pub mod objects;
 pub mod outcome;

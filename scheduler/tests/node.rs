@@ -374,3 +374,36 @@ fn a_result_whose_node_died_before_it_was_recorded_is_made_again() {
         items(&node).iter().any(|i| matches!(i, stream_item::Item::Next(n) if n.task == id && n.from == 1));
     assert!(again, "otherwise whoever needs it waits for ever");
 }
+
+/// Found by messages that nobody should send, which then turned out to be possible: a keeper dies, and the
+/// one that is granted the next attempt chooses the same node.
+#[test]
+fn an_attempt_runs_once_where_an_earlier_one_is_still_in_line_or_with_a_worker() {
+    let assign = |attempt| mobula_proto::Assign { spec: Some(spec(0, &[])), attempt, ..Default::default() };
+    for earlier_has_a_worker in [false, true] {
+        let mut node = Node::new(2);
+        if earlier_has_a_worker {
+            node.step(Event::WorkerUp { worker: 1, job: JOB });
+        }
+        node.step(Event::Assigned { from: OTHER, assign: assign(1) });
+        node.step(Event::Assigned { from: Incarnation(9), assign: assign(2) });
+        node.step(Event::WorkerUp { worker: 2, job: JOB });
+        node.step(Event::WorkerUp { worker: 3, job: JOB });
+        let mut runs = node.runs();
+        runs.retain(|run| run.2 == 2);
+        assert_eq!(runs.len(), 1, "{runs:?}");
+        // The end of the earlier one's worker is not the end of the later one.
+        node.step(Event::WorkerGone { worker: 1 });
+        let reported = node.take(|e| match e {
+            Effect::Result { result, .. } => Some(result.attempt),
+            _ => None,
+        });
+        assert!(reported.is_empty(), "{reported:?}");
+        node.finish(runs[0].0, task(0), 2, small("value"));
+        let reported = node.take(|e| match e {
+            Effect::Result { result, .. } => Some((result.attempt, result.failure.is_none())),
+            _ => None,
+        });
+        assert_eq!(reported, [(2, true)]);
+    }
+}

@@ -44,6 +44,9 @@ pub mod error;
 pub mod exec;
 pub mod function;
 mod holds;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod hostile;
 pub mod link;
 pub mod reference;
 mod room;

@@ -152,7 +152,7 @@ pub fn read(
                 if head.shard as usize != summary.shards.len() {
                     return Err(damaged("a shard is missing or twice there"));
                 }
-                missing = head.dump_bytes + cold.bytes();
+                missing = head.dump_bytes.saturating_add(cold.bytes());
                 let visited = visit(Piece::Shard(&head));
                 summary.shards.push(head);
                 visited

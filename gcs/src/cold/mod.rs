@@ -7,7 +7,7 @@
 //!
 //! Read it in this order: this file, `file`, `index`, `store`, `writer`.
 
-mod file;
+pub(crate) mod file;
 mod index;
 mod store;
 #[cfg(test)]
@@ -99,9 +99,9 @@ pub struct ManifestFile {
 }
 
 impl Manifest {
-    /// Bytes of all files together.
+    /// Bytes of all files together; as many as there can be when somebody says that there are more.
     pub fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.len).sum()
+        self.files.iter().fold(0, |sum, file| sum.saturating_add(file.len))
     }
 }
 

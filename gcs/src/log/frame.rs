@@ -36,7 +36,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    fn from_byte(byte: u8) -> Option<Self> {
+    pub(super) fn from_byte(byte: u8) -> Option<Self> {
         use Kind::{Committed, Entries, Mark, Purge, Seal, Segment, Truncate, Vote};
         [Segment, Entries, Vote, Truncate, Purge, Committed, Mark, Seal]
             .into_iter()

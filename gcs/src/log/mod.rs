@@ -11,9 +11,13 @@
 mod crash_tests;
 mod files;
 mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod hostile;
 mod index;
 mod item;
 mod left;
+#[cfg(test)]
+mod model_tests;
 mod reader;
 pub mod record;
 mod recover;
