@@ -34,6 +34,12 @@ fn fill(len: usize, byte: u8) -> Blob {
     vec![byte; len].into()
 }
 
+/// Whether a large value is of this byte alone.
+#[remote]
+fn consists_of(blob: Blob, byte: u8) -> bool {
+    blob.iter().all(|b| *b == byte)
+}
+
 #[remote]
 fn length(blob: Blob) -> usize {
     blob.len()
@@ -48,6 +54,18 @@ fn put_large(byte: u8) -> Result<ObjectRef<Blob>, Error> {
 #[remote]
 fn put_and_sign(byte: u8) -> Result<(u32, ObjectRef<Blob>), Error> {
     Ok((std::process::id(), mobula::current().put(&Blob::from(vec![byte; LARGE]))?))
+}
+
+/// Puts a large value and dies the first time; `marker` tells the times apart.
+#[remote]
+fn put_and_die_once(marker: String, byte: u8) -> Result<ObjectRef<Blob>, Error> {
+    let put = mobula::current().put(&Blob::from(vec![byte; LARGE]))?;
+    // The node daemon has heard of it once it has answered this.
+    add::remote(1, 1).get()?;
+    if std::fs::create_dir(&marker).is_ok() {
+        std::process::abort();
+    }
+    Ok(put)
 }
 
 /// Puts a large value, and a reference to it into another.
@@ -272,6 +290,10 @@ fn a_put_outlives_the_worker_that_put_it(c: &Cluster) {
     until("the worker is gone", || !Path::new(&format!("/proc/{worker}/fd/0")).exists());
     assert!(is_of(&put.get_timeout(SOON).expect("is there"), 7));
     assert_eq!(client.submit(length::task(&put)).get_timeout(SOON).expect("others read it, too"), LARGE);
+    // One whose task did not end is put again.
+    let marker = c.dir.join("died").display().to_string();
+    let again = client.submit(put_and_die_once::task(marker, 8)).get_timeout(SOON).expect("runs again");
+    assert!(is_of(&again.get_timeout(SOON).expect("is there"), 8));
     client.end(true).expect("the job ends");
 }
 
@@ -424,6 +446,30 @@ fn memory_returns_to_its_baseline(c: &Cluster) {
     client.end(true).expect("the job ends");
 }
 
+/// Six times what the store can hold comes and goes; whoever still looks sees what was there.
+fn memory_is_used_again_and_values_stay_what_they_are(c: &Cluster) {
+    let client = c.connect(OnDivergence::Fail);
+    for round in 0..25u8 {
+        let values: Vec<_> = (0..16)
+            .map(|n| (n * 16 + round % 16, client.submit(fill::task(1 << 20, n * 16 + round % 16))))
+            .collect();
+        let (mut seen, mut kept) = (Vec::new(), Vec::new());
+        for (byte, value) in values {
+            seen.push(client.submit(consists_of::task(&value, byte)));
+            if byte % 4 == 0 {
+                kept.push((byte, value));
+            }
+        }
+        for (byte, value) in kept {
+            assert!(value.get_timeout(SOON).expect("is there").iter().all(|b| *b == byte));
+        }
+        for seen in seen {
+            assert!(seen.get_timeout(SOON).expect("runs"), "a value has changed");
+        }
+    }
+    client.end(true).expect("the job ends");
+}
+
 /// A story and its name.
 type Test = (&'static str, fn(&Cluster));
 
@@ -431,9 +477,13 @@ fn main() {
     mobula::run_worker_if_asked();
     run_node_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 7] = [
+    let tests: [Test; 8] = [
         // First: records of a job that has ended stay for a minute.
         ("memory_returns_to_its_baseline", memory_returns_to_its_baseline),
+        (
+            "memory_is_used_again_and_values_stay_what_they_are",
+            memory_is_used_again_and_values_stay_what_they_are,
+        ),
         ("a_put_outlives_the_worker_that_put_it", a_put_outlives_the_worker_that_put_it),
         ("a_nested_reference_outlives_its_parents_node", a_nested_reference_outlives_its_parents_node),
         ("a_borrowed_reference_outlives_what_it_came_in", a_borrowed_reference_outlives_what_it_came_in),
