@@ -1,8 +1,9 @@
 //! `run`, `sweep`, `meta` and `coverage` of the core layer.
 
-use super::options::Profile;
+use super::options::{Options, Profile};
 use super::sometimes::Sometimes;
-use super::{Outcome, run};
+use super::tools::{self, ExplainArgs, ReproArgs, ShrinkArgs};
+use super::{Outcome, run, run_options};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -35,6 +36,12 @@ pub enum What {
     Meta(MetaArgs),
     /// How often each point was reached in a sweep.
     Coverage(SweepArgs),
+    /// A seed as a scenario file, with the faults that landed.
+    Repro(ReproArgs),
+    /// A failing seed, made small.
+    Shrink(ShrinkArgs),
+    /// What led to a failure.
+    Explain(ExplainArgs),
 }
 
 /// How faults are drawn.
@@ -68,8 +75,14 @@ pub struct RunArgs {
     #[arg(long, value_parser = ["core"], default_value = "core", hide = true)]
     pub layer: String,
     /// Decides everything.
+    #[arg(long, required_unless_present = "scenario")]
+    pub seed: Option<u64>,
+    /// A scenario file instead of a seed.
+    #[arg(long, conflicts_with = "seed")]
+    pub scenario: Option<std::path::PathBuf>,
+    /// Writes a page about the run to this file (HTML, nothing beside it is needed).
     #[arg(long)]
-    pub seed: u64,
+    pub report: Option<std::path::PathBuf>,
     /// Another draw of the faults than the seed's own.
     #[arg(long)]
     pub profile: Option<Drawn>,
@@ -157,23 +170,38 @@ pub fn perform(what: What) -> ExitCode {
         What::Sweep(args) => sweep(&args, false),
         What::Coverage(args) => sweep(&args, true),
         What::Meta(args) => meta(args.seeds),
+        What::Repro(args) => tools::repro(&args),
+        What::Shrink(args) => tools::shrink_seed(&args),
+        What::Explain(args) => tools::explain_run(&args),
     }
 }
 
 fn run_one(args: &RunArgs) -> ExitCode {
     let profile = args.profile.map(Profile::from);
+    let options = match &args.scenario {
+        Some(file) => match tools::read(file) {
+            Ok(scenario) => scenario.options(),
+            Err(why) => return tools::complain(&why),
+        },
+        None => Options::draw(args.seed.unwrap_or_default(), profile),
+    };
     if args.options {
-        println!("{:#?}", super::options::Options::draw(args.seed, profile));
+        println!("{options:#?}");
     }
     // How fast it is is wall time by nature; nothing inside depends on it.
     let started = Instant::now();
-    let outcome = run(args.seed, profile, args.trace.is_some());
+    let outcome = run_options(options.clone(), args.trace.is_some() || args.report.is_some());
     let wall = started.elapsed().as_secs_f64();
-    if let (Some(file), Some(text)) = (&args.trace, &outcome.text)
-        && let Err(error) = std::fs::write(file, text)
+    if let (Some(file), Some(lines)) = (&args.trace, &outcome.lines) {
+        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
+        if let Err(error) = std::fs::write(file, text) {
+            return tools::complain(&format!("cannot write the trace to {}: {error}", file.display()));
+        }
+    }
+    if let Some(file) = &args.report
+        && let Err(why) = tools::write_page(file, &outcome, &options)
     {
-        eprintln!("cannot write the trace to {}: {error}", file.display());
-        return ExitCode::from(5);
+        return tools::complain(&why);
     }
     if args.json {
         println!("{}", json(&outcome));
@@ -187,7 +215,8 @@ fn run_one(args: &RunArgs) -> ExitCode {
     ExitCode::from(outcome.code())
 }
 
-fn line(outcome: &Outcome) -> String {
+/// A run in one line.
+pub(crate) fn line(outcome: &Outcome) -> String {
     let faults: Vec<String> =
         outcome.faults.iter().map(|(kind, landed)| format!("{kind} {landed}")).collect();
     let verdict = match &outcome.objection {

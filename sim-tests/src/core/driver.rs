@@ -103,6 +103,9 @@ impl Driver {
             at += Duration::from_millis(dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1));
         }
         script.sort_by_key(|(at, _)| *at);
+        if !options.without.is_empty() {
+            (script, *oracle) = left_of(script, options);
+        }
         Driver {
             script,
             next: 0,
@@ -117,6 +120,11 @@ impl Driver {
             lost: false,
             ended: false,
         }
+    }
+
+    /// How many steps it takes.
+    pub fn steps(&self) -> usize {
+        self.script.len()
     }
 
     /// All that was made is wanted now.
@@ -139,6 +147,40 @@ impl Driver {
         let (after, _) = self.script.get(self.next)?;
         Some(self.connected? + *after)
     }
+}
+
+/// How many steps the driver of a run takes when none is left out.
+pub fn steps(options: &Options) -> usize {
+    let all = Options { without: BTreeSet::new(), ..options.clone() };
+    Driver::new(&all, &mut Oracle::default()).steps()
+}
+
+/// A script without some of its steps, nor what takes the values that these would have made; and what is
+/// left must come to.
+fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, Step)>, Oracle) {
+    let (mut left, mut oracle) = (Vec::new(), Oracle::default());
+    for (number, (at, step)) in script.into_iter().enumerate() {
+        let there = |object: &ObjectId| oracle.objects.contains_key(object);
+        let possible = match &step {
+            Step::Submit { args, .. } => args.iter().all(there),
+            Step::Put { .. } => true,
+            Step::Get(object) => there(object),
+        };
+        if !possible || options.without.contains(&number) {
+            continue;
+        }
+        match &step {
+            Step::Submit { task, seed, depth, args } => {
+                oracle.run(&options.style, *task, *seed, *depth, args)
+            }
+            Step::Put { object, content } => {
+                drop(oracle.objects.insert(*object, Expected::Value(content.clone())));
+            }
+            Step::Get(_) => {}
+        }
+        left.push((at, step));
+    }
+    (left, oracle)
 }
 
 fn pick_args(

@@ -4,14 +4,17 @@
 use super::dice::Dice;
 use super::net::Place;
 use super::options::Options;
+use super::scenario::Planned;
 use super::worker::Doom;
 use super::world::{What, World};
 use mobula_base::{Instant, JobId, ObjectId, TaskId};
-use std::collections::{BTreeMap, BTreeSet};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Kinds of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Kind {
     /// A machine's processes are gone; it comes back with nothing.
     Crash,
@@ -84,7 +87,18 @@ const BALLAST: u64 = u64::MAX;
 
 /// Faults of a run.
 pub struct Faults {
+    /// When, and which.
+    order: Dice,
+    /// What the one that strikes now is like: a stream for each, so that others may be left out.
     dice: Dice,
+    /// How many were drawn.
+    drawn: u64,
+    /// What is planned, in the order of time, if it is.
+    plan: Option<VecDeque<Planned>>,
+    /// The planned one that strikes now.
+    wish: Planned,
+    /// What landed.
+    pub log: Vec<Planned>,
     kinds: Vec<(Kind, u64)>,
     pause_ms: (u64, u64),
     /// Transfers break off until then.
@@ -100,7 +114,15 @@ impl Faults {
     /// As drawn.
     pub fn new(options: &Options) -> Self {
         Faults {
-            dice: Dice::new(options.seed, "faults"),
+            order: Dice::new(options.seed, "faults"),
+            dice: Dice::new(options.seed, "fault"),
+            drawn: 0,
+            plan: options.plan.clone().map(|mut plan| {
+                plan.sort_by_key(Planned::at);
+                plan.into()
+            }),
+            wish: Planned::of(Duration::ZERO, Kind::Crash, 0),
+            log: Vec::new(),
             kinds: options.faults.clone(),
             pause_ms: options.pause_ms,
             transfers: Instant::default(),
@@ -117,7 +139,7 @@ impl Faults {
 
     fn draw(&mut self) -> Option<Kind> {
         let total: u64 = self.kinds.iter().map(|(_, weight)| weight).sum();
-        let mut drawn = self.dice.below(total);
+        let mut drawn = self.order.below(total);
         self.kinds.iter().find_map(|(kind, weight)| {
             let here = drawn < *weight;
             drawn = drawn.saturating_sub(*weight);
@@ -127,22 +149,63 @@ impl Faults {
 }
 
 impl World {
-    /// A fault is drawn; one that cannot land now gives way to another.
+    /// When a fault may come.
+    pub fn plan_strikes(&mut self) {
+        match &self.faults.plan {
+            Some(plan) => {
+                let times: Vec<Duration> = plan.iter().map(Planned::at).collect();
+                times.into_iter().for_each(|at| self.queue.after(at, What::Strike));
+            }
+            None if self.options.faults.is_empty() => {}
+            None => self.queue.after(self.options.warm_up, What::Strike),
+        }
+    }
+
+    /// The next planned fault strikes; or one is drawn, and one that cannot land now gives way to another.
     pub fn strike(&mut self) {
         if self.quiet {
             return;
         }
+        if let Some(plan) = &mut self.faults.plan {
+            if let Some(planned) = plan.pop_front() {
+                self.strike_with(planned);
+            }
+            return;
+        }
+        let at = Duration::from_nanos(self.now().0);
         for _ in 0..8 {
             let Some(kind) = self.faults.draw() else { break };
-            if let Some(what) = self.land(kind) {
-                *self.faults.landed.entry(kind).or_default() += 1;
-                self.note("fault", 0, 0, kind as u64, || format!("{kind:?}: {what}"));
+            self.faults.drawn += 1;
+            if self.strike_with(Planned::of(at, kind, self.faults.drawn)) {
                 break;
             }
         }
         let (low, high) = self.faults.pause_ms;
-        let wait = self.faults.dice.ms(low, high);
+        let wait = self.faults.order.ms(low, high);
         self.queue.after(wait, What::Strike);
+    }
+
+    fn strike_with(&mut self, planned: Planned) -> bool {
+        let kind = planned.kind;
+        self.faults.dice = Dice::new(self.options.seed, &format!("fault {}", planned.draw));
+        self.faults.wish = planned.clone();
+        let Some(what) = self.land(kind) else { return false };
+        self.faults.log.push(planned);
+        *self.faults.landed.entry(kind).or_default() += 1;
+        self.note("fault", 0, 0, kind as u64, || format!("{kind:?}: {what}"));
+        true
+    }
+
+    /// A machine: the one that is wished for, or any.
+    fn any_machine(&mut self) -> usize {
+        let drawn = self.faults.dice.below(self.machines.len() as u64) as usize;
+        self.faults.wish.machine.unwrap_or(drawn)
+    }
+
+    /// A shard: the one that is wished for, or any.
+    fn any_shard(&mut self) -> usize {
+        let drawn = self.faults.dice.below(self.shards.len() as u64) as usize;
+        self.faults.wish.shard.unwrap_or(drawn)
     }
 
     fn land(&mut self, kind: Kind) -> Option<String> {
@@ -169,7 +232,7 @@ impl World {
                 Some(format!("{permille:?}"))
             }
             Kind::LeaderChange => {
-                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                let shard = self.any_shard();
                 self.shards[shard].leader?;
                 let unaware = self.faults.dice.permille(500).then(|| self.faults.dice.ms(50, 3_000));
                 self.leader_falls(shard, unaware);
@@ -179,20 +242,20 @@ impl World {
             Kind::Copies => self.copies_and_leader(),
             Kind::KillWorker => self.kill_worker(),
             Kind::SlowNode => {
-                let machine = self.faults.dice.below(self.machines.len() as u64) as usize;
+                let machine = self.any_machine();
                 let times = self.faults.dice.from_to(3, 30);
                 self.machines[machine].slow = (self.until(500, 8_000), times);
                 Some(format!("machine {machine}, {times} times"))
             }
             Kind::SlowLog => {
-                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                let shard = self.any_shard();
                 let times = self.faults.dice.from_to(5, 60);
                 self.shards[shard].slow = (self.until(500, 5_000), times);
                 Some(format!("shard {shard}, {times} times"))
             }
             Kind::StoreFull => self.fill_store(),
             Kind::SmallQueue => {
-                let shard = self.faults.dice.below(self.shards.len() as u64) as usize;
+                let shard = self.any_shard();
                 self.shards[shard].queue_max = self.faults.dice.from_to(1, 2) as usize;
                 let until = self.until(500, 5_000);
                 self.queue.at(until, What::Heal(Healing::Queue(shard)));
@@ -206,8 +269,8 @@ impl World {
     }
 
     fn until(&mut self, low_ms: u64, high_ms: u64) -> Instant {
-        let lasts = self.faults.dice.ms(low_ms, high_ms);
-        self.now() + lasts
+        let drawn = self.faults.dice.ms(low_ms, high_ms);
+        self.now() + self.faults.wish.lasts().unwrap_or(drawn)
     }
 
     fn places(&self) -> Vec<Place> {
@@ -228,6 +291,8 @@ impl World {
         let fit: Vec<usize> = (1..machines.len())
             .filter(|m| machines[*m].life.is_some() && machines[*m].paused <= now)
             .collect();
+        let wish = self.faults.wish.machine;
+        let fit: Vec<usize> = fit.into_iter().filter(|m| wish.is_none_or(|wish| wish == *m)).collect();
         let machine = self.faults.dice.pick(&fit)?;
         self.faults.down.insert(machine);
         Some(machine)
@@ -279,7 +344,7 @@ impl World {
     }
 
     fn cut_heads(&mut self) -> Option<String> {
-        let machine = self.faults.dice.below(self.machines.len() as u64) as usize;
+        let machine = self.any_machine();
         let machine = if machine == 0 { 0 } else { self.victim()? };
         // See `pause`.
         let until = if machine == 0 { self.until(50, 700) } else { self.until(300, 6_000) };

@@ -16,13 +16,15 @@
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
 //! - [`shard`], [`server`], [`duties`] — the control store.
 //! - [`faults`] — what goes wrong. [`judge`] — what must hold all the same, a file each.
-//! - [`command`] — the command line.
+//! - [`scenario`] — a run as a file; [`shrink`] — a failing one made small; [`explain`], [`report`] — what led to it.
+//! - [`command`], [`tools`] — the command line.
 
 pub mod calls;
 pub mod command;
 pub mod dice;
 pub mod driver;
 pub mod duties;
+pub mod explain;
 pub mod faults;
 pub mod judge;
 pub mod life;
@@ -32,18 +34,24 @@ pub mod options;
 pub mod peers;
 pub mod program;
 pub mod queue;
+pub mod report;
+pub mod scenario;
 pub mod server;
 pub mod shard;
+pub mod shrink;
 pub mod sometimes;
+pub mod tools;
 pub mod trace;
 pub mod worker;
 pub mod world;
 
 use judge::{Class, Objection};
 use options::{Options, Profile};
+use scenario::Planned;
 use sometimes::Sometimes;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
+use trace::Line;
 use world::World;
 
 /// A run does at least so much, or it is none.
@@ -80,8 +88,12 @@ pub struct Outcome {
     pub sometimes: Sometimes,
     /// The first objection, if any.
     pub objection: Option<Objection>,
-    /// All that happened, as text, if asked for.
-    pub text: Option<String>,
+    /// The faults that landed, each as it would be planned.
+    pub planned: Vec<Planned>,
+    /// Steps of the driver.
+    pub steps: usize,
+    /// All that happened, if asked for.
+    pub lines: Option<Vec<Line>>,
 }
 
 impl Outcome {
@@ -108,10 +120,15 @@ impl Outcome {
 }
 
 /// Runs a seed. A panic of the product is an objection like any other.
-pub fn run(seed: u64, profile: Option<Profile>, with_text: bool) -> Outcome {
-    let options = Options::draw(seed, profile);
-    let drawn = options.profile;
-    let mut world = World::new(options, with_text);
+pub fn run(seed: u64, profile: Option<Profile>, with_lines: bool) -> Outcome {
+    run_options(Options::draw(seed, profile), with_lines)
+}
+
+/// Runs what is drawn, or planned.
+pub fn run_options(options: Options, with_lines: bool) -> Outcome {
+    let (seed, drawn) = (options.seed, options.profile);
+    let is_planned = options.plan.is_some();
+    let mut world = World::new(options, with_lines);
     let panicked = catch_unwind(AssertUnwindSafe(|| world.run())).err().map(|panic| {
         let text = panic.downcast_ref::<String>().cloned();
         let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
@@ -132,9 +149,14 @@ pub fn run(seed: u64, profile: Option<Profile>, with_text: bool) -> Outcome {
         deaths: world.judges.fenced.deaths,
         sometimes: world.sometimes.clone(),
         objection: panicked.or_else(|| world.judges.verdict()),
-        text: world.trace.text().map(str::to_owned),
+        planned: world.faults.log.clone(),
+        steps: world.driver.steps(),
+        lines: world.trace.lines().map(<[Line]>::to_vec),
     };
-    outcome.objection = outcome.objection.clone().or_else(|| too_little(&outcome, &world));
+    // What a person planned is as much as was meant.
+    if !is_planned {
+        outcome.objection = outcome.objection.clone().or_else(|| too_little(&outcome, &world));
+    }
     outcome
 }
 

@@ -61,9 +61,18 @@ impl World {
             return self.rejoin(machine);
         }
         let mut effects = Vec::new();
+        if self.trace.wants_details() {
+            for event in &events {
+                self.trace.detail(now, machine as u64, incarnation, super::explain::event_text(event));
+            }
+        }
+        let Some(life) = self.life(machine, epoch) else { return };
         life.core.step(events.drain(..), now, &mut effects);
         life.events = events;
         for effect in effects {
+            if self.trace.wants_details() {
+                self.trace.detail(now, machine as u64, incarnation, super::explain::effect_text(&effect));
+            }
             self.perform(machine, epoch, effect);
         }
         let Some(life) = self.life(machine, epoch) else { return };

@@ -3,6 +3,8 @@
 use super::dice::Dice;
 use super::faults::Kind;
 use super::program::Style;
+use super::scenario::Planned;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How a run is drawn.
@@ -55,6 +57,10 @@ pub struct Options {
     pub faults_end: Duration,
     /// The programs.
     pub style: Style,
+    /// Steps of the driver that are left out.
+    pub without: BTreeSet<usize>,
+    /// The faults, if they are not to be drawn.
+    pub plan: Option<Vec<Planned>>,
 }
 
 impl Options {
@@ -90,6 +96,8 @@ impl Options {
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
             faults_end: Duration::from_secs(dice.from_to(61, 66)),
             style: Style::draw(dice),
+            without: BTreeSet::new(),
+            plan: None,
         }
     }
 }

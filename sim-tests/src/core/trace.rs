@@ -2,13 +2,37 @@
 //! runs of a seed must agree in it. On request, also as text.
 
 use mobula_base::Instant;
-use std::fmt::Write as _;
 
-/// The running hash, and the text if anybody wants it.
+/// The running hash, and the lines if anybody wants them.
 pub struct Trace {
     hash: u64,
     events: u64,
-    text: Option<String>,
+    lines: Option<Vec<Line>>,
+}
+
+/// Something that happened, for people.
+#[derive(Clone, Debug)]
+pub struct Line {
+    /// When.
+    pub at: Instant,
+    /// After so many events of the trace.
+    pub ordinal: u64,
+    /// What kind.
+    pub kind: &'static str,
+    /// Which machine; 1000 and more: which shard.
+    pub place: u64,
+    /// Which life of the machine, or term of the shard.
+    pub life: u64,
+    /// In words.
+    pub text: String,
+}
+
+impl std::fmt::Display for Line {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Line { at, ordinal, kind, place, life, text } = self;
+        let seconds = at.0 as f64 / 1e9;
+        write!(f, "{seconds:>11.6} {ordinal:>7} {kind:<11} {place:>4} {life:>4} {text}")
+    }
 }
 
 /// Hashes a name; the names of kinds are the same in every build.
@@ -30,8 +54,8 @@ pub fn mix(a: u64, b: u64) -> u64 {
 
 impl Trace {
     /// Nothing has happened.
-    pub fn new(with_text: bool) -> Self {
-        Trace { hash: 0, events: 0, text: with_text.then(String::new) }
+    pub fn new(with_lines: bool) -> Self {
+        Trace { hash: 0, events: 0, lines: with_lines.then(Vec::new) }
     }
 
     /// Something happens at `at`, on behalf of a machine (or shard) in a life (or term).
@@ -48,14 +72,23 @@ impl Trace {
         for part in [at.0, self.events, place, life, name(kind), payload] {
             self.hash = mix(self.hash, part);
         }
-        if let Some(lines) = &mut self.text {
-            let _ = writeln!(
-                lines,
-                "{at:?} {:>7} {kind:<12} {place} {life} {payload:016x} {}",
-                self.events,
-                text()
-            );
+        let ordinal = self.events;
+        if let Some(lines) = &mut self.lines {
+            let text = format!("{payload:016x} {}", text());
+            lines.push(Line { at, ordinal, kind, place, life, text });
         }
+    }
+
+    /// A detail for people: it follows from what is noted, and is no part of the hash.
+    pub fn detail(&mut self, at: Instant, place: u64, life: u64, text: Option<(&'static str, String)>) {
+        if let (Some(lines), Some((kind, text))) = (&mut self.lines, text) {
+            lines.push(Line { at, ordinal: self.events, kind, place, life, text });
+        }
+    }
+
+    /// Whether details are wanted.
+    pub fn wants_details(&self) -> bool {
+        self.lines.is_some()
     }
 
     /// The hash of all so far.
@@ -68,8 +101,8 @@ impl Trace {
         self.events
     }
 
-    /// The text, if it was asked for.
-    pub fn text(&self) -> Option<&str> {
-        self.text.as_deref()
+    /// The lines, if they were asked for.
+    pub fn lines(&self) -> Option<&[Line]> {
+        self.lines.as_deref()
     }
 }

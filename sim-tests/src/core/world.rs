@@ -344,9 +344,7 @@ impl World {
             let after = self.dice.ms(0, 100);
             self.queue.after(after, What::Start { machine, epoch });
         }
-        if !self.options.faults.is_empty() {
-            self.queue.after(self.options.warm_up, What::Strike);
-        }
+        self.plan_strikes();
         self.queue.after(self.options.faults_end, What::Quiet);
     }
 
