@@ -267,7 +267,8 @@ impl Client {
         }
     }
 
-    /// Lineage records acknowledged as durable since the last call, with their revisions.
+    /// Lineage records acknowledged as durable since the last call, with their revisions; the latest
+    /// million. Records that were elided, since nobody could need them, are not among them.
     pub fn take_committed(&self) -> Vec<(TaskId, u64)> {
         self.state().committed.drain(..).collect()
     }
@@ -543,10 +544,13 @@ impl Client {
             daemon_msg::Msg::Committed(committed) => {
                 if let Ok(id) = task_id(&committed.task) {
                     self.shell.committed.fetch_add(1, Ordering::Relaxed);
-                    if state.committed.len() == COMMITTED_MAX {
-                        state.committed.pop_front();
+                    // Revision 0: elided (R4).
+                    if committed.revision > 0 {
+                        if state.committed.len() == COMMITTED_MAX {
+                            state.committed.pop_front();
+                        }
+                        state.committed.push_back((id, committed.revision));
                     }
-                    state.committed.push_back((id, committed.revision));
                 }
             }
             daemon_msg::Msg::Notice(n) => {
