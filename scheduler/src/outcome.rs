@@ -110,7 +110,7 @@ impl Core {
 
     /// The value may be used at once; the done-record waits until everything the task submitted is
     /// committed (R4).
-    fn conclude(&mut self, end: End, result: Result<(Output, bool), Failure>) {
+    pub(crate) fn conclude(&mut self, end: End, result: Result<(Output, bool), Failure>) {
         let End { task, attempt, executor, durable, contains } = end;
         let Some(kept) = self.kept.get_mut(&task) else { return };
         let job = JobId(kept.spec.job);

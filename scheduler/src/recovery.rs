@@ -8,6 +8,7 @@
 use crate::core::{Core, Kept, KeptState, Record};
 use crate::map::sorted_keys;
 use crate::objects::{RELOCATE_AFTER, State};
+use crate::outcome::End;
 use crate::placement::Member;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Value};
@@ -235,9 +236,26 @@ impl Core {
         if let Some(client) = kept.client {
             self.effects.push(Effect::Committed { client, task, revision });
         }
-        if kept.state == KeptState::AwaitCommit {
+        if kept.state == KeptState::AwaitCommit && !self.is_made_already(task) {
             self.await_deps(task);
         }
+    }
+
+    /// The record of a replayed task is new, but the value lies here, made before its first record could be
+    /// committed: then it has ended. One that contains references is made again, since their edges may be gone.
+    fn is_made_already(&mut self, task: TaskId) -> bool {
+        let id = task.output(0);
+        let Some(State::Here(value)) = self.objects.get(&id).map(|o| o.state.clone()) else { return false };
+        if self.objects[&id].refs.contains {
+            self.discard(id);
+            self.set_object_state(id, State::Pending);
+            return false;
+        }
+        let Some(attempt) = self.kept.get(&task).map(|kept| kept.attempt) else { return false };
+        let executor = self.config.incarnation;
+        let result = (value.output(self.config.crc), matches!(value, Value::Inline(_)));
+        self.conclude(End { task, attempt, executor, durable: true, contains: Vec::new() }, Ok(result));
+        true
     }
 
     fn submit_answered(&mut self, task: TaskId, outcome: item_outcome::Outcome) {
@@ -290,7 +308,10 @@ impl Core {
             return;
         }
         self.drop_kept(task);
-        self.forget_place(task.output(0));
+        let here = self.objects.get(&task.output(0)).is_some_and(|o| matches!(o.state, State::Here(_)));
+        if !here {
+            self.forget_place(task.output(0));
+        }
         for id in self.recovering.remove(&task).unwrap_or_default() {
             self.forget_place(id);
         }

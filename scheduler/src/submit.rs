@@ -49,7 +49,7 @@ impl Core {
         if self.jobs_ended.contains(&job) {
             return;
         }
-        if self.is_duplicate(task, output, job) {
+        if self.is_duplicate(task, output) {
             self.refer(client, output, job);
             self.subscribe(client, output, job);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
@@ -68,22 +68,27 @@ impl Core {
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }
-        // An idle copy of what may have been pruned meanwhile is no value of this submission.
-        self.discard(output);
-        let object = self.object(output, job);
-        object.state = State::Pending;
-        (object.refs.origin, object.refs.home) = (true, Home::Held);
+        // What an earlier attempt's child made and lies here is good for a replay, whether the shard knows the
+        // record (then it is recorded) or not (then it will be).
+        let made = spec.replay && matches!(self.object(output, job).state, State::Here(_));
+        if !made {
+            self.discard(output);
+            let object = self.object(output, job);
+            object.state = State::Pending;
+            object.refs.origin = true;
+        }
+        self.object(output, job).refs.home = Home::Held;
         self.refer(client, output, job);
         self.subscribe(client, output, job);
         self.keep(client, task, spec);
     }
 
-    /// Whether a task that is submitted is one that this node keeps or holds the value of: that is recognised,
-    /// not run again (R2). Of what this node only has a copy, the record may be gone.
-    fn is_duplicate(&self, task: TaskId, output: ObjectId, job: JobId) -> bool {
+    /// Whether a task that is submitted is one that this node keeps or holds: that is recognised, not run again
+    /// (R2). Of what this node only has a copy, the record may be gone, or never have come.
+    fn is_duplicate(&self, task: TaskId, output: ObjectId) -> bool {
         let held = self.objects.get(&output).is_some_and(|object| object.refs.home == Home::Held);
         let making = self.kept.contains_key(&task);
-        (making && !mutant!("M05")) || (!making && self.is_known(output) && (held || !self.counts(job)))
+        (making && !mutant!("M05")) || (!making && held && self.is_known(output))
     }
 
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.

@@ -452,3 +452,28 @@ fn a_long_chain_is_forgotten_without_recursion() {
     node.drop_refs(DRIVER, &[out(at(LENGTH - 1))]);
     assert_eq!(node.objects(), 1, "the whole chain was elided");
 }
+
+#[test]
+fn a_replayed_parent_s_child_whose_value_lies_here_is_recorded_and_not_run_again() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    let child_spec = TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) };
+    // The other node keeps the child, which runs here; then it dies, before the child's record is committed.
+    let assign = Assign { spec: Some(child_spec.clone()), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.finish(child, 1, small(), &[]);
+    node.members(&[ME]);
+    node.submit(DRIVER, spec(parent, &[]));
+    node.settle();
+    // The parent's next attempt, here, submits the child again.
+    node.submit(WORKER, TaskSpec { replay: true, ..child_spec });
+    node.finish(parent, 1, small(), &[]);
+    let record = node.batch();
+    assert_eq!(told(&items(&record)), [('s', out(child))], "the parent's done-record waits for it");
+    node.ack(record, |_| None);
+    let sent = told(&node.settle());
+    assert!(sent.contains(&('d', out(child))) && sent.contains(&('d', out(parent))), "{sent:?}");
+    let runs = |e: &&Effect| matches!(e, Effect::Run { spec, .. } if spec.id == task_bytes(child));
+    assert_eq!(node.effects.iter().filter(runs).count(), 1, "once, for the other node");
+}
