@@ -174,7 +174,7 @@ fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, 
                 oracle.run(&options.style, *task, *seed, *depth, args)
             }
             Step::Put { object, content } => {
-                drop(oracle.objects.insert(*object, Expected::Value(content.clone())));
+                oracle.objects.insert(*object, Expected::Value(content.clone()));
             }
             Step::Get(_) => {}
         }
