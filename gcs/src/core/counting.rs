@@ -83,58 +83,95 @@ impl Counting {
     }
 }
 
-/// By incarnation: runs in which it holds something or answers for something. May name a run in which it
-/// no longer does.
+/// Whom runs concern: who holds something in them or answers for something. May name one whom a run no
+/// longer concerns, while there is the run.
 #[derive(Clone, Default)]
-pub(super) struct Concerns(BTreeMap<u64, BTreeMap<RunId, u64>>);
+pub(super) struct Concerns {
+    by_who: BTreeSet<(u64, RunId)>,
+    /// With the job of the run.
+    by_run: BTreeMap<RunId, (u64, Vec<u64>)>,
+}
 
 impl Concerns {
     pub fn add(&mut self, who: u64, run: RunId, job: u64) {
-        self.0.entry(who).or_default().insert(run, job);
+        if self.by_who.insert((who, run)) {
+            self.by_run.entry(run).or_insert((job, Vec::new())).1.push(who);
+        }
     }
 
     pub fn remove(&mut self, who: u64, run: RunId) {
-        if let Some(runs) = self.0.get_mut(&who) {
-            runs.remove(&run);
-            if runs.is_empty() {
-                self.0.remove(&who);
+        if self.by_who.remove(&(who, run))
+            && let Some((_, all)) = self.by_run.get_mut(&run)
+        {
+            all.retain(|other| *other != who);
+            if all.is_empty() {
+                self.by_run.remove(&run);
             }
         }
     }
 
+    /// A run of somebody's, which concerns them no longer.
     pub fn pop(&mut self, who: u64) -> Option<RunId> {
-        let run = *self.0.get(&who)?.keys().next()?;
+        let first = self.by_who.range((who, RunId(0))..=(who, RunId(u128::MAX))).next();
+        let run = first.copied()?.1;
         self.remove(who, run);
         Some(run)
     }
 
     pub fn has(&self, who: u64) -> bool {
-        self.0.contains_key(&who)
+        self.by_who.range((who, RunId(0))..=(who, RunId(u128::MAX))).next().is_some()
     }
 
+    #[cfg(test)]
+    pub fn is_empty(&self) -> bool {
+        self.by_who.is_empty() && self.by_run.is_empty()
+    }
+
+    /// A run has gone.
+    pub fn forget_run(&mut self, run: RunId) {
+        for who in self.by_run.remove(&run).map(|(_, all)| all).unwrap_or_default() {
+            self.by_who.remove(&(who, run));
+        }
+    }
+
+    /// A job is forgotten.
     pub fn forget(&mut self, job: u64) {
-        self.0.values_mut().for_each(|runs| runs.retain(|_, of| *of != job));
-        self.0.retain(|_, runs| !runs.is_empty());
+        self.by_run.retain(|_, (of, _)| *of != job);
+        let by_run = &self.by_run;
+        self.by_who.retain(|(_, run)| by_run.contains_key(run));
     }
 
     /// Slots have left.
     pub fn drop_slots(&mut self, slots: &SlotSet) {
-        self.0.values_mut().for_each(|runs| runs.retain(|run, _| !slots.contains(run.slot())));
-        self.0.retain(|_, runs| !runs.is_empty());
+        self.by_run.retain(|run, _| !slots.contains(run.slot()));
+        self.by_who.retain(|(_, run)| !slots.contains(run.slot()));
     }
 
     fn dump(&self) -> Vec<ConcernDump> {
-        let one = |(incarnation, runs): (&u64, &BTreeMap<RunId, u64>)| ConcernDump {
-            incarnation: *incarnation,
-            runs: run_list(runs.keys()),
-            jobs: runs.values().copied().collect(),
-        };
-        self.0.iter().map(one).collect()
+        let mut dumps: Vec<ConcernDump> = Vec::new();
+        let mut runs = BytesMut::new();
+        for (who, run) in &self.by_who {
+            let job = self.by_run.get(run).map_or(0, |(job, _)| *job);
+            runs.put_u128(run.0);
+            match dumps.last_mut().filter(|last| last.incarnation == *who) {
+                Some(last) => last.jobs.push(job),
+                None => dumps.push(ConcernDump { incarnation: *who, jobs: vec![job], runs: Bytes::new() }),
+            }
+        }
+        for dump in &mut dumps {
+            dump.runs = runs.split_to(dump.jobs.len() * RUN_BYTES).freeze();
+        }
+        dumps
     }
 
     fn restored(dump: Vec<ConcernDump>) -> Option<Self> {
-        let one = |dump: ConcernDump| Some((dump.incarnation, runs_of(&dump.runs)?.zip(dump.jobs).collect()));
-        Some(Concerns(dump.into_iter().map(one).collect::<Option<_>>()?))
+        let mut concerns = Concerns::default();
+        for one in dump {
+            for (run, job) in runs_of(&one.runs)?.zip(one.jobs) {
+                concerns.add(one.incarnation, run, job);
+            }
+        }
+        Some(concerns)
     }
 }
 
@@ -249,6 +286,9 @@ fn objects_of<L: FromIterator<ObjectId>>(list: &Bytes) -> Option<L> {
     list.chunks(ObjectId::LEN).map(ObjectId::from_bytes).collect()
 }
 
+/// Bytes of a run's id.
+const RUN_BYTES: usize = 16;
+
 fn run_list<'a>(runs: impl IntoIterator<Item = &'a RunId>) -> Bytes {
     let mut list = BytesMut::new();
     runs.into_iter().for_each(|run| list.put_u128(run.0));
@@ -257,6 +297,6 @@ fn run_list<'a>(runs: impl IntoIterator<Item = &'a RunId>) -> Bytes {
 
 fn runs_of(list: &Bytes) -> Option<impl Iterator<Item = RunId>> {
     let one = |bytes: &[u8]| RunId(u128::from_be_bytes(bytes.try_into().expect("16 bytes")));
-    let runs: Vec<RunId> = list.chunks_exact(16).map(one).collect();
-    list.len().is_multiple_of(16).then(|| runs.into_iter())
+    let runs: Vec<RunId> = list.chunks_exact(RUN_BYTES).map(one).collect();
+    list.len().is_multiple_of(RUN_BYTES).then(|| runs.into_iter())
 }

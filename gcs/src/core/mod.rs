@@ -34,6 +34,8 @@ pub mod puts;
 mod references;
 pub mod refs;
 #[cfg(test)]
+mod refs_model;
+#[cfg(test)]
 mod refs_tests;
 pub mod run;
 pub mod session;

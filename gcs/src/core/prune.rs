@@ -67,6 +67,7 @@ impl ShardState {
     fn drop_run(&mut self, id: RunId) -> io::Result<()> {
         if let Some(past) = self.tasks.look(id, |run| run.past())? {
             self.tasks.remove(id)?;
+            self.counting.concerns.forget_run(id);
             self.counting.bygone.add(id, past);
         }
         Ok(())

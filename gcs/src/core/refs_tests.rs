@@ -117,17 +117,17 @@ pub(super) fn release(object: ObjectId) -> Item {
     Item::Release(proto::Release { object: proto::object_bytes(object) })
 }
 
-fn put(object: ObjectId, contains: &[ObjectId]) -> Item {
+pub(super) fn put(object: ObjectId, contains: &[ObjectId]) -> Item {
     let contains = contains.iter().map(|id| proto::object_bytes(*id)).collect();
     let (object, output) = (proto::object_bytes(object), Some(proto::Output { crc: 1, size: 1 << 20 }));
     Item::Put(proto::SmallPut { object, job: 1, large: true, output, contains, ..Default::default() })
 }
 
-fn a_put(n: u32) -> ObjectId {
+pub(super) fn a_put(n: u32) -> ObjectId {
     TaskId::root(JobId(1)).output(FIRST_PUT_SLOT + n)
 }
 
-fn is_empty(state: &ShardState) -> bool {
+pub(super) fn is_empty(state: &ShardState) -> bool {
     state.tasks.is_empty()
         && state.tasks.hot().count() == 0
         && state.puts.is_empty()

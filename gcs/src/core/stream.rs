@@ -246,10 +246,16 @@ impl ShardState {
         }
         let Some(mut known) = self.tasks.get_mut(run)? else { return Ok(false) };
         let alike = known.all_first_attempts_of(who, &done.places);
-        if alike {
-            known.end(done.clone());
+        if !alike {
+            return Ok(false);
         }
-        Ok(alike)
+        known.end(done.clone());
+        let concerns = known.concerns(who);
+        drop(known);
+        if !concerns {
+            self.counting.concerns.remove(who, run);
+        }
+        Ok(true)
     }
 
     /// The current attempt's first `Done` stands; every other is only compared (R3).
@@ -274,7 +280,7 @@ impl ShardState {
                 let (ended, diverged) = divergence::ended(standing, done, &record.spec);
                 if let Some(mut run) = self.tasks.get_mut(id.run)? {
                     run.set(id.place, ended);
-                    let concerns = done.attempt == 1 || run.concerns(who);
+                    let concerns = run.concerns(who);
                     drop(run);
                     if !concerns {
                         self.counting.concerns.remove(who, id.run);

@@ -149,13 +149,14 @@ impl Run {
             && self.chunk(place).is_some_and(|chunk| !fenced.contains(&chunk.keeper))
     }
 
-    /// Whether `who` holds anything of it, or answers for a task of it that somebody else submitted.
+    /// Whether `who` holds anything of it, answers for a task of it, or submitted one that has not ended.
     pub fn concerns(&self, who: u64) -> bool {
         let is_kept = |(place, standing): (&u16, &Standing)| {
-            standing.keeper == who && !self.ended.contains(*place) && !self.is_submitter(*place, who)
+            standing.keeper == who && !self.ended.contains(*place)
         };
+        let settled = self.released.intersect(&self.ended);
         let holds = |chunk: &Chunk| {
-            chunk.keeper == who && !chunk.places().intersect(&self.present).is_within(&self.released)
+            chunk.keeper == who && !chunk.places().intersect(&self.present).is_within(&settled)
         };
         self.chunks.iter().any(holds)
             || self.needed.values().any(|needed| needed.is_held_by(who))
