@@ -3,6 +3,8 @@
 //! A level of formats that changes one of them adds a file; none is ever changed or removed. Segments
 //! of the log are in `log::tests`.
 
+mod counted;
+
 use crate::backup::archive::{self, ArchiveHead, Piece};
 use crate::cold;
 use crate::core::ShardState;
@@ -49,11 +51,8 @@ fn put(seq: u64, key: &'static str, value: &'static str) -> command::Op {
     call_of(1, seq, call::Op::KvPut(proto::KvPut { key, value, ..Default::default() }))
 }
 
-/// A command of every kind that leaves something behind.
-fn commands() -> Vec<command::Op> {
-    let join =
-        |address: &str| proto::NodeJoin { address: address.into(), cpu_milli: 4000, ..Default::default() };
-    let spec = |n| proto::TaskSpec {
+fn spec_of(n: u64) -> proto::TaskSpec {
+    proto::TaskSpec {
         id: proto::task_bytes(task(n)),
         job: 1,
         function: 5,
@@ -61,14 +60,23 @@ fn commands() -> Vec<command::Op> {
         max_retries: 3,
         args: vec![proto::Arg { arg: Some(proto::arg::Arg::Value(Bytes::from_static(b"argument"))) }],
         ..Default::default()
-    };
-    let done = |n, executor, crc| proto::Done {
+    }
+}
+
+fn done_of(n: u64, executor: u64, crc: u32) -> proto::Done {
+    proto::Done {
         task: proto::task_bytes(task(n)),
         attempt: 1,
         executor,
         outputs: vec![proto::Output { crc, size: 8 }],
         ..Default::default()
-    };
+    }
+}
+
+/// A command of every kind that leaves something behind.
+fn commands() -> Vec<command::Op> {
+    let join =
+        |address: &str| proto::NodeJoin { address: address.into(), cpu_milli: 4000, ..Default::default() };
     let small = proto::SmallPut {
         object: proto::object_bytes(task(0).output(mobula_base::ids::FIRST_PUT_SLOT)),
         job: 1,
@@ -98,8 +106,8 @@ fn commands() -> Vec<command::Op> {
     ];
     let mut items = Vec::new();
     for n in 0..520 {
-        items.push(Item::Submit(spec(n)));
-        items.push(Item::Done(done(n, 1, 9)));
+        items.push(Item::Submit(spec_of(n)));
+        items.push(Item::Done(done_of(n, 1, 9)));
     }
     items.push(Item::Put(small));
     let mut first_seq = 1;
@@ -288,7 +296,7 @@ fn backup(parcel: &Parcel, file: &[u8]) -> Vec<u8> {
     writer.finish().expect("a Vec grows")
 }
 
-/// Everything that this program writes at levels 1 and 2, by the name of its golden file.
+/// Everything that this program writes at levels 1 to 3, by the name of its golden file.
 fn written() -> BTreeMap<&'static str, Vec<u8>> {
     let (state, disk) = state();
     let cold = state.manifest();
@@ -307,6 +315,7 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
         ("wire-v1", wire(&parcel.cold)),
         ("cold-v1.runs", file),
         ("dump-v4", moved().snapshot(2)),
+        ("dump-v5", counted::counted().snapshot(3)),
     ])
 }
 

@@ -158,11 +158,21 @@ impl Model {
                 } else {
                     let (submitter, keeper) = (*who, *who);
                     let (released, ended, failed, contains) = (false, false, false, false);
-                    let record =
-                        Record { submitter, released, keeper, attempt: 1, ended, failed, value: None, contains };
+                    let record = Record {
+                        submitter,
+                        released,
+                        keeper,
+                        attempt: 1,
+                        ended,
+                        failed,
+                        value: None,
+                        contains,
+                    };
                     self.records.insert(*n, record);
                 }
-                let arg = |n: &u64| proto::Arg { arg: Some(proto::arg::Arg::Object(proto::object_bytes(object(*n)))) };
+                let arg = |n: &u64| proto::Arg {
+                    arg: Some(proto::arg::Arg::Object(proto::object_bytes(object(*n)))),
+                };
                 let spec = proto::TaskSpec {
                     id: proto::task_bytes(id(*n)),
                     job: 1,
@@ -216,7 +226,10 @@ impl Model {
                 contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n)));
                 self.puts.insert(*n);
                 self.holds.insert((*n, *who));
-                items.push(super::refs_tests::put(object(*n), &contains.iter().map(|n| object(*n)).collect::<Vec<_>>()));
+                items.push(super::refs_tests::put(
+                    object(*n),
+                    &contains.iter().map(|n| object(*n)).collect::<Vec<_>>(),
+                ));
                 items
             }
             Step::Hold(who, n) => {
@@ -265,7 +278,8 @@ fn clean_up(shard: &mut Shard, model: &Model) {
             continue;
         }
         let by = proto::object_bytes(by);
-        let unname = |n| Item::Unname(proto::Unname { object: proto::object_bytes(object(n)), by: by.clone() });
+        let unname =
+            |n| Item::Unname(proto::Unname { object: proto::object_bytes(object(n)), by: by.clone() });
         shard.say(CLEANER, (0..TASKS + PUTS).map(unname).collect());
         shard.settle();
     }

@@ -151,9 +151,8 @@ impl Run {
 
     /// Whether `who` holds anything of it, answers for a task of it, or submitted one that has not ended.
     pub fn concerns(&self, who: u64) -> bool {
-        let is_kept = |(place, standing): (&u16, &Standing)| {
-            standing.keeper == who && !self.ended.contains(*place)
-        };
+        let is_kept =
+            |(place, standing): (&u16, &Standing)| standing.keeper == who && !self.ended.contains(*place);
         let settled = self.released.intersect(&self.ended);
         let holds = |chunk: &Chunk| {
             chunk.keeper == who && !chunk.places().intersect(&self.present).is_within(&settled)
