@@ -316,3 +316,92 @@ fn one_move_at_a_time_and_a_repeated_request_is_answered_as_before() {
     assert_eq!(SlotTable::restored(table.dump()).expect("readable"), table);
     assert!(SlotTable::default().dump().is_none(), "nothing to say before the first move");
 }
+
+fn reference(kind: &str, object: mobula_base::ObjectId, by: Option<mobula_base::ObjectId>) -> Item {
+    let object = proto::object_bytes(object);
+    match (kind, by) {
+        ("release", _) => Item::Release(proto::Release { object }),
+        ("hold", _) => Item::Name(proto::Name { object, hold: true, job: 1, ..Default::default() }),
+        (_, by) => {
+            let by = by.map(proto::object_bytes).unwrap_or_default();
+            Item::Name(proto::Name { object, by, job: 1, contains: kind == "contains", ..Default::default() })
+        }
+    }
+}
+
+fn done(n: u64) -> Item {
+    Item::Done(proto::Done {
+        task: proto::task_bytes(task(n)),
+        attempt: 1,
+        executor: 7,
+        outputs: vec![proto::Output::default()],
+        ..Default::default()
+    })
+}
+
+/// Who holds what moves with its slot, and what happens meanwhile on either side is not forgotten.
+#[test]
+fn references_move_with_their_slots() {
+    let (mut a, mut b) = (Shard::new(0), Shard::new(1));
+    a.apply(super::first_sweep(0, SHARDS));
+    b.apply(super::first_sweep(1, SHARDS));
+    let goes = tasks(&some(), true, 4);
+    let stays = tasks(&some(), false, 1)[0];
+    let [held, named, lone, waits] = [0, 1, 2, 3].map(|at| task(goes[at]).output(0));
+    let user = task(stays).output(0);
+    let a_put = {
+        // The root's run of some job lies in a slot that goes.
+        let job = (2u64..).find(|job| some().contains(TaskId::root(JobId(*job)).run.slot())).expect("many");
+        (job, TaskId::root(JobId(job)).output(mobula_base::ids::FIRST_PUT_SLOT))
+    };
+    a.stream(1, goes.iter().flat_map(|n| [submit(*n), done(*n)]).collect());
+    let arg = proto::Arg { arg: Some(proto::arg::Arg::Object(proto::object_bytes(named))) };
+    let Item::Submit(plain) = submit(stays) else { unreachable!() };
+    let put = proto::SmallPut {
+        object: proto::object_bytes(a_put.1),
+        job: a_put.0,
+        large: true,
+        contains: vec![proto::object_bytes(waits)],
+        ..Default::default()
+    };
+    a.stream(
+        9,
+        vec![
+            reference("names", named, Some(user)),
+            Item::Submit(proto::TaskSpec { args: vec![arg], ..plain }),
+            reference("contains", waits, Some(a_put.1)),
+            Item::Put(put),
+            reference("release", named, None),
+            reference("release", waits, None),
+        ],
+    );
+    let hold = vec![proto::StreamItem { item: Some(reference("hold", held, None)) }];
+    a.apply(Op::Stream(proto::StreamBatch { incarnation: 8, first_seq: 1, items: hold }));
+    b.slots(expect(2, &some()));
+    a.slots(release(2, &some()));
+    // A record here is over, and what it names is on its way: that end is told wherever it will be.
+    a.stream(15, vec![done(stays), reference("release", user, None)]);
+    assert_eq!(a.state.counting.outbox().len(), 1);
+    // One who holds something dies meanwhile, and both shards learn it before it has all come.
+    a.apply(Op::Fence(proto::Fence { incarnation: 7 }));
+    b.apply(Op::Fence(proto::Fence { incarnation: 7 }));
+    copy(&a, &mut b, 2, 1, |b| {
+        b.start_again();
+    });
+    a.start_again();
+    let ends = a.state.counting.outbox().first(9);
+    b.apply(Op::Unnames(proto::Unnames { from_shard: 0, ends }));
+    while b.state.counting.has_work() {
+        b.apply(Op::Sweep(proto::Sweep::default()));
+    }
+    let there =
+        [held, named, lone, waits].map(|object| b.state.tasks.get(object.task).expect("read").is_some());
+    assert_eq!(there, [true, false, false, false], "node 8 holds the first");
+    assert!(b.state.puts.is_empty());
+    b.apply(Op::Fence(proto::Fence { incarnation: 8 }));
+    while b.state.counting.has_work() {
+        b.apply(Op::Sweep(proto::Sweep::default()));
+    }
+    assert!(b.state.tasks.is_empty() && b.state.jobs().is_empty());
+    assert_eq!(a.state.tasks.len(), 4, "nothing changes where it was");
+}
