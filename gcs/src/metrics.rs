@@ -269,6 +269,8 @@ fn shards(registry: &mut Registry, running: &Running) {
             count("tasks", state.tasks.len());
             count("puts", state.puts.len() as u64);
             count("kv", state.kv.count());
+            count("outbox", state.counting.outbox().len() as u64);
+            count("to_prune", state.counting.waiting() as u64);
             if shard == 0 {
                 count("jobs", state.cluster.jobs.len() as u64);
                 count("members", state.cluster.members.len() as u64);

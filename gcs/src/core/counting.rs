@@ -49,6 +49,12 @@ impl Counting {
         !self.waiting.is_empty() && self.outbox.len() < super::outbox::MAX_OUTBOX
     }
 
+    /// How much waits for that: objects, runs and nodes.
+    pub fn waiting(&self) -> usize {
+        let waiting = &self.waiting;
+        waiting.objects.len() + waiting.runs.len() + waiting.arrived.len() + waiting.fenced.len()
+    }
+
     /// What other shards are to be told.
     pub fn outbox(&self) -> &Outbox {
         &self.outbox

@@ -43,7 +43,7 @@ fn message(done: &proto::Done, known: &[Output]) -> String {
     let at = (0..known.len()).find(|at| known.get(*at) != done.outputs.get(*at)).unwrap_or(known.len());
     format!(
         "attempt {} of task {task} returned something else than an earlier one: value {at} was {} and is now {}; \
-         make the task deterministic, or let its job accept divergence",
+         make the task deterministic, or start its job with on_divergence = accept",
         done.attempt,
         say(known, at),
         say(&done.outputs, at),

@@ -73,6 +73,12 @@ impl Places {
         self.0.get(usize::from(place) / 64).is_some_and(|word| word >> (place % 64) & 1 == 1)
     }
 
+    /// The lowest.
+    pub fn first(&self) -> Option<u16> {
+        let at = self.0.iter().position(|word| *word != 0)?;
+        Some((at * 64) as u16 + self.0[at].trailing_zeros() as u16)
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         self.0.iter().map(|word| word.count_ones() as usize).sum()
@@ -149,7 +155,7 @@ mod tests {
                 model.insert(place);
             }
             prop_assert_eq!(places.iter().collect::<Vec<_>>(), model.iter().copied().collect::<Vec<_>>());
-            prop_assert_eq!(places.len(), model.len());
+            prop_assert_eq!((places.len(), places.first()), (model.len(), model.first().copied()));
             for place in 0..512 {
                 prop_assert_eq!(places.contains(place), model.contains(&place));
                 prop_assert_eq!(places.rank(place), model.range(..place).count());

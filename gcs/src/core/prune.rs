@@ -53,7 +53,7 @@ impl ShardState {
         let over = run.over(id, among, &self.fenced);
         let plain = run.plain(&over);
         if !plain.is_empty() {
-            run.prune(&plain);
+            run.prune(id, &plain);
         }
         let is_empty = run.is_empty();
         drop(run);
@@ -170,7 +170,7 @@ impl ShardState {
         }
         let mut targets = named(&spec);
         targets.extend(record.standing.contains());
-        run.prune(&place);
+        run.prune(id.run, &place);
         let is_empty = run.is_empty();
         drop(run);
         if is_empty {

@@ -487,3 +487,13 @@ fn copies_of_a_drivers_put_that_has_gone_may_go() {
     assert!(shard.state.may_drop(inner).expect("memory"));
     assert!(!shard.state.may_drop(a_put(2)).expect("memory"), "its record may be under way");
 }
+
+#[test]
+fn an_edge_of_a_put_from_a_value_that_never_came_goes_with_the_record() {
+    let mut shard = Shard::new(0, 1);
+    let (id, inner) = (task(0), task(0).output(FIRST_PUT_SLOT));
+    shard.say(1, vec![submit(id, &[]), edge(inner, id.output(0), true), done(id, 1, 8)]);
+    shard.say(1, vec![release(id.output(0))]);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+}

@@ -123,7 +123,8 @@ impl ShardState {
         }
         for (seq, place) in (first_seq..).zip(places.iter()) {
             let Some((digest, spec)) = chunk.record(place) else { continue };
-            let outcome = self.submit_one(index, who, TaskId { run, place }, batch.job, digest, &spec)?;
+            let single = Chunk::single(place, digest, &spec, who, index, batch.plain);
+            let outcome = self.submit_one(who, TaskId { run, place }, batch.job, digest, &single)?;
             say(outcomes, seq, outcome);
         }
         Ok(None)
@@ -133,7 +134,8 @@ impl ShardState {
         let Some(id) = TaskId::from_bytes(&spec.id).filter(|id| u64::from(id.place) < RUN_LEN) else {
             return Ok(Some(failed(FailureKind::FailureBadArguments, "malformed task id")));
         };
-        self.submit_one(index, who, id, spec.job, spec.digest, &spec.encode_to_vec())
+        let chunk = Chunk::single(id.place, spec.digest, &spec.encode_to_vec(), who, index, is_plain(spec));
+        self.submit_one(who, id, spec.job, spec.digest, &chunk)
     }
 
     /// Records have come from `who`, who holds what they make.
@@ -152,12 +154,11 @@ impl ShardState {
 
     fn submit_one(
         &mut self,
-        index: u64,
         who: u64,
         id: TaskId,
         job: u64,
         digest: u64,
-        spec: &[u8],
+        chunk: &Chunk,
     ) -> io::Result<Option<Outcome>> {
         let digest_of = |run: &Changing<'_>| run.record(id.place).map(|record| record.digest);
         let known = self.tasks.get_mut(id.run)?.as_ref().and_then(digest_of);
@@ -177,10 +178,8 @@ impl ShardState {
             return Ok(Some(refused));
         }
         let place = only(id.place);
-        let plain = self.counting.on && is_plain(&proto::TaskSpec::decode(spec).unwrap_or_default());
-        let chunk = Chunk::single(id.place, digest, spec, who, index, plain);
         self.run_of(id.run, job)?.add(chunk.clone(), &place);
-        self.has_come(who, id.run, job, &chunk, &place);
+        self.has_come(who, id.run, job, chunk, &place);
         Ok(None)
     }
 

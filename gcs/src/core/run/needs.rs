@@ -46,10 +46,8 @@ impl Run {
 
     /// As [`Run::let_go`] for the first return values at all of `places`.
     pub fn let_go_of_many(&mut self, places: &Places, who: u64) {
-        for chunk in self.chunks.iter().filter(|chunk| chunk.keeper == who) {
-            let of = chunk.places().intersect(places).intersect(&self.present);
-            self.released = self.released.union(&of);
-        }
+        let own = self.chunks_of(places).filter(|(chunk, _)| chunk.keeper == who);
+        self.released = own.fold(self.released, |released, (_, of)| released.union(&of));
         let held: Vec<u16> =
             self.first_values(places).filter(|(_, n)| n.is_held_by(who)).map(|e| e.0).collect();
         for place in held {
@@ -131,8 +129,7 @@ impl Run {
     /// Places among these that whoever submitted them still holds.
     pub fn held_by_submitters(&self, places: &Places, fenced: &BTreeSet<u64>) -> Places {
         let mut held = Places::default();
-        for chunk in self.chunks.iter().filter(|chunk| !fenced.contains(&chunk.keeper)) {
-            let of = chunk.places().intersect(places).intersect(&self.present);
+        for (_, of) in self.chunks_of(places).filter(|(chunk, _)| !fenced.contains(&chunk.keeper)) {
             held = held.union(&of.without(&self.released));
         }
         held
@@ -157,7 +154,7 @@ impl Run {
         let holds = |chunk: &Chunk| {
             chunk.keeper == who && !chunk.places().intersect(&self.present).is_within(&settled)
         };
-        self.chunks.iter().any(holds)
+        self.chunks.iter().rev().any(holds)
             || self.needed.values().any(|needed| needed.is_held_by(who))
             || self.different.iter().any(is_kept)
     }
@@ -178,11 +175,7 @@ impl Run {
         if !self.counts {
             return over;
         }
-        for chunk in &self.chunks {
-            let mut of = chunk.places().intersect(among).intersect(&self.present);
-            if of.is_empty() {
-                continue;
-            }
+        for (chunk, mut of) in self.chunks_of(among) {
             if fenced.contains(&chunk.keeper) {
                 let end = chunk.first + chunk.count;
                 let kept = self.different.range(chunk.first..end);
@@ -193,34 +186,64 @@ impl Run {
             }
             over = over.union(&of);
         }
-        for ((place, _), needed) in &self.needed {
-            // What a task has put lies in its own value, say: that edge goes with its record.
-            if !needed.is_only_by(TaskId { run: id, place: *place }.output(0)) {
-                over.remove(*place);
+        if !self.needed.is_empty() {
+            for place in over.iter().collect::<Vec<u16>>() {
+                // What a task has put lies in its own value, say: that edge goes with its record.
+                let own = TaskId { run: id, place }.output(0);
+                if self.needed_at(place).any(|(_, needed)| !needed.is_only_by(own)) {
+                    over.remove(place);
+                }
             }
         }
         over
     }
 
+    fn needed_at(&self, place: u16) -> impl Iterator<Item = (u32, &Needed)> {
+        let all = self.needed.range((place, 0)..=(place, u32::MAX));
+        all.map(|((_, slot), needed)| (*slot, needed))
+    }
+
+    /// The chunks with records at some of `places`, and which.
+    fn chunks_of(&self, places: &Places) -> impl Iterator<Item = (&Chunk, Places)> {
+        let mut left = places.intersect(&self.present);
+        std::iter::from_fn(move || {
+            let chunk = self.chunk(left.first()?)?;
+            let of = chunk.places().intersect(&left);
+            left = left.without(&of);
+            Some((chunk, of))
+        })
+    }
+
     /// Those of `places` that name and contain nothing, and need not stay until the job ends.
     pub fn plain(&self, places: &Places) -> Places {
         let mut plain = Places::default();
-        for chunk in self.chunks.iter().filter(|chunk| chunk.plain) {
-            plain = plain.union(&chunk.places().intersect(places));
+        for (_, of) in self.chunks_of(places).filter(|(chunk, _)| chunk.plain) {
+            plain = plain.union(&of);
         }
-        let contains = self.different.iter().filter(|(_, standing)| !standing.contains().is_empty());
-        contains.for_each(|(place, _)| plain.remove(*place));
+        if !self.different.is_empty() {
+            for place in plain.iter().collect::<Vec<u16>>() {
+                if self.different.get(&place).is_some_and(|standing| !standing.contains().is_empty()) {
+                    plain.remove(place);
+                }
+            }
+        }
         plain
     }
 
-    /// Takes records out.
-    pub fn prune(&mut self, places: &Places) {
+    /// Takes records out. `id` is this run's.
+    pub fn prune(&mut self, id: RunId, places: &Places) {
         self.present = self.present.without(places);
         self.ended = self.ended.without(places);
         self.released = self.released.without(places);
         self.pruned = self.pruned.union(places);
-        if !self.different.is_empty() {
-            self.different.retain(|place, _| !places.contains(*place));
+        for place in places.iter() {
+            if let Some(old) = self.different.remove(&place) {
+                self.weight -= old.weight();
+            }
+            // Nobody is left who could say that this edge has ended.
+            let own = TaskId { run: id, place }.output(0);
+            let slots: Vec<u32> = self.needed_at(place).map(|(slot, _)| slot).collect();
+            slots.into_iter().for_each(|slot| self.unname(place, slot, own));
         }
         if self.present.len() * 2 <= self.kept as usize {
             self.shed();
