@@ -6,12 +6,15 @@ use crate::args::BenchArgs;
 use crate::cluster::LocalCluster;
 use crate::exit::Failure;
 use mobula::{Blob, Client, ObjectRef};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Tasks run before anything is measured: workers are started and memory is warm.
 const WARM_UP: u64 = 2_000;
 /// Repetitions of what is timed singly.
 const SINGLY: usize = 2_000;
+/// Tasks in flight at once where references are dropped.
+const IN_FLIGHT: usize = 10_000;
 /// How long durability is waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -36,6 +39,7 @@ pub fn run(args: &BenchArgs) -> Result<Figures, Failure> {
     many(&client, WARM_UP)?;
     latency(&mut figures, &client)?;
     throughput(&mut figures, &client, args.tasks)?;
+    dropping(&mut figures, &client, args.tasks)?;
     objects(&mut figures, &client)?;
     resident(
         &mut figures,
@@ -70,7 +74,7 @@ fn latency(figures: &mut Figures, client: &Client) -> Result<(), Failure> {
 /// No-op tasks in flight by thousands, every reference kept, lineage on: how fast they are done,
 /// and how fast their records are durable.
 fn throughput(figures: &mut Figures, client: &Client, count: u64) -> Result<(), Failure> {
-    let durable_before = settle(client);
+    let (durable_before, _) = settle(client);
     let at = Instant::now();
     let refs: Vec<ObjectRef<()>> = (0..count).map(|_| client.submit(noop::task())).collect();
     let submitted = at.elapsed();
@@ -78,7 +82,7 @@ fn throughput(figures: &mut Figures, client: &Client, count: u64) -> Result<(), 
         reference.get()?;
     }
     let done = at.elapsed();
-    let durable = settle(client) - durable_before;
+    let durable = settle(client).0 - durable_before;
     let committed = at.elapsed();
     figures.add("submissions", count as f64 / submitted.as_secs_f64(), "/s");
     figures.add("no-op tasks, submit to get", count as f64 / done.as_secs_f64(), "/s");
@@ -86,15 +90,37 @@ fn throughput(figures: &mut Figures, client: &Client, count: u64) -> Result<(), 
     Ok(())
 }
 
-/// Waits until every record is durable; how many are.
-fn settle(client: &Client) -> u64 {
+/// The same, each reference dropped once its task is done: records of tasks that came and went before they were
+/// sent are elided.
+fn dropping(figures: &mut Figures, client: &Client, count: u64) -> Result<(), Failure> {
+    settle(client);
+    let at = Instant::now();
+    let mut window: VecDeque<ObjectRef<()>> = VecDeque::new();
+    for _ in 0..count {
+        if window.len() == IN_FLIGHT
+            && let Some(oldest) = window.pop_front()
+        {
+            oldest.get()?;
+        }
+        window.push_back(client.submit(noop::task()));
+    }
+    window.into_iter().try_for_each(|reference| reference.get())?;
+    figures.add("no-op tasks, references dropped", count as f64 / at.elapsed().as_secs_f64(), "/s");
+    let (_, sent) = settle(client);
+    figures.add("of their records, reached the log", sent as f64 / count as f64 * 100.0, "%");
+    Ok(())
+}
+
+/// Waits until every record is durable or elided; how many are, and how many were acknowledged since the last
+/// call.
+fn settle(client: &Client) -> (u64, usize) {
     let until = Instant::now() + PATIENCE;
     while client.committed() < client.submitted() && Instant::now() < until {
         std::thread::sleep(Duration::from_micros(200));
     }
     // Taken, so that they do not pile up in the client.
-    client.take_committed();
-    client.committed()
+    let sent = client.take_committed().len();
+    (client.committed(), sent)
 }
 
 fn objects(figures: &mut Figures, client: &Client) -> Result<(), Failure> {

@@ -34,6 +34,8 @@ pub struct Work<'a> {
     screen: Screen,
     /// Lineage records that were acknowledged, with their revisions.
     records: Vec<(TaskId, u64)>,
+    /// Once it is over, with its references: what they need is not pruned before it has been audited.
+    job: Option<Job>,
 }
 
 /// What the job gave.
@@ -65,7 +67,7 @@ impl<'a> Work<'a> {
         let monitor = Monitor::start(cluster.head_addresses());
         let screen = Screen::new(output);
         let faults = Faults::new(cluster, &plan.kills, plan.seed, screen.started());
-        Ok(Work { cluster, client, monitor, faults, screen, records: Vec::new() })
+        Ok(Work { cluster, client, monitor, faults, screen, records: Vec::new(), job: None })
     }
 
     /// Runs the job to its answer.
@@ -85,6 +87,7 @@ impl<'a> Work<'a> {
             self.listen();
             if let Some(matches) = found {
                 let (candidates, (_, tasks)) = (job.candidates, progress.tasks());
+                self.job = Some(job);
                 return Ok(Answer { matches, candidates, tasks, took: self.screen.started().elapsed() });
             }
             let done = progress.tasks().0;
