@@ -86,6 +86,8 @@ pub(super) struct EdgeDump {
     /// 1: its record names the object; 2: its value contains it.
     #[prost(uint32, tag = "2")]
     pub kinds: u32,
+    #[prost(fixed64, tag = "3")]
+    pub sender: u64,
 }
 
 /// What level 3 knows of a put beyond its small value.

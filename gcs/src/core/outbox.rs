@@ -22,8 +22,20 @@ pub const MAX_OUTBOX: usize = 100_000;
 struct End {
     object: ObjectId,
     by: ObjectId,
+    what: What,
+}
+
+/// What is told of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    /// It ends.
+    Ends,
     /// It begins.
-    name: bool,
+    Begins,
+    /// Is there what it comes from? Who said so is dead. It goes to the shard of that.
+    Asks(u64),
+    /// There is not: it ends, unless somebody else has said so by now.
+    Orphan,
 }
 
 /// See the module.
@@ -91,19 +103,52 @@ impl Outbox {
 impl End {
     fn dump(&self, seq: u64) -> proto::LooseEnd {
         let (object, by) = (proto::object_bytes(self.object), proto::object_bytes(self.by));
-        proto::LooseEnd { seq, object, by, name: self.name }
+        let mut end = proto::LooseEnd { seq, object, by, ..Default::default() };
+        match self.what {
+            What::Ends => {}
+            What::Begins => end.name = true,
+            What::Asks(dead) => {
+                // The first of the two says who is to be told.
+                std::mem::swap(&mut end.object, &mut end.by);
+                end.asks = dead;
+            }
+            What::Orphan => end.orphan = true,
+        }
+        end
+    }
+
+    /// Whose shard takes it.
+    fn home(&self) -> RunId {
+        match self.what {
+            What::Asks(_) => self.by.task.run,
+            What::Ends | What::Begins | What::Orphan => self.object.task.run,
+        }
     }
 
     fn load(end: &proto::LooseEnd) -> Option<Self> {
         let (object, by) = (ObjectId::from_bytes(&end.object)?, ObjectId::from_bytes(&end.by)?);
-        Some(End { object, by, name: end.name })
+        let what = match end {
+            proto::LooseEnd { name: true, .. } => What::Begins,
+            proto::LooseEnd { orphan: true, .. } => What::Orphan,
+            proto::LooseEnd { asks: 0, .. } => What::Ends,
+            proto::LooseEnd { asks, .. } => What::Asks(*asks),
+        };
+        match what {
+            What::Asks(_) => Some(End { object: by, by: object, what }),
+            What::Ends | What::Begins | What::Orphan => Some(End { object, by, what }),
+        }
     }
 }
 
 impl ShardState {
     /// An edge to an object of another shard has ended.
     pub(super) fn tell_end(&mut self, object: ObjectId, by: ObjectId) {
-        self.counting.outbox.push(End { object, by, name: false });
+        self.counting.outbox.push(End { object, by, what: What::Ends });
+    }
+
+    /// An edge that the dead spoke of comes from another shard: is there such a record?
+    pub(super) fn ask_for(&mut self, object: ObjectId, by: ObjectId, dead: u64) {
+        self.counting.outbox.push(End { object, by, what: What::Asks(dead) });
     }
 
     /// A record has come (again): edges of its earlier life that are about to end elsewhere are told anew.
@@ -113,8 +158,10 @@ impl ShardState {
             return;
         }
         let names = super::prune::named(&proto::TaskSpec::decode(spec).unwrap_or_default());
-        let ends = outbox.ends.values().filter(|end| end.by.task == id && names.contains(&end.object));
-        let again: Vec<End> = ends.map(|end| End { name: true, ..*end }).collect();
+        let is_ending = |end: &&End| !matches!(end.what, What::Asks(_) | What::Begins);
+        let ends = outbox.ends.values().filter(is_ending);
+        let ends = ends.filter(|end| end.by.task == id && names.contains(&end.object));
+        let again: Vec<End> = ends.map(|end| End { what: What::Begins, ..*end }).collect();
         again.into_iter().for_each(|end| outbox.push(end));
     }
 
@@ -127,17 +174,30 @@ impl ShardState {
             let Some(end) = End::load(dump) else { continue };
             let is_late = dump.seq <= mark;
             mark = mark.max(dump.seq);
-            if is_late || self.slots.moved(end.object.task.run.slot()).is_some() {
+            if is_late || self.slots.moved(end.home().slot()).is_some() || !self.take_end(end)? {
                 again.push(dump.seq);
-            } else if end.name {
-                // What is not here any more is not made again for this.
-                self.name_if_there(end.object, end.by)?;
-            } else {
-                self.end_edge_here(end.object, end.by)?;
             }
         }
         self.counting.outbox.marks.insert(told.from_shard, mark);
         Ok(Answer::Unnames(proto::UnnamesAck { again }))
+    }
+
+    /// Takes one; false when it is too early for that.
+    fn take_end(&mut self, end: End) -> io::Result<bool> {
+        match end.what {
+            What::Ends => self.end_edge_here(end.object, end.by)?,
+            // What is not here any more is not made again for this.
+            What::Begins => self.name_if_there(end.object, end.by)?,
+            What::Orphan => self.end_orphan_here(end.object, end.by)?,
+            // What the dead have sent may still come.
+            What::Asks(dead) if !self.is_fenced(dead) => return Ok(false),
+            What::Asks(_) => {
+                if !self.is_meant(end.object, end.by)? {
+                    self.counting.outbox.push(End { what: What::Orphan, ..end });
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// What has become of ends that were told.
@@ -148,7 +208,7 @@ impl ShardState {
         for seq in &told.again {
             let Some(end) = self.counting.outbox.remove(*seq) else { continue };
             // Its record has come again meanwhile: it would end what was told since.
-            if end.name || self.tasks.get(end.by.task)?.is_none() {
+            if end.what != What::Ends || self.tasks.get(end.by.task)?.is_none() {
                 self.counting.outbox.push(end);
             }
         }

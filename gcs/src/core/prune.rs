@@ -79,7 +79,10 @@ impl ShardState {
             task: TaskId { run: id, place: u16::MAX },
             slot: u32::MAX,
         };
+        let mut orphans = Vec::new();
         for (object, put) in self.puts.range_mut(of_puts) {
+            let edges = put.needed.take_orphans(|who| self.fenced.contains(&who));
+            orphans.extend(edges.into_iter().map(|(by, dead)| (*object, by, dead)));
             if put.needed.bury(|who| self.fenced.contains(&who)) && put.is_over() {
                 self.counting.waiting.objects.insert(*object);
             }
@@ -88,8 +91,39 @@ impl ShardState {
             && run.counts()
         {
             run.bury(&self.fenced);
+            orphans.extend(run.take_orphans(id, &self.fenced));
         }
-        self.review(id, &all_places())
+        self.review(id, &all_places())?;
+        for (object, by, dead) in orphans {
+            if !self.is_mine(by.task.run) {
+                self.ask_for(object, by, dead);
+            } else if !self.is_meant(object, by)? {
+                self.end_orphan_here(object, by)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there is what an edge comes from: a record that names the object, or a value that contains
+    /// it. Asked once whoever sent the edge is fenced here: what is not here will not come from there.
+    pub(super) fn is_meant(&self, object: ObjectId, by: ObjectId) -> io::Result<bool> {
+        if let Some(put) = self.puts.get(&by) {
+            return Ok(put.contains.contains(&object));
+        }
+        let Some(record) = self.tasks.get(by.task)? else { return Ok(false) };
+        let spec = proto::TaskSpec::decode(record.spec).unwrap_or_default();
+        Ok(named(&spec).contains(&object) || record.standing.contains().contains(&object))
+    }
+
+    /// An edge to an object of this shard never had a record, unless somebody has spoken of it since.
+    pub(super) fn end_orphan_here(&mut self, object: ObjectId, by: ObjectId) -> io::Result<()> {
+        if let Some(put) = self.puts.get_mut(&object) {
+            put.needed.unname_orphan(by);
+        } else if let Some(mut run) = self.tasks.get_mut(object.task.run)? {
+            run.unname_orphan(object.task.place, object.slot, by);
+        }
+        // With what follows, should it have been the last.
+        self.look_again(object)
     }
 
     /// Where something of a slot that is not here must wait, or be forgotten.
@@ -191,16 +225,20 @@ impl ShardState {
     pub(super) fn end_edge_here(&mut self, object: ObjectId, by: ObjectId) -> io::Result<()> {
         if let Some(put) = self.puts.get_mut(&object) {
             put.needed.unname(by);
-            if put.is_over() {
-                self.counting.waiting.objects.insert(object);
-            }
-            return Ok(());
+        } else if let Some(mut run) = self.tasks.get_mut(object.task.run)? {
+            run.unname(object.task.place, object.slot, by);
         }
-        let id = object.task;
-        if let Some(mut run) = self.tasks.get_mut(id.run)? {
-            run.unname(id.place, object.slot, by);
+        self.look_again(object)
+    }
+
+    /// Somebody less may need an object.
+    fn look_again(&mut self, object: ObjectId) -> io::Result<()> {
+        match self.puts.get(&object) {
+            Some(put) if put.is_over() => _ = self.counting.waiting.objects.insert(object),
+            Some(_) => {}
+            None => self.review(object.task.run, &only(object.task.place))?,
         }
-        self.review(id.run, &only(id.place))
+        Ok(())
     }
 
     /// An incarnation is fenced: what it holds is let go of, by and by.

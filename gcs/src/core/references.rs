@@ -57,7 +57,7 @@ impl ShardState {
             return Ok(Some(refused));
         }
         if let Some(by) = by {
-            self.begin_edge(object, by, name.contains, name.job)?;
+            self.begin_edge(object, by, name.contains, who, name.job)?;
         }
         if name.hold {
             self.hold(object, who, name.job)?;
@@ -65,21 +65,30 @@ impl ShardState {
         Ok(None)
     }
 
-    fn begin_edge(&mut self, object: ObjectId, by: ObjectId, contains: bool, job: u64) -> io::Result<()> {
+    fn begin_edge(
+        &mut self,
+        object: ObjectId,
+        by: ObjectId,
+        contains: bool,
+        who: u64,
+        job: u64,
+    ) -> io::Result<()> {
         if let Some(put) = self.put_named(object, job) {
-            put.needed.name(by, contains);
+            put.needed.name(by, contains, who);
         } else {
-            self.run_of(object.task.run, job)?.name(object.task.place, object.slot, by, contains);
+            self.run_of(object.task.run, job)?.name(object.task.place, object.slot, by, contains, who);
         }
+        // Should it die, its record may never come.
+        self.counting.concerns.add(who, object.task.run, job);
         Ok(())
     }
 
     /// As an edge that is told again by another shard.
     pub(super) fn name_if_there(&mut self, object: ObjectId, by: ObjectId) -> io::Result<()> {
         if let Some(put) = self.puts.get_mut(&object) {
-            put.needed.name(by, false);
+            put.needed.name(by, false, 0);
         } else if let Some(mut run) = self.tasks.get_mut(object.task.run)? {
-            run.name(object.task.place, object.slot, by, false);
+            run.name(object.task.place, object.slot, by, false, 0);
         }
         Ok(())
     }

@@ -21,6 +21,8 @@ pub struct Edge {
     pub names: bool,
     /// A value contains a reference to it.
     pub contains: bool,
+    /// Who said so last; 0: it is known that there is such a record, or nobody knows any more.
+    pub sender: u64,
 }
 
 /// Who needs one object, beyond the hold that its record implies.
@@ -83,11 +85,35 @@ impl Needed {
         self.holds.len() != before
     }
 
-    /// An edge from `by`.
-    pub fn name(&mut self, by: ObjectId, contains: bool) {
+    /// An edge from `by`, as `sender` says.
+    pub fn name(&mut self, by: ObjectId, contains: bool, sender: u64) {
         let edge = self.edges.entry(by).or_default();
+        edge.sender = if sender == 0 { edge.sender } else { sender };
         edge.names |= !contains;
         edge.contains |= contains;
+    }
+
+    /// Whether it has any edge.
+    pub fn has_edges(&self) -> bool {
+        !self.edges.is_empty()
+    }
+
+    /// Who spoke of its edges.
+    pub fn senders(&self) -> impl Iterator<Item = u64> + '_ {
+        self.edges.values().map(|edge| edge.sender).filter(|sender| *sender != 0)
+    }
+
+    /// Edges by those that `gone` says, and who: whether their records ever came is to be asked, once.
+    pub fn take_orphans(&mut self, gone: impl Fn(u64) -> bool) -> Vec<(ObjectId, u64)> {
+        let orphans = self.edges.iter_mut().filter(|(_, edge)| edge.sender != 0 && gone(edge.sender));
+        orphans.map(|(by, edge)| (*by, std::mem::take(&mut edge.sender))).collect()
+    }
+
+    /// No edge from `by` any longer, unless somebody has spoken of it since it was asked about.
+    pub fn unname_orphan(&mut self, by: ObjectId) {
+        if self.edges.get(&by).is_some_and(|edge| edge.sender == 0) {
+            self.edges.remove(&by);
+        }
     }
 
     /// No edge from `by` any longer.
@@ -103,6 +129,7 @@ impl Needed {
     pub(super) fn dump(&self, place: u16, slot: u32) -> NeededDump {
         let edge = |(by, edge): (&ObjectId, &Edge)| EdgeDump {
             by: proto::object_bytes(*by),
+            sender: edge.sender,
             kinds: (u32::from(edge.names) * NAMES) | (u32::from(edge.contains) * CONTAINS),
         };
         let holds = self.holds.iter().copied().collect();
@@ -112,7 +139,8 @@ impl Needed {
     /// What [`Needed::dump`] gave; `None` when it is malformed.
     pub(super) fn load(dump: &NeededDump) -> Option<Self> {
         let edge = |edge: &EdgeDump| {
-            let kinds = Edge { names: edge.kinds & NAMES != 0, contains: edge.kinds & CONTAINS != 0 };
+            let (names, contains) = (edge.kinds & NAMES != 0, edge.kinds & CONTAINS != 0);
+            let kinds = Edge { names, contains, sender: edge.sender };
             Some((ObjectId::from_bytes(&edge.by)?, kinds))
         };
         let edges = dump.edges.iter().map(edge).collect::<Option<_>>()?;

@@ -13,8 +13,6 @@ const TASKS: u64 = 10;
 const PUTS: u64 = 3;
 /// Nodes of the model.
 const NODES: u64 = 5;
-/// Who cleans up.
-const CLEANER: u64 = 50;
 
 fn id(n: u64) -> TaskId {
     TaskId::new(JobId(1), TaskId::root(JobId(1)), n / 5, n % 5)
@@ -101,14 +99,14 @@ struct Model {
     /// Puts that have come: whether what they contain is theirs.
     puts: BTreeSet<u64>,
     holds: BTreeSet<(u64, u64)>,
-    /// Object and source.
-    edges: BTreeSet<(u64, u64)>,
+    /// By object and source: who spoke of it last; 0 once it has been asked whether it is meant.
+    edges: BTreeMap<(u64, u64), u64>,
     fenced: BTreeSet<u64>,
 }
 
 impl Model {
     fn is_needed(&self, n: u64) -> bool {
-        self.holds.iter().any(|(object, _)| *object == n) || self.edges.iter().any(|(object, _)| *object == n)
+        self.holds.iter().any(|(object, _)| *object == n) || self.edges.keys().any(|(object, _)| *object == n)
     }
 
     fn is_over(&self, n: u64) -> bool {
@@ -128,6 +126,26 @@ impl Model {
                 self.edges.remove(&(target, n));
             }
             self.puts.remove(&n);
+        }
+    }
+
+    /// Whether the source of an edge is there, and says so itself.
+    fn is_meant(&self, object: u64, by: u64) -> bool {
+        let Fixed { args, contains, .. } = &self.fixed[by as usize];
+        let record = self.records.get(&by);
+        record.is_some_and(|record| args.contains(&object) || record.contains && contains.contains(&object))
+            || self.puts.contains(&by) && contains.contains(&object)
+    }
+
+    fn fence(&mut self, who: u64) {
+        self.fenced.insert(who);
+        self.holds.retain(|(_, holder)| *holder != who);
+        let orphans = self.edges.iter().filter(|(_, sender)| **sender == who);
+        for (object, by) in orphans.map(|(edge, _)| *edge).collect::<Vec<_>>() {
+            match self.is_meant(object, by) {
+                true => _ = self.edges.insert((object, by), 0),
+                false => _ = self.edges.remove(&(object, by)),
+            }
         }
     }
 
@@ -152,7 +170,7 @@ impl Model {
             Step::Submit(who, n) => {
                 let Fixed { args, once, accepts, .. } = fixed(n);
                 let names = args.iter().map(|arg| edge(object(*arg), object(*n), false)).collect::<Vec<_>>();
-                args.iter().for_each(|arg| _ = self.edges.insert((*arg, *n)));
+                args.iter().for_each(|arg| _ = self.edges.insert((*arg, *n), *who));
                 if self.records.contains_key(n) {
                     self.hold(*who, *n);
                 } else {
@@ -188,7 +206,7 @@ impl Model {
                 let contains = fixed(n).contains;
                 let mut items: Vec<Item> =
                     contains.iter().map(|inner| edge(object(*inner), object(*n), true)).collect();
-                contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n)));
+                contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n), *who));
                 let accepts = fixed(n).accepts;
                 let record = self.records.get_mut(n);
                 let attempt = record.as_ref().map_or(1, |record| record.attempt);
@@ -223,7 +241,7 @@ impl Model {
                 let contains = fixed(n).contains;
                 let mut items: Vec<Item> =
                     contains.iter().map(|inner| edge(object(*inner), object(*n), true)).collect();
-                contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n)));
+                contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n), *who));
                 self.puts.insert(*n);
                 self.holds.insert((*n, *who));
                 items.push(super::refs_tests::put(
@@ -266,25 +284,6 @@ fn who(step: &Step) -> u64 {
     }
 }
 
-/// What a node would send in the end: edges of records that never came are taken back.
-fn clean_up(shard: &mut Shard, model: &Model) {
-    for node in (1..=NODES).filter(|node| !model.fenced.contains(node)) {
-        shard.fence(node);
-    }
-    shard.settle();
-    // A source is named and contained by later ones only.
-    for by in (0..TASKS + PUTS).rev().map(object) {
-        if !by.is_put() && shard.has(by.task) {
-            continue;
-        }
-        let by = proto::object_bytes(by);
-        let unname =
-            |n| Item::Unname(proto::Unname { object: proto::object_bytes(object(n)), by: by.clone() });
-        shard.say(CLEANER, (0..TASKS + PUTS).map(unname).collect());
-        shard.settle();
-    }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -298,8 +297,7 @@ proptest! {
                 Step::Restart => shard.start_again(),
                 Step::Fence(who) => {
                     shard.fence(*who);
-                    model.fenced.insert(*who);
-                    model.holds.retain(|(_, holder)| holder != who);
+                    model.fence(*who);
                 }
                 _ if model.fenced.contains(&who(step)) => continue,
                 _ => {
@@ -328,7 +326,9 @@ proptest! {
                 prop_assert_eq!(has_come, model.puts.contains(&n), "put {} after {:?}", n, step);
             }
         }
-        clean_up(&mut shard, &model);
+        // With the last node all that only nodes need goes, also edges whose records never came.
+        (1..=NODES).for_each(|node| shard.fence(node));
+        shard.settle();
         // Whatever must not run twice is all that is left, with what it needs.
         let forget = proto::ForgetJob { job: 1 };
         let once = (0..TASKS).any(|n| shard.has(id(n)));

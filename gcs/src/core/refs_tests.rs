@@ -497,3 +497,63 @@ fn an_edge_of_a_put_from_a_value_that_never_came_goes_with_the_record() {
     shard.settle();
     assert!(is_empty(&shard.state));
 }
+
+#[test]
+fn an_edge_whose_record_never_came_ends_with_whoever_spoke_of_it() {
+    let mut shard = Shard::new(0, 1);
+    let [lost, meant, again] = [0, 1, 2].map(task);
+    let by = |n: u64| task(600 + n).output(0);
+    shard.say(1, [lost, meant, again].into_iter().flat_map(|id| [submit(id, &[]), done(id, 1, 7)]).collect());
+    let edges = [(lost, by(0)), (meant, by(1)), (again, by(2))].map(|(id, by)| edge(id.output(0), by, false));
+    shard.say(2, edges.into());
+    shard.say(2, vec![submit(task(601), &[meant.output(0)])]);
+    shard.say(3, vec![hold(by(1)), edge(again.output(0), by(2), false)]);
+    shard.say(1, [lost, meant, again].map(|id| release(id.output(0))).into());
+    shard.fence(2);
+    shard.settle();
+    shard.start_again();
+    assert_eq!([lost, meant, again].map(|id| shard.has(id)), [false, true, true]);
+    shard.fence(3);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+}
+
+#[test]
+fn whether_a_record_in_another_shard_ever_came_is_asked_there_once_no_more_can_come() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (user, arg) = (task_in(0), task_in(1));
+    b.say(1, vec![submit(arg, &[]), done(arg, 1, 7)]);
+    b.say(2, vec![edge(arg.output(0), user.output(0), false)]);
+    b.say(1, vec![release(arg.output(0))]);
+    b.fence(2);
+    b.settle();
+    // It may still come there, as far as that shard knows.
+    assert_eq!((deliver(&mut b, 1, &mut a), a.state.counting.outbox().len()), (1, 0));
+    a.fence(2);
+    a.start_again();
+    b.start_again();
+    assert_eq!((deliver(&mut b, 1, &mut a), deliver(&mut b, 1, &mut a)), (1, 0));
+    assert!(b.has(arg));
+    a.start_again();
+    assert_eq!(deliver(&mut a, 0, &mut b), 1);
+    assert!(is_empty(&a.state) && is_empty(&b.state));
+    // One that did come keeps what it names, and one that somebody else speaks of as well.
+    for came in [true, false] {
+        let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+        b.say(1, vec![submit(arg, &[]), done(arg, 1, 7), release(arg.output(0))]);
+        b.say(1, vec![submit(arg, &[]), done(arg, 1, 7)]);
+        b.say(2, vec![edge(arg.output(0), user.output(0), false)]);
+        b.say(1, vec![release(arg.output(0))]);
+        if came {
+            a.say(2, vec![submit(user, &[arg.output(0)])]);
+            a.say(3, vec![hold(user.output(0))]);
+        }
+        [&mut a, &mut b].into_iter().for_each(|shard| shard.fence(2));
+        if !came {
+            b.say(3, vec![edge(arg.output(0), user.output(0), false)]);
+        }
+        deliver(&mut b, 1, &mut a);
+        deliver(&mut a, 0, &mut b);
+        assert!(b.has(arg), "{came}");
+    }
+}

@@ -95,8 +95,12 @@ pub(super) fn counted() -> ShardState {
     // A chain of two hundred goes with its last: not all in one entry.
     ops.push(Op::Fence(proto::Fence { incarnation: 3 }));
     let by = proto::object_bytes(elsewhere());
-    let ends =
-        vec![proto::LooseEnd { seq: 7, object: proto::object_bytes(task(3).output(0)), by, name: false }];
+    let ends = vec![proto::LooseEnd {
+        seq: 7,
+        object: proto::object_bytes(task(3).output(0)),
+        by,
+        ..Default::default()
+    }];
     ops.push(Op::Unnames(proto::Unnames { from_shard: 1, ends }));
     for (index, op) in (1u64..).zip(ops) {
         state.apply(index, &proto::Command::from(op));

@@ -56,8 +56,26 @@ impl Run {
     }
 
     /// An edge to an object of the run.
-    pub fn name(&mut self, place: u16, slot: u32, by: ObjectId, contains: bool) {
-        self.change_needed(place, slot, |needed| needed.name(by, contains));
+    pub fn name(&mut self, place: u16, slot: u32, by: ObjectId, contains: bool, sender: u64) {
+        self.change_needed(place, slot, |needed| needed.name(by, contains, sender));
+    }
+
+    /// As [`Needed::take_orphans`], of all its objects.
+    pub fn take_orphans(&mut self, id: RunId, fenced: &BTreeSet<u64>) -> Vec<(ObjectId, ObjectId, u64)> {
+        let mut all = Vec::new();
+        for ((place, slot), needed) in &mut self.needed {
+            let object = ObjectId { task: TaskId { run: id, place: *place }, slot: *slot };
+            let orphans = needed.take_orphans(|who| fenced.contains(&who));
+            all.extend(orphans.into_iter().map(|(by, dead)| (object, by, dead)));
+        }
+        all
+    }
+
+    /// As [`Needed::unname_orphan`].
+    pub fn unname_orphan(&mut self, place: u16, slot: u32, by: ObjectId) {
+        if self.needed.contains_key(&(place, slot)) {
+            self.change_needed(place, slot, |needed| needed.unname_orphan(by));
+        }
     }
 
     /// An edge less.
@@ -146,7 +164,8 @@ impl Run {
             && self.chunk(place).is_some_and(|chunk| !fenced.contains(&chunk.keeper))
     }
 
-    /// Whether `who` holds anything of it, answers for a task of it, or submitted one that has not ended.
+    /// Whether `who` holds anything of it, answers for a task of it, or submitted one that has not ended; or
+    /// may have spoken of edges.
     pub fn concerns(&self, who: u64) -> bool {
         let is_kept =
             |(place, standing): (&u16, &Standing)| standing.keeper == who && !self.ended.contains(*place);
@@ -155,14 +174,14 @@ impl Run {
             chunk.keeper == who && !chunk.places().intersect(&self.present).is_within(&settled)
         };
         self.chunks.iter().rev().any(holds)
-            || self.needed.values().any(|needed| needed.is_held_by(who))
+            || self.needed.values().any(|needed| needed.has_edges() || needed.is_held_by(who))
             || self.different.iter().any(is_kept)
     }
 
     /// All whom it concerns.
     pub fn concerned(&self) -> BTreeSet<u64> {
         let submitters = self.chunks.iter().map(|chunk| chunk.keeper);
-        let holders = self.needed.values().flat_map(Needed::holders);
+        let holders = self.needed.values().flat_map(|needed| needed.holders().chain(needed.senders()));
         let keepers = self.different.values().map(|standing| standing.keeper);
         let all: BTreeSet<u64> = submitters.chain(holders).chain(keepers).collect();
         all.into_iter().filter(|who| self.concerns(*who)).collect()
