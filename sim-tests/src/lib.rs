@@ -2,3 +2,5 @@
 //! `mobula-sim` adds the whole stack under a simulated network.
 
 pub mod core;
+pub mod mutants;
+pub mod processes;

@@ -10,7 +10,7 @@
 //! - [`job`] — the work they do, and the interpreter that knows its answers.
 //! - [`judge`] — what must hold, a file each.
 //! - [`store`] — the control store alone: its own clients, faults and planted bugs.
-//! - [`mutants`] — bugs planted in the product, and who finds them.
+//! - [`mobula_sim_tests::mutants`] — bugs planted in the product, and who finds them.
 //! - [`net`], [`local`] — the simulated seams.
 //! - [`clock`] — no wall clock, not even below the seams.
 //! - [`trace`] — what happened, event by event; two runs of a seed must agree.
@@ -27,7 +27,6 @@ mod command;
 mod job;
 mod judge;
 mod local;
-mod mutants;
 mod net;
 mod scenario;
 mod store;

@@ -19,7 +19,15 @@ fn simulator() -> &'static Path {
         let target = root().join("target/sim");
         let status = Command::new(env!("CARGO"))
             .current_dir(root())
-            .args(["build", "--locked", "--quiet", "-p", "mobula-sim-tests", "--features", "mutants"])
+            .args([
+                "build",
+                "--locked",
+                "--quiet",
+                "-p",
+                "mobula-sim-tests",
+                "--features",
+                "simulation,mutants",
+            ])
             .args(["--profile", "sim", "--target-dir"])
             .arg(&target)
             .env("RUSTFLAGS", "--cfg tokio_unstable")

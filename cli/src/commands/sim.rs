@@ -33,7 +33,7 @@ fn command() -> Result<Command, Failure> {
     Err(Failure::usage(format!(
         "{PROGRAM} is not installed beside this program, and {} is in no checkout of Mobula; install it from a \
          checkout with `RUSTFLAGS=\"--cfg tokio_unstable\" cargo install --locked --path sim-tests --features \
-         mutants`",
+         simulation,mutants`",
         from.display()
     )))
 }
@@ -53,7 +53,7 @@ fn checkout(from: &Path) -> Option<PathBuf> {
 fn by_cargo(root: &Path) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(["run", "--quiet", "--locked", "-p", "mobula-sim-tests", "--bin", PROGRAM]);
-    command.args(["--features", "mutants", "--profile", "sim"]);
+    command.args(["--features", "simulation,mutants", "--profile", "sim"]);
     // Not by the working directory: paths among the arguments are relative to the caller's.
     command.arg("--manifest-path").arg(root.join("Cargo.toml"));
     command.arg("--target-dir").arg(root.join("target/sim"));

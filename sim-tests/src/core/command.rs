@@ -4,6 +4,7 @@ use super::options::{Options, Profile};
 use super::sometimes::Sometimes;
 use super::tools::{self, ExplainArgs, ReproArgs, ShrinkArgs};
 use super::{Outcome, run, run_options};
+use crate::mutants;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
@@ -34,6 +35,11 @@ pub enum What {
     Sweep(SweepArgs),
     /// Each seed twice, in fresh processes: the traces must agree.
     Meta(MetaArgs),
+    /// Bugs that can be planted: what there is, and who finds it.
+    Mutants {
+        #[command(subcommand)]
+        what: mutants::What,
+    },
     /// How often each point was reached in a sweep.
     Coverage(SweepArgs),
     /// A seed as a scenario file, with the faults that landed.
@@ -95,6 +101,9 @@ pub struct RunArgs {
     /// One line of JSON.
     #[arg(long)]
     pub json: bool,
+    /// Plants a bug of the product.
+    #[arg(long)]
+    pub mutant: Option<String>,
 }
 
 /// Many seeds.
@@ -115,6 +124,12 @@ pub struct SweepArgs {
     /// JSON instead of text.
     #[arg(long)]
     pub json: bool,
+    /// Plants a bug of the product.
+    #[arg(long)]
+    pub mutant: Option<String>,
+    /// Ends with the first seed that is red.
+    #[arg(long)]
+    pub until_found: bool,
 }
 
 /// Seeds twice.
@@ -165,6 +180,19 @@ pub fn main() -> ExitCode {
 pub fn perform(what: What) -> ExitCode {
     // A panic of the product is a finding: it is told with its seed, not in between.
     std::panic::set_hook(Box::new(|_| {}));
+    let planted = match &what {
+        What::Run(args) => args.mutant.as_deref(),
+        What::Sweep(args) | What::Coverage(args) => args.mutant.as_deref(),
+        What::Meta(_)
+        | What::Mutants { .. }
+        | What::Repro(_)
+        | What::Shrink(_)
+        | What::Explain(_) => None,
+    };
+    if let Some(Err(why)) = planted.map(mutants::plant) {
+        eprintln!("{why}");
+        return ExitCode::from(64);
+    }
     match what {
         What::Run(args) => run_one(&args),
         What::Sweep(args) => sweep(&args, false),
@@ -173,6 +201,7 @@ pub fn perform(what: What) -> ExitCode {
         What::Repro(args) => tools::repro(&args),
         What::Shrink(args) => tools::shrink_seed(&args),
         What::Explain(args) => tools::explain_run(&args),
+        What::Mutants { what } => mutants::run(what),
     }
 }
 
@@ -340,13 +369,18 @@ fn sweep(args: &SweepArgs, only_coverage: bool) -> ExitCode {
                 return;
             }
             let outcome = run(seed, profile, false);
-            let again = (seed % RECHECK_EVERY == 0).then(|| hash_in_a_fresh_process(seed, args.profile));
+            let again = (seed % RECHECK_EVERY == 0)
+                .then(|| hash_in_a_fresh_process(seed, args.profile, args.mutant.as_deref()));
             let mut sum = sum.lock().expect("nothing panics under this lock");
             if let Some(again) = again {
                 sum.rechecked += 1;
                 if again.is_none_or(|again| again != outcome.hash) {
                     sum.differing.push(seed);
                 }
+            }
+            let red = matches!(outcome.code(), 1 | 3) || !sum.differing.is_empty();
+            if args.until_found && red {
+                stop.store(true, Ordering::Relaxed);
             }
             if outcome.objection.is_some()
                 && !args.json
@@ -379,6 +413,7 @@ fn tell(args: &SweepArgs, sum: &Sum, wall: Duration, threads: usize, only_covera
             "simulated_s": sum.simulated.as_secs_f64(), "wall_s": wall.as_secs_f64(), "s_per_s_and_core": speed,
             "tasks": sum.tasks, "executions": sum.executions, "excess": sum.excess, "faults": sum.faults,
             "rechecked": sum.rechecked, "differing": sum.differing, "points": points, "missed": missed,
+            "reached": mutants::reached(),
         });
         return println!("{figures}");
     }
@@ -408,11 +443,14 @@ fn tell(args: &SweepArgs, sum: &Sum, wall: Duration, threads: usize, only_covera
 }
 
 /// The trace hash of a seed, from another process.
-fn hash_in_a_fresh_process(seed: u64, profile: Option<Drawn>) -> Option<u64> {
+fn hash_in_a_fresh_process(seed: u64, profile: Option<Drawn>, mutant: Option<&str>) -> Option<u64> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["run", "--layer", "core", "--json", "--seed", &seed.to_string()]);
     if let Some(profile) = profile {
         command.args(["--profile", &format!("{profile:?}").to_lowercase()]);
+    }
+    if let Some(mutant) = mutant {
+        command.args(["--mutant", mutant]);
     }
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     let told: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
@@ -422,7 +460,8 @@ fn hash_in_a_fresh_process(seed: u64, profile: Option<Drawn>) -> Option<u64> {
 fn meta(seeds: (u64, u64)) -> ExitCode {
     let mut differing = 0;
     for seed in seeds.0..=seeds.1 {
-        let (first, second) = (hash_in_a_fresh_process(seed, None), hash_in_a_fresh_process(seed, None));
+        let (first, second) =
+            (hash_in_a_fresh_process(seed, None, None), hash_in_a_fresh_process(seed, None, None));
         match (first, second) {
             (Some(a), Some(b)) if a == b => println!("seed {seed}: {a:016x} twice"),
             other => {

@@ -1,7 +1,8 @@
 //! Looks for one bug in one layer.
 
 use super::catalogue::{Layer, Mutant, Place};
-use crate::command::{fingerprint, for_seeds, one};
+use crate::processes::{fingerprint, for_seeds, one, output};
+use serde_json::Value;
 
 /// How a hunt ended.
 #[derive(Clone, Debug)]
@@ -27,8 +28,15 @@ pub fn has(layer: Layer, mutant: &Mutant) -> bool {
     matches!(mutant.place, Place::Product) || layer == Layer::Store
 }
 
-/// Runs seeds from 1 on until one of them is red.
+/// Runs seeds from 1 on until one is red that is not without the bug.
 pub fn hunt(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
+    match layer {
+        Layer::Core => hunt_in_one_process(mutant, max_seeds),
+        Layer::Full | Layer::Store => hunt_in_many(layer, mutant, max_seeds),
+    }
+}
+
+fn hunt_in_many(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
     let arguments = arguments(layer, mutant);
     // A judge of one run cannot see that a second one would differ.
     let twice = mutant.breaks == "determinism";
@@ -38,13 +46,55 @@ pub fn hunt(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
         let last = (first + step - 1).min(max_seeds);
         for (seed, (how, came)) in for_seeds((first, last), |seed| look(&arguments, seed, twice)) {
             reached |= came;
-            if let Some(how) = how {
+            if let Some(how) = how
+                && is_green_without(&arguments[..arguments.len() - 2], seed)
+            {
                 return Found::At { seed, how };
             }
         }
         first = last + 1;
     }
     Found::Not { seeds: max_seeds, reached }
+}
+
+/// Whether a seed passes, or at least says nothing, without a bug: else its verdict is not the bug's.
+fn is_green_without(arguments: &[&str], seed: u64) -> bool {
+    one(arguments, seed).is_ok_and(|(_, code)| matches!(code, 0 | 2))
+}
+
+/// The core layer runs thousands of seeds in the time of a new process.
+fn hunt_in_one_process(mutant: &Mutant, max_seeds: u64) -> Found {
+    let (mut first, mut reached) = (1, false);
+    while first <= max_seeds {
+        let seeds = format!("{first}..{max_seeds}");
+        let arguments =
+            ["sweep", "--layer", "core", "--json", "--until-found", "--mutant", mutant.id, "--seeds", &seeds];
+        let Ok(told) = output(&arguments) else { break };
+        let told: Value = serde_json::from_slice(&told).unwrap_or_default();
+        reached |= told["reached"].as_bool().unwrap_or(false);
+        let differs = told["differing"].as_array().into_iter().flatten().filter_map(Value::as_u64);
+        let differs = differs.map(|seed| (seed, "determinism: two runs differ".to_owned()));
+        let failed = told["failed"].as_array().into_iter().flatten().filter_map(objection);
+        let mut red: Vec<(u64, String)> = differs.chain(failed).collect();
+        red.sort();
+        let Some(last) = red.last().map(|(seed, _)| *seed) else { break };
+        let green = |seed: &u64| is_green_without(&["run", "--layer", "core"], *seed);
+        if let Some((seed, how)) = red.into_iter().find(|(seed, _)| green(seed)) {
+            return Found::At { seed, how };
+        }
+        first = last + 1;
+    }
+    Found::Not { seeds: max_seeds, reached }
+}
+
+/// Which judge objected to a run, and what it said; nothing for a run that did too little or could not run.
+fn objection(failed: &Value) -> Option<(u64, String)> {
+    let (seed, objection) = (failed["seed"].as_u64()?, &failed["objection"]);
+    let text = |name: &str| objection[name].as_str().unwrap_or_default().to_owned();
+    let class = text("class");
+    let short: String = text("text").chars().take(PROPERTY_MAX).collect();
+    let says = format!("{} ({}): {short}", text("judge"), text("rule"));
+    matches!(&*class, "Safety" | "Liveness").then(|| (seed, format!("{}: {says}", class.to_lowercase())))
 }
 
 fn arguments(layer: Layer, mutant: &Mutant) -> Vec<&'static str> {
