@@ -7,7 +7,7 @@ use crate::core::{Core, KeptState, Record};
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
 use crate::types::Effect;
-use mobula_base::{ShardId, TaskId};
+use mobula_base::{ShardId, TaskId, mutant};
 use mobula_proto::StreamItem;
 
 /// An item about a task whose record has not been queued.
@@ -23,7 +23,7 @@ impl Core {
     pub(crate) fn send_record(&mut self, task: TaskId, later: Later, edges: Vec<Ticket>) -> (Record, Ticket) {
         let open = edges.into_iter().filter(|edge| !self.streams.is_committed(*edge));
         let edges: Vec<Ticket> = open.collect();
-        if edges.is_empty() {
+        if edges.is_empty() || mutant!("R6a") {
             let ticket = self.streams.push(later.item, later.bytes, later.about);
             return (Record::Queued(ticket), ticket);
         }
@@ -101,7 +101,8 @@ impl Core {
     pub(crate) fn elide(&mut self, task: TaskId) -> bool {
         let Some(kept) = self.kept.get(&task) else { return false };
         let Some(object) = self.objects.get(&task.output(0)) else { return false };
-        let private = object.refs.origin && !object.refs.left && object.refs.copy_at.is_none();
+        let private =
+            object.refs.origin && (!object.refs.left || mutant!("R4c")) && object.refs.copy_at.is_none();
         let simple = kept.attempt == 1 && !kept.shared && kept.contains.is_empty();
         if kept.state != KeptState::Finishing || !private || !simple {
             return false;

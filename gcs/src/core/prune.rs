@@ -3,7 +3,7 @@
 use super::ShardState;
 use super::places::Places;
 use super::run::all_places;
-use mobula_base::{JobId, ObjectId, RunId, TaskId};
+use mobula_base::{JobId, ObjectId, RunId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use std::collections::BTreeSet;
@@ -183,7 +183,7 @@ impl ShardState {
         for target in &targets {
             if self.is_mine(target.task.run) {
                 self.end_edge_here(*target, by)?;
-            } else {
+            } else if !mutant!("R6b") {
                 self.tell_end(*target, by);
             }
         }
@@ -243,7 +243,7 @@ impl ShardState {
 
     /// An incarnation is fenced: what it holds is let go of, by and by.
     pub(super) fn bury(&mut self, dead: u64) {
-        if self.counting.concerns.has(dead) {
+        if self.counting.concerns.has(dead) && !mutant!("R10c") {
             self.counting.waiting.fenced.insert(dead);
         }
     }

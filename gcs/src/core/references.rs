@@ -8,7 +8,7 @@ use super::tasks::Changing;
 use super::{ShardState, prune};
 use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{ObjectId, RunId};
+use mobula_base::{ObjectId, RunId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::FailureKind;
@@ -203,7 +203,7 @@ impl ShardState {
         }
         let judge = |run: &Run| {
             let need = run.need(id.place, slot, &self.fenced);
-            let is_free = !need.held && !need.contained;
+            let is_free = mutant!("R13") || !need.held && !need.contained;
             let is_pruned = run.was_pruned(id.place) && !need.named;
             let may =
                 is_pruned || run.has_ended(id.place) && (!need.named || can_be_made_again(run, id.place));

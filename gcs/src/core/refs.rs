@@ -1,7 +1,7 @@
 //! Who needs an object: nodes that hold it, and records and values with an edge to it (decision 14).
 
 use super::format::{EdgeDump, NeededDump};
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, mutant};
 use mobula_proto as proto;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ pub struct Needed {
 impl Needed {
     /// Whether nobody does.
     pub fn is_empty(&self) -> bool {
-        self.holds.is_empty() && self.edges.is_empty()
+        self.holds.is_empty() && (self.edges.is_empty() || mutant!("M10"))
     }
 
     /// Who holds it.
@@ -75,6 +75,9 @@ impl Needed {
 
     /// `who` holds it no longer.
     pub fn let_go(&mut self, who: u64) {
+        if mutant!("R8a") {
+            self.holds.clear();
+        }
         self.holds.remove(&who);
     }
 

@@ -183,11 +183,7 @@ pub fn perform(what: What) -> ExitCode {
     let planted = match &what {
         What::Run(args) => args.mutant.as_deref(),
         What::Sweep(args) | What::Coverage(args) => args.mutant.as_deref(),
-        What::Meta(_)
-        | What::Mutants { .. }
-        | What::Repro(_)
-        | What::Shrink(_)
-        | What::Explain(_) => None,
+        What::Meta(_) | What::Mutants { .. } | What::Repro(_) | What::Shrink(_) | What::Explain(_) => None,
     };
     if let Some(Err(why)) = planted.map(mutants::plant) {
         eprintln!("{why}");

@@ -23,11 +23,6 @@ pub enum Found {
     },
 }
 
-/// Whether a layer can run a bug at all: those that the store's simulator plants are its own.
-pub fn has(layer: Layer, mutant: &Mutant) -> bool {
-    matches!(mutant.place, Place::Product) || layer == Layer::Store
-}
-
 /// Runs seeds from 1 on until one is red that is not without the bug.
 pub fn hunt(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
     match layer {

@@ -112,7 +112,7 @@ fn look_for(only: &[String], how: &How) -> ExitCode {
     let mut rows = Vec::new();
     for mutant in chosen {
         let layers: Vec<Layer> = match how.layer {
-            Some(layer) if hunt::has(layer, mutant) => vec![layer],
+            Some(layer) if mutant.layers.contains(&layer) => vec![layer],
             Some(_) => continue,
             None => mutant.layers.to_vec(),
         };
