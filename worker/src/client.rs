@@ -2,12 +2,13 @@
 //!
 //! All state is behind one lock that is never held while waiting for the network. Messages to the
 //! daemon go through an outbox whose writer sends whatever has queued up; messages from it come
-//! in through `Client::receive`. Who pumps them (threads or async tasks) is [`crate::link`]'s
+//! in through `Client::receive` (see `pump`). Who pumps them (threads or async tasks) is [`crate::link`]'s
 //! business.
 
 use crate::args::ArgBytes;
 use crate::context::{Context, try_current};
 use crate::error::Error;
+use crate::options::{ConnectOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
 use crate::value;
@@ -15,60 +16,14 @@ use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Created, DaemonMsg, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask,
-    Seal, TaskSpec, ToClient, Value, Welcome, client_msg, daemon_msg, object_bytes, object_id, task_bytes,
-    task_id, value as wire_value,
+    ClientMsg, Created, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask, Seal,
+    TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
 };
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
-
-/// How a driver connects.
-#[derive(Debug, Clone)]
-pub struct ConnectOptions {
-    /// The node daemon's Unix socket.
-    pub socket: PathBuf,
-    /// What the job is called in lists.
-    pub job_name: String,
-    /// The program's arguments, for lists.
-    pub args: Vec<String>,
-    /// How long to wait for the daemon.
-    pub connect_timeout: Duration,
-    /// What happens when a task that runs again makes something else than before.
-    pub on_divergence: OnDivergence,
-}
-
-/// What becomes of an object whose task, run again, makes other bytes than were recorded: an id denotes
-/// one value.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum OnDivergence {
-    /// It fails with [`FailureKind::FailureDiverged`].
-    #[default]
-    Fail,
-    /// What was made last stands, unless what was made first is still there.
-    Accept,
-}
-
-impl Default for ConnectOptions {
-    /// The socket in `$MOBULA_SOCKET`, else `~/.mobula/node.sock`.
-    fn default() -> Self {
-        let home = std::env::var_os("HOME").map_or_else(|| PathBuf::from("."), PathBuf::from);
-        let socket =
-            std::env::var_os("MOBULA_SOCKET").map_or_else(|| home.join(".mobula/node.sock"), PathBuf::from);
-        let mut args = std::env::args();
-        let job_name = args.next().unwrap_or_default();
-        ConnectOptions {
-            socket,
-            job_name,
-            args: args.collect(),
-            connect_timeout: Duration::from_secs(10),
-            on_divergence: OnDivergence::default(),
-        }
-    }
-}
 
 /// Something the cluster did that a person may want to see.
 #[derive(Debug, Clone)]
@@ -101,48 +56,29 @@ pub(crate) struct Slot {
 pub(crate) struct State {
     pub slots: HashMap<ObjectId, Slot>,
     /// Answers to those who wait for room in shared memory.
-    created: HashMap<ObjectId, Created>,
-    committed: VecDeque<(TaskId, u64)>,
-    notices: VecDeque<Notice>,
-    tasks: VecDeque<RunTask>,
-    blocked: bool,
+    pub created: HashMap<ObjectId, Created>,
+    pub committed: VecDeque<(TaskId, u64)>,
+    pub notices: VecDeque<Notice>,
+    pub tasks: VecDeque<RunTask>,
+    pub blocked: bool,
     pub job_ended: bool,
-    closed: Option<String>,
-    sleepers: usize,
+    pub closed: Option<String>,
+    pub sleepers: usize,
     /// Threads and tasks that look at values just now.
     pub views: u32,
 }
 
-impl State {
-    /// The shared memory is no longer ours: what lay there may be another job's by now.
-    fn forget_shared(&mut self) {
-        for slot in self.slots.values_mut() {
-            if matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Shared(_)) })) {
-                slot.ready = Some(failed(Failure::new(
-                    FailureKind::FailureUnknownObject,
-                    "the job ended or its node daemon is gone, and with it the memory that held the value",
-                )));
-            }
-        }
-    }
-}
-
 /// Arguments passed by value may come to so many bytes: they travel inside the lineage record.
 const SPEC_BYTES_MAX: usize = 16 << 20;
-/// Notices kept for [`Client::take_notices`] at most; the oldest go first.
-const NOTICES_MAX: usize = 10_000;
-/// Acknowledgements kept for [`Client::take_committed`] at most; the oldest go first.
-const COMMITTED_MAX: usize = 1_000_000;
-
 pub(crate) struct Shell {
     state: Mutex<State>,
-    woken: Condvar,
-    woken_async: tokio::sync::Notify,
+    pub(crate) woken: Condvar,
+    pub(crate) woken_async: tokio::sync::Notify,
     pub(crate) outbox: Outbox<ClientMsg>,
     pub(crate) region: Region,
     welcome: Welcome,
     submitted: AtomicU64,
-    committed: AtomicU64,
+    pub(crate) committed: AtomicU64,
 }
 
 /// A connection to a node daemon, acting for one driver or one running task. Clones share it.
@@ -422,7 +358,7 @@ impl Client {
         }
     }
 
-    fn wait_sync<R>(
+    pub(crate) fn wait_sync<R>(
         &self,
         timeout: Option<Duration>,
         mut ready: impl FnMut(&mut State) -> Option<R>,
@@ -449,7 +385,10 @@ impl Client {
         }
     }
 
-    async fn wait_async<R>(&self, mut ready: impl FnMut(&mut State) -> Option<R>) -> Result<R, Error> {
+    pub(crate) async fn wait_async<R>(
+        &self,
+        mut ready: impl FnMut(&mut State) -> Option<R>,
+    ) -> Result<R, Error> {
         loop {
             let woken = self.shell.woken_async.notified();
             tokio::pin!(woken);
@@ -465,124 +404,6 @@ impl Client {
             }
             woken.await;
         }
-    }
-
-    // ------------------------------------------------------------ the pump's side
-
-    /// The next task to run; `None` when the link closed.
-    pub(crate) fn next_task(&self) -> Option<RunTask> {
-        self.wait_sync(None, |state| state.tasks.pop_front()).ok()
-    }
-
-    pub(crate) async fn next_task_async(&self) -> Option<RunTask> {
-        self.wait_async(|state| state.tasks.pop_front()).await.ok()
-    }
-
-    pub(crate) fn arg_bytes(&self, value: Value) -> ArgBytes {
-        match value.value {
-            Some(wire_value::Value::Inline(bytes)) => ArgBytes::Inline(bytes),
-            Some(wire_value::Value::Shared(s)) => {
-                ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len)
-            }
-            Some(wire_value::Value::Failure(_) | wire_value::Value::Elsewhere(_)) | None => {
-                ArgBytes::Inline(bytes::Bytes::new())
-            }
-        }
-    }
-
-    pub(crate) fn send_result(&self, result: mobula_proto::TaskResult) {
-        self.send(client_msg::Msg::Finished(result));
-    }
-
-    /// Takes a frame from the daemon.
-    pub(crate) fn receive(&self, frame: ToClient) {
-        let mut bounced = Vec::new();
-        let mut state = self.state();
-        for DaemonMsg { msg } in frame.msgs {
-            if let Some(msg) = msg {
-                self.receive_one(&mut state, msg, &mut bounced);
-            }
-        }
-        let sleepers = state.sleepers;
-        if !bounced.is_empty() {
-            // Under the lock: the task's own `Unblocked` must not overtake it.
-            self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned: bounced }));
-        }
-        drop(state);
-        if sleepers > 0 {
-            self.shell.woken.notify_all();
-        }
-        self.shell.woken_async.notify_waiters();
-    }
-
-    fn receive_one(&self, state: &mut State, msg: daemon_msg::Msg, bounced: &mut Vec<bytes::Bytes>) {
-        match msg {
-            daemon_msg::Msg::Ready(ready) => {
-                let Ok(id) = object_id(&ready.object) else { return };
-                let place = matches!(&ready.value, Some(Value { value: Some(wire_value::Value::Shared(_)) }));
-                match state.slots.get_mut(&id) {
-                    Some(slot) => {
-                        slot.pins += u32::from(place);
-                        slot.ready = ready.value;
-                    }
-                    // A reference that was dropped meanwhile has no slot: nobody wants the value.
-                    None => self.unpin(id, u32::from(place)),
-                }
-            }
-            daemon_msg::Msg::Run(run) => {
-                if state.blocked {
-                    bounced.extend(run.spec.map(|s| s.id));
-                } else {
-                    state.tasks.push_back(run);
-                }
-            }
-            daemon_msg::Msg::Created(created) => {
-                if let Ok(id) = object_id(&created.object) {
-                    state.created.insert(id, created);
-                }
-            }
-            daemon_msg::Msg::Committed(committed) => {
-                if let Ok(id) = task_id(&committed.task) {
-                    self.shell.committed.fetch_add(1, Ordering::Relaxed);
-                    // Revision 0: elided (R4).
-                    if committed.revision > 0 {
-                        if state.committed.len() == COMMITTED_MAX {
-                            state.committed.pop_front();
-                        }
-                        state.committed.push_back((id, committed.revision));
-                    }
-                }
-            }
-            daemon_msg::Msg::Notice(n) => {
-                if state.notices.len() == NOTICES_MAX {
-                    state.notices.pop_front();
-                }
-                let task = task_id(&n.task).ok();
-                let notice =
-                    Notice { kind: n.kind, text: n.text, task, bytes: n.bytes, incarnation: n.incarnation };
-                state.notices.push_back(notice);
-            }
-            daemon_msg::Msg::JobEnded(_) => {
-                state.job_ended = true;
-                state.forget_shared();
-                if state.views == 0 {
-                    self.unpin_all(state);
-                }
-            }
-            daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),
-            daemon_msg::Msg::Welcome(_) => {}
-        }
-    }
-
-    /// The link ended: everyone who waits is told.
-    pub(crate) fn close(&self, why: &str) {
-        let mut state = self.state();
-        state.closed.get_or_insert_with(|| why.to_owned());
-        state.forget_shared();
-        drop(state);
-        self.shell.outbox.close();
-        self.shell.woken.notify_all();
-        self.shell.woken_async.notify_waiters();
     }
 }
 

@@ -1,11 +1,12 @@
 //! The worker's loop: take a task, run its function, report.
 
 use crate::args::ArgReader;
-use crate::client::{Client, OnDivergence, failed};
+use crate::client::{Client, failed};
 use crate::context::{self, Context};
 use crate::error::Error;
 use crate::function::{Function, Run, RunFuture, RunResult};
 use crate::link;
+use crate::options::OnDivergence;
 use crate::reference::AnyRef;
 use crate::value::Encoded;
 use mobula_base::JobId;

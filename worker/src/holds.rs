@@ -225,7 +225,7 @@ mod tests {
         let client = client();
         let again = |replay| {
             let context = crate::context::Context::new(client.job(), Default::default(), replay);
-            client.for_task(context, crate::client::OnDivergence::Fail)
+            client.for_task(context, crate::options::OnDivergence::Fail)
         };
         drop(again(false).submit(task(|_| {})));
         let second = again(true).submit(task(|_| {}));

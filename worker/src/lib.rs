@@ -25,14 +25,14 @@
 //!
 //! This crate must not know where tasks are placed, nor anything of Raft. Read it in this order:
 //!
-//! - [`client`] — [`Client`]: submit, put, wait, what is committed.
+//! - [`client`] — [`Client`]: submit, put, wait, what is committed; [`options`] — how it connects.
 //! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
 //! - `holds` — what this program refers to, and how its daemon hears of it.
 //! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
-//! - [`link`] — the connection to the node daemon, as threads or as async tasks.
+//! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
 //! - [`exec`] — the worker's loop.
 
 extern crate self as mobula;
@@ -48,13 +48,15 @@ mod holds;
 #[doc(hidden)]
 pub mod hostile;
 pub mod link;
+pub mod options;
+mod pump;
 pub mod reference;
 mod room;
 pub mod task;
 pub mod value;
 
 pub use args::{ArgReader, Args, FromArgs, IntoArg, Many};
-pub use client::{Client, ConnectOptions, Notice, OnDivergence};
+pub use client::{Client, Notice};
 pub use context::current;
 pub use error::Error;
 pub use exec::run_worker_if_asked;
@@ -62,6 +64,7 @@ pub use function::Function;
 pub use mobula_base::{JobId, ObjectId, TaskId};
 pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;
+pub use options::{ConnectOptions, OnDivergence};
 pub use reference::{AnyRef, ObjectRef};
 pub use task::Task;
 pub use value::Blob;

@@ -4,9 +4,10 @@
 //! simulation two async tasks pump any byte stream.
 #![allow(unsafe_code)]
 
-use crate::client::{Client, ConnectOptions};
+use crate::client::Client;
 use crate::error::Error;
 use crate::function::Function;
+use crate::options::ConnectOptions;
 use bytes::BytesMut;
 use mobula_net::Stream;
 use mobula_net::frame::{Decoder, FrameReader, Outbox, batches, encode};

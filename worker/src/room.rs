@@ -3,8 +3,9 @@
 //! What is there already (an earlier attempt of the task made it) is not written again: an id denotes one
 //! value. Whether it is the same value is looked at here, where the bytes are.
 
-use crate::client::{Client, OnDivergence};
+use crate::client::Client;
 use crate::error::Error;
+use crate::options::OnDivergence;
 use mobula_base::ObjectId;
 use mobula_proto::{Create, Created, Failure, FailureKind, Shared, client_msg, object_bytes};
 

@@ -1,0 +1,146 @@
+//! What the node daemon says: values, room, tasks to run, acknowledgements; and the end of the link.
+
+use crate::args::ArgBytes;
+use crate::client::{Client, Notice, State, failed};
+use mobula_proto::{
+    DaemonMsg, Failure, FailureKind, RunTask, ToClient, Value, client_msg, daemon_msg, object_id, task_id,
+    value as wire_value,
+};
+use std::sync::atomic::Ordering;
+
+/// Notices kept for [`Client::take_notices`] at most; the oldest go first.
+const NOTICES_MAX: usize = 10_000;
+/// Acknowledgements kept for [`Client::take_committed`] at most; the oldest go first.
+const COMMITTED_MAX: usize = 1_000_000;
+
+impl State {
+    /// The shared memory is no longer ours: what lay there may be another job's by now.
+    fn forget_shared(&mut self) {
+        for slot in self.slots.values_mut() {
+            if matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Shared(_)) })) {
+                slot.ready = Some(failed(Failure::new(
+                    FailureKind::FailureUnknownObject,
+                    "the job ended or its node daemon is gone, and with it the memory that held the value",
+                )));
+            }
+        }
+    }
+}
+
+impl Client {
+    /// The next task to run; `None` when the link closed.
+    pub(crate) fn next_task(&self) -> Option<RunTask> {
+        self.wait_sync(None, |state| state.tasks.pop_front()).ok()
+    }
+
+    pub(crate) async fn next_task_async(&self) -> Option<RunTask> {
+        self.wait_async(|state| state.tasks.pop_front()).await.ok()
+    }
+
+    pub(crate) fn arg_bytes(&self, value: Value) -> ArgBytes {
+        match value.value {
+            Some(wire_value::Value::Inline(bytes)) => ArgBytes::Inline(bytes),
+            Some(wire_value::Value::Shared(s)) => {
+                ArgBytes::Shared(self.shell.region.clone(), s.offset, s.len)
+            }
+            Some(wire_value::Value::Failure(_) | wire_value::Value::Elsewhere(_)) | None => {
+                ArgBytes::Inline(bytes::Bytes::new())
+            }
+        }
+    }
+
+    pub(crate) fn send_result(&self, result: mobula_proto::TaskResult) {
+        self.send(client_msg::Msg::Finished(result));
+    }
+
+    /// Takes a frame from the daemon.
+    pub(crate) fn receive(&self, frame: ToClient) {
+        let mut bounced = Vec::new();
+        let mut state = self.state();
+        for DaemonMsg { msg } in frame.msgs {
+            if let Some(msg) = msg {
+                self.receive_one(&mut state, msg, &mut bounced);
+            }
+        }
+        let sleepers = state.sleepers;
+        if !bounced.is_empty() {
+            // Under the lock: the task's own `Unblocked` must not overtake it.
+            self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned: bounced }));
+        }
+        drop(state);
+        if sleepers > 0 {
+            self.shell.woken.notify_all();
+        }
+        self.shell.woken_async.notify_waiters();
+    }
+
+    fn receive_one(&self, state: &mut State, msg: daemon_msg::Msg, bounced: &mut Vec<bytes::Bytes>) {
+        match msg {
+            daemon_msg::Msg::Ready(ready) => {
+                let Ok(id) = object_id(&ready.object) else { return };
+                let place = matches!(&ready.value, Some(Value { value: Some(wire_value::Value::Shared(_)) }));
+                match state.slots.get_mut(&id) {
+                    Some(slot) => {
+                        slot.pins += u32::from(place);
+                        slot.ready = ready.value;
+                    }
+                    // A reference that was dropped meanwhile has no slot: nobody wants the value.
+                    None => self.unpin(id, u32::from(place)),
+                }
+            }
+            daemon_msg::Msg::Run(run) => {
+                if state.blocked {
+                    bounced.extend(run.spec.map(|s| s.id));
+                } else {
+                    state.tasks.push_back(run);
+                }
+            }
+            daemon_msg::Msg::Created(created) => {
+                if let Ok(id) = object_id(&created.object) {
+                    state.created.insert(id, created);
+                }
+            }
+            daemon_msg::Msg::Committed(committed) => {
+                if let Ok(id) = task_id(&committed.task) {
+                    self.shell.committed.fetch_add(1, Ordering::Relaxed);
+                    // Revision 0: elided (R4).
+                    if committed.revision > 0 {
+                        if state.committed.len() == COMMITTED_MAX {
+                            state.committed.pop_front();
+                        }
+                        state.committed.push_back((id, committed.revision));
+                    }
+                }
+            }
+            daemon_msg::Msg::Notice(n) => {
+                if state.notices.len() == NOTICES_MAX {
+                    state.notices.pop_front();
+                }
+                let task = task_id(&n.task).ok();
+                let notice =
+                    Notice { kind: n.kind, text: n.text, task, bytes: n.bytes, incarnation: n.incarnation };
+                state.notices.push_back(notice);
+            }
+            daemon_msg::Msg::JobEnded(_) => {
+                state.job_ended = true;
+                state.forget_shared();
+                if state.views == 0 {
+                    self.unpin_all(state);
+                }
+            }
+            daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),
+            daemon_msg::Msg::Welcome(_) => {}
+        }
+    }
+
+    /// The link ended: everyone who waits is told.
+    pub(crate) fn close(&self, why: &str) {
+        let mut state = self.state();
+        state.closed.get_or_insert_with(|| why.to_owned());
+        state.forget_shared();
+        drop(state);
+        self.shell.outbox.close();
+        self.shell.woken.notify_all();
+        self.shell.woken_async.notify_waiters();
+    }
+}
