@@ -372,7 +372,7 @@ impl Life {
 
     /// Whether the core goes by what the store has of an object.
     fn is_used(&self, object: ObjectId) -> bool {
-        match (self.core.value_of(object), self.store.get(object)) {
+        match (self.core.keeps(object), self.store.get(object)) {
             (Some(Value::Shared { offset, .. }), Some(place)) => *offset == place.offset,
             (Some(Value::Inline(_)) | None, _) | (_, None) => false,
         }

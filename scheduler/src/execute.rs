@@ -382,6 +382,16 @@ impl Core {
         }
     }
 
+    /// A value in this node's memory that counts, told or not: a task without retries has one before it may
+    /// be used (R5).
+    pub fn keeps(&self, id: ObjectId) -> Option<&Value> {
+        let untold = || {
+            let of_task = self.undurable.iter().find(|run| !id.is_put() && run.task == id.task)?;
+            of_task.report.as_ref()?.value.as_ref().ok()
+        };
+        self.value_of(id).or_else(untold)
+    }
+
     /// An attempt ended here: keeps its value and reports to the keeper.
     fn finish_run(
         &mut self,

@@ -298,13 +298,12 @@ impl Core {
             return;
         }
         if let Some(kept) = self.kept.get(&id.task).filter(|_| !id.is_put()) {
-            // What has not ended runs to its end, and is elided or released then.
-            if kept.state != KeptState::Finishing || self.elide(id.task) {
-                return;
+            // What has not ended runs to its end, and is elided, or released once its end is recorded: a
+            // replayed parent that submits it again until then finds it here.
+            if kept.state == KeptState::Finishing {
+                self.elide(id.task);
             }
-            if matches!(self.kept[&id.task].record, Record::Waits { .. }) {
-                return;
-            }
+            return;
         }
         match self.objects[&id].refs.home {
             Home::Held => self.release(id),
@@ -404,6 +403,11 @@ impl Core {
             }
             object.state = State::Unknown;
         }
+    }
+
+    /// Whether there are copies on this node that nobody here has a use for.
+    pub fn has_idle(&self) -> bool {
+        !self.idle.is_empty()
     }
 
     /// Copies on this node that nobody here has a use for and whose home is `shard`; one after the other.

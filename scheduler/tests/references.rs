@@ -223,7 +223,7 @@ fn a_value_that_is_still_named_by_what_was_sent_is_not_elided() {
     node.drop_refs(DRIVER, &[out(a), out(b)]);
     assert!(node.batches.is_empty(), "b's done-record is not acknowledged: a is not released");
     node.ack(record, |_| None);
-    assert_eq!(told(&node.settle()), [('d', out(b)), ('r', out(b)), ('r', out(a))]);
+    assert_eq!(told(&node.settle()), [('d', out(b)), ('r', out(a)), ('r', out(b))]);
     assert_eq!(node.objects(), 1);
 }
 
@@ -476,4 +476,43 @@ fn a_replayed_parent_s_child_whose_value_lies_here_is_recorded_and_not_run_again
     assert!(sent.contains(&('d', out(child))) && sent.contains(&('d', out(parent))), "{sent:?}");
     let runs = |e: &&Effect| matches!(e, Effect::Run { spec, .. } if spec.id == task_bytes(child));
     assert_eq!(node.effects.iter().filter(runs).count(), 1, "once, for the other node");
+}
+
+#[test]
+fn a_task_submitted_again_while_its_end_is_on_its_way_is_found_here() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    node.submit(DRIVER, spec(a, &[]));
+    let record = node.batch();
+    node.finish(a, 1, small(), &[]);
+    node.drop_refs(DRIVER, &[out(a)]);
+    node.ack(record, |_| None);
+    let end = node.batch();
+    assert_eq!(told(&items(&end)), [('d', out(a))], "it is released once its end is recorded");
+    node.effects.clear();
+    node.submit(DRIVER, TaskSpec { replay: true, ..spec(a, &[]) });
+    let ready =
+        |e: &Effect| matches!(e, Effect::Ready { object, ready: Ready::Here(_), .. } if *object == out(a));
+    assert!(node.effects.iter().any(ready), "{:?}", node.effects);
+    node.ack(end, |_| None);
+    node.drop_refs(DRIVER, &[out(a)]);
+    assert_eq!(told(&node.settle()), [('r', out(a))]);
+    assert_eq!(node.objects(), 0);
+}
+
+#[test]
+fn a_value_that_waits_to_be_told_is_kept_in_memory() {
+    let mut node = Node::new();
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, TaskSpec { max_retries: 0, ..spec(parent, &[]) });
+    let record = node.batch();
+    node.ack(record, |_| None);
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    node.finish(parent, 1, large(), &[]);
+    // What it submitted is not committed, and nothing would replay it (R5).
+    assert_eq!(node.core.value_of(out(parent)), None);
+    assert!(matches!(node.core.keeps(out(parent)), Some(Value::Shared { .. })), "its bytes must stay");
+    let child_record = node.batch();
+    node.ack(child_record, |_| None);
+    assert!(node.core.value_of(out(parent)).is_some());
 }

@@ -112,13 +112,16 @@ impl<'a> Facts<'a> {
             return Answer::Moved(epoch);
         }
         let copies = self.holdings.holders(object);
-        match self.state.puts.get(&object).map(|put| &put.stored) {
-            Some(Stored::Small(value)) => return Answer::Value(value.clone()),
-            Some(Stored::Large(output)) => {
-                return self.here(copies, *output).unwrap_or_else(|| self.lost_put(object));
+        let put = self.state.puts.get(&object);
+        match put.map(|put| (&put.stored, &put.needed)) {
+            Some((Stored::Small(value), _)) => return Answer::Value(value.clone()),
+            Some((Stored::Large(output), needed)) => {
+                // Who put it holds it from the record on, and reports its copy a little later.
+                let holders = needed.holders().filter(|node| !self.holdings.is_gone(object, *node));
+                return self.here(copies.chain(holders), *output).unwrap_or_else(|| self.lost_put(object));
             }
             // It is named already, and known to nobody else.
-            Some(Stored::Coming) | None => {}
+            Some((Stored::Coming, _)) | None => {}
         }
         let record = match self.state.tasks.get(object.task) {
             Ok(Some(record)) => record.standing,

@@ -179,12 +179,13 @@ impl ShardState {
     /// Which of the copies that a node has no use for it may drop. Those that it may not, and those that
     /// are too many for one report, are to be asked again.
     pub fn to_drop(&self, idle: &[Bytes]) -> Vec<Bytes> {
-        let may_drop = |id: &&Bytes| {
-            let judged = ObjectId::from_bytes(id).map(|object| self.may_drop(object));
-            // What cannot be read is not known, and stays.
-            matches!(judged, Some(Ok(true)))
-        };
-        idle.iter().take(MAX_IDLE).filter(may_drop).cloned().collect()
+        let idle: Vec<ObjectId> =
+            idle.iter().take(MAX_IDLE).filter_map(|id| ObjectId::from_bytes(id)).collect();
+        // A run may have to be read from the disk: once for all that are asked of it.
+        let of_run = idle.chunk_by(|a, b| a.task.run == b.task.run);
+        // What cannot be read is not known, and stays.
+        let may_drop = |objects: &[ObjectId]| self.may_drop_of(objects).unwrap_or_default();
+        of_run.flat_map(may_drop).map(proto::object_bytes).collect()
     }
 
     /// Whether nodes that have no use for their copies of an object may drop them, for certain: nobody
@@ -197,20 +198,29 @@ impl ShardState {
     /// # Errors
     /// The cold store cannot be read.
     pub fn may_drop(&self, object: ObjectId) -> io::Result<bool> {
-        let (id, slot) = (object.task, object.slot);
-        if !self.counting.on || self.slots.moved(id.run.slot()).is_some() || self.puts.contains_key(&object) {
-            return Ok(false);
+        Ok(!self.may_drop_of(&[object])?.is_empty())
+    }
+
+    /// Those of some objects of one run.
+    fn may_drop_of(&self, objects: &[ObjectId]) -> io::Result<Vec<ObjectId>> {
+        let Some(id) = objects.first().map(|object| object.task.run) else { return Ok(Vec::new()) };
+        if !self.counting.on || self.slots.moved(id.slot()).is_some() {
+            return Ok(Vec::new());
         }
-        let judge = |run: &Run| {
-            let need = run.need(id.place, slot, &self.fenced);
+        let judge = |run: &Run, object: &ObjectId| {
+            let (place, slot) = (object.task.place, object.slot);
+            let need = run.need(place, slot, &self.fenced);
             let is_free = mutant!("R13") || !need.held && !need.contained;
-            let is_pruned = run.was_pruned(id.place) && !need.named;
-            let may =
-                is_pruned || run.has_ended(id.place) && (!need.named || can_be_made_again(run, id.place));
+            let is_pruned = run.was_pruned(place) && !need.named;
+            let may = is_pruned || run.has_ended(place) && (!need.named || can_be_made_again(run, place));
             run.counts() && is_free && may
         };
-        let known = self.tasks.look(id.run, judge)?;
-        Ok(known.unwrap_or_else(|| self.counting.bygone.has(object)))
+        let no_puts = objects.iter().copied().filter(|object| !self.puts.contains_key(object));
+        let objects: Vec<ObjectId> = no_puts.collect();
+        let of_known = |run: &Run| objects.iter().copied().filter(|object| judge(run, object)).collect();
+        let known: Option<Vec<ObjectId>> = self.tasks.look(id, of_known)?;
+        let bygone = |object: &ObjectId| self.counting.bygone.has(*object);
+        Ok(known.unwrap_or_else(|| objects.iter().copied().filter(bygone).collect()))
     }
 }
 

@@ -557,3 +557,25 @@ fn whether_a_record_in_another_shard_ever_came_is_asked_there_once_no_more_can_c
         assert!(b.has(arg), "{came}");
     }
 }
+
+#[test]
+fn a_large_put_is_with_whoever_put_it_before_that_node_reports_its_copy() {
+    use crate::core::holdings::Holdings;
+    use crate::core::locate::{Facts, Members};
+    use proto::located::Answer as Where;
+    use std::time::Duration;
+
+    let mut shard = Shard::new(0, 1);
+    let object = a_put(0);
+    shard.say(3, vec![put(object, &[])]);
+    let mut holdings = Holdings::default();
+    let full = proto::HoldingRequest { incarnation: 3, term: 1, full: true, ..Default::default() };
+    holdings.hear(&full, 1, 0, Duration::ZERO);
+    let members = Members { live: [(3, String::new())].into(), ..Members::default() };
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert!(matches!(&answer, Where::Here(here) if here.holders[0].incarnation == 3), "{answer:?}");
+    let gone = proto::HoldingRequest { full: false, remove: vec![proto::object_bytes(object)], ..full };
+    holdings.hear(&gone, 1, 0, Duration::ZERO);
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert!(matches!(&answer, Where::Failed(_)), "{answer:?}");
+}

@@ -11,7 +11,7 @@ use mobula_gcs::core::pack::{pack, unpack};
 use mobula_proto::item_outcome::Outcome;
 use mobula_proto::{
     Call, CallReply, ClusterView, HeartbeatRequest, HoldingRequest, Located, StreamAck, StreamBatch,
-    StreamItem, call, call_reply, object_bytes,
+    StreamItem, call, call_reply, object_bytes, object_id,
 };
 use mobula_scheduler::Event;
 use std::collections::BTreeSet;
@@ -27,6 +27,9 @@ const HOLDING_EVERY: Duration = Duration::from_millis(100);
 
 /// What proves that the driver's node lives is repeated soon.
 const PROOF_PATIENCE: Duration = Duration::from_millis(100);
+
+/// How often idle copies are asked about when there is nothing else to say. A node does it more often.
+const IDLE_EVERY: Duration = Duration::from_secs(1);
 
 /// A request.
 #[derive(Clone)]
@@ -54,8 +57,8 @@ pub enum Answer {
     Fenced,
     /// To a question.
     Located(Vec<Located>),
-    /// A report was taken, in this term.
-    Accepted(u64),
+    /// A report was taken, in this term; of the idle copies these may go.
+    Accepted { term: u64, drop: Vec<Bytes> },
     /// A new term: everything is to be reported to it.
     ReportInFull(u64),
     /// To a heartbeat: a view, if it is news.
@@ -146,8 +149,12 @@ impl World {
                 let asked = life.locates.remove(&id).unwrap_or_default();
                 self.input(machine, epoch, Input::Core(Event::Located { asked, answers }));
             }
-            (Key::Holding { shard, .. }, Answer::Accepted(term)) => {
-                self.accepted(machine, epoch, shard, term)
+            (Key::Holding { shard, .. }, Answer::Accepted { term, drop }) => {
+                if !drop.is_empty() {
+                    let objects = drop.iter().filter_map(|id| object_id(id).ok()).collect();
+                    self.input(machine, epoch, Input::Core(Event::Freed { objects }));
+                }
+                self.accepted(machine, epoch, shard, term);
             }
             (Key::Holding { shard, .. }, Answer::ReportInFull(term)) => {
                 let Some(life) = self.life(machine, epoch) else { return };
@@ -265,28 +272,44 @@ impl World {
     pub fn report(&mut self, machine: usize, epoch: u64, shard: usize) {
         let term = self.shards[shard].term;
         let Some(life) = self.life(machine, epoch) else { return };
-        let (deaths, incarnation) = (life.acted, life.incarnation.0);
+        let idle = life.core.has_idle();
         let reporter = &mut life.reporters[shard];
         reporter.scheduled = false;
-        if reporter.asked.is_some() {
+        if reporter.asked.is_some() || reporter.asking {
             return;
         }
+        let told = reporter.term == term && reporter.told >= life.acted && !reporter.open;
+        if told && reporter.waiting.is_empty() && reporter.held.is_empty() && !idle {
+            return;
+        }
+        reporter.asking = true;
+        reporter.deaths = life.acted;
         let held = std::mem::take(&mut reporter.held);
         reporter.waiting.extend(held);
-        let quiet =
-            reporter.term == term && reporter.told >= deaths && reporter.waiting.is_empty() && !reporter.open;
-        if quiet {
-            return;
-        }
+        self.input(machine, epoch, Input::Idle { shard: ShardId(shard as u32) });
+    }
+
+    /// The loop has said which copies nobody has a use for.
+    pub fn report_changes(&mut self, machine: usize, epoch: u64, shard: ShardId, idle: &[ObjectId]) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let incarnation = life.incarnation.0;
+        let reporter = &mut life.reporters[shard.0 as usize];
+        reporter.asking = false;
+        let list = |is_here: bool| {
+            let of = reporter.waiting.iter().filter(|(_, here)| **here == is_here);
+            of.map(|(object, _)| object_bytes(*object)).collect()
+        };
         let request = HoldingRequest {
-            shard: shard as u32,
+            shard: shard.0,
             incarnation,
             term: reporter.term,
-            add: reporter.waiting.iter().map(|object| object_bytes(*object)).collect(),
-            deaths: Some(deaths),
+            add: list(true),
+            remove: list(false),
+            deaths: Some(reporter.deaths),
+            idle: idle.iter().map(|object| object_bytes(*object)).collect(),
             ..HoldingRequest::default()
         };
-        self.send_report(machine, epoch, shard, request);
+        self.send_report(machine, epoch, shard.0 as usize, request);
     }
 
     fn send_report(&mut self, machine: usize, epoch: u64, shard: usize, request: HoldingRequest) {
@@ -328,15 +351,30 @@ impl World {
         let Some(life) = self.life(machine, epoch) else { return };
         let reporter = &mut life.reporters[shard];
         let Some(asked) = reporter.asked.take() else { return };
-        reporter.waiting.clear();
+        // What is gone is told all the same: done-records may promise it.
+        reporter.waiting.retain(|_, is_here| asked.full && !*is_here);
         reporter.told = reporter.told.max(asked.deaths.unwrap_or(0));
         reporter.open = false;
         if asked.full {
             reporter.term = term;
         }
-        let more = !reporter.held.is_empty() || reporter.told < life.acted;
+        let more = !reporter.held.is_empty() || !reporter.waiting.is_empty() || reporter.told < life.acted;
+        let idle = life.core.has_idle();
         if more || term != self.shards[shard].term {
             self.poke_reporter(machine, epoch, shard, HOLDING_EVERY);
+        } else if idle {
+            self.poke_reporter(machine, epoch, shard, IDLE_EVERY);
+        }
+    }
+
+    /// Copies that nobody has a use for are asked about.
+    pub fn ask_about_idle(&mut self, machine: usize, epoch: u64) {
+        for shard in 0..self.shards.len() {
+            let Some(life) = self.life(machine, epoch) else { return };
+            let reporter = &life.reporters[shard];
+            if life.core.has_idle() && !reporter.scheduled && !reporter.asking && reporter.asked.is_none() {
+                self.poke_reporter(machine, epoch, shard, IDLE_EVERY);
+            }
         }
     }
 

@@ -3,7 +3,7 @@
 use super::dice::Dice;
 use super::life::{DRIVER, Input, Said, Seen, Told};
 use super::options::Options;
-use super::program::{self, Content, Expected, INLINE_MAX, JOB, Oracle};
+use super::program::{self, Content, Expected, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
 use super::worker::Client;
 use super::world::{What, World};
 use mobula_base::ids::FIRST_PUT_SLOT;
@@ -16,11 +16,13 @@ use std::time::Duration;
 #[derive(Clone, Debug)]
 pub enum Step {
     /// Submits a task.
-    Submit { task: TaskId, seed: u64, depth: u8, args: Vec<ObjectId> },
+    Submit(Submission),
     /// Stores a value.
     Put { object: ObjectId, content: Content },
     /// Wants a value.
     Get(ObjectId),
+    /// Refers to it no longer.
+    Drop(ObjectId),
 }
 
 /// The driver of the one job.
@@ -32,8 +34,12 @@ pub struct Driver {
     epoch: u64,
     /// Large puts that wait for room.
     rooms: BTreeMap<ObjectId, Content>,
-    /// Everything it has made.
+    /// What it refers to: made, or taken out of values.
     pub made: BTreeSet<ObjectId>,
+    /// To be dropped once answered.
+    dropping: BTreeSet<ObjectId>,
+    /// How often it was told where each lies.
+    pins: BTreeMap<ObjectId, usize>,
     /// Wanted and not answered.
     pub wanted: BTreeSet<ObjectId>,
     /// Answered, with a value.
@@ -72,24 +78,26 @@ impl Driver {
             let shape = dice.pick(&[Shape::Chain, Shape::FanOut, Shape::FanIn, Shape::Random, Shape::Random]);
             let mut group: Vec<ObjectId> = Vec::new();
             for n in 0..many {
+                let refs = options.style.pick_refs(dice, &group);
                 if dice.permille(80) {
                     let object = root.output(FIRST_PUT_SLOT + puts);
                     puts += 1;
                     let large = dice.permille(options.style.large_permille);
                     let len = if large { dice.log_uniform(INLINE_MAX + 1, 2_000_000) } else { 16 };
-                    let content = program::put_content(dice.bits(), len);
+                    let content = program::put_content(dice.bits(), len, refs);
                     oracle.objects.insert(object, Expected::Value(content.clone()));
                     script.push((at, Step::Put { object, content }));
                     group.push(object);
                     continue;
                 }
-                let task = TaskId::new(JOB, root, 0, tasks);
+                let id = TaskId::new(JOB, root, 0, tasks);
                 tasks += 1;
                 let args = pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many);
                 let (seed, depth) = (dice.bits(), options.style.depth);
-                oracle.run(&options.style, task, seed, depth, &args);
-                script.push((at, Step::Submit { task, seed, depth, args }));
-                group.push(task.output(0));
+                let task = Submission { id, parent: root, seed, depth, args, nested: refs };
+                oracle.run(&options.style, &task);
+                script.push((at, Step::Submit(task)));
+                group.push(id.output(0));
             }
             for object in &group {
                 if dice.permille(300) {
@@ -98,8 +106,13 @@ impl Driver {
                 }
             }
             known.extend(group);
-            let keep = known.len().saturating_sub(64);
-            known.drain(..keep);
+            // Nothing that comes later names what is dropped here.
+            let many = known.len().saturating_sub(dice.from_to(10, 64) as usize);
+            for object in known.drain(..many) {
+                if dice.permille(options.drop_permille) {
+                    script.push((at, Step::Drop(object)));
+                }
+            }
             at += Duration::from_millis(dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1));
         }
         script.sort_by_key(|(at, _)| *at);
@@ -113,6 +126,8 @@ impl Driver {
             epoch: 0,
             rooms: BTreeMap::new(),
             made: BTreeSet::new(),
+            dropping: BTreeSet::new(),
+            pins: BTreeMap::new(),
             wanted: BTreeSet::new(),
             values: 0,
             failures: 0,
@@ -135,6 +150,14 @@ impl Driver {
     /// Whether everything it wanted was answered.
     pub fn is_content(&self) -> bool {
         self.lost || (self.next == self.script.len() && self.wanted.is_empty() && self.connected.is_some())
+    }
+
+    /// What it refers to, but for what it has not put yet.
+    pub fn held(&self) -> impl Iterator<Item = ObjectId> {
+        self.made
+            .iter()
+            .copied()
+            .filter(|object| !self.rooms.contains_key(object) && !self.dropping.contains(object))
     }
 
     /// Its node died.
@@ -162,21 +185,19 @@ fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, 
     for (number, (at, step)) in script.into_iter().enumerate() {
         let there = |object: &ObjectId| oracle.objects.contains_key(object);
         let possible = match &step {
-            Step::Submit { args, .. } => args.iter().all(there),
-            Step::Put { .. } => true,
-            Step::Get(object) => there(object),
+            Step::Submit(task) => task.args.iter().chain(&task.nested).all(there),
+            Step::Put { content, .. } => content.refs.iter().all(there),
+            Step::Get(object) | Step::Drop(object) => there(object),
         };
         if !possible || options.without.contains(&number) {
             continue;
         }
         match &step {
-            Step::Submit { task, seed, depth, args } => {
-                oracle.run(&options.style, *task, *seed, *depth, args)
-            }
+            Step::Submit(task) => oracle.run(&options.style, task),
             Step::Put { object, content } => {
                 oracle.objects.insert(*object, Expected::Value(content.clone()));
             }
-            Step::Get(_) => {}
+            Step::Get(_) | Step::Drop(_) => {}
         }
         left.push((at, step));
     }
@@ -247,10 +268,9 @@ impl World {
     fn driver_step(&mut self, step: Step) {
         let epoch = self.driver.epoch;
         match step {
-            Step::Submit { task, seed, depth, args } => {
-                let spec =
-                    program::spec(&self.options.style, task, TaskId::root(JOB), seed, depth, &args, false);
-                self.driver.made.insert(task.output(0));
+            Step::Submit(task) => {
+                let spec = task.spec(&self.options.style, false);
+                self.driver.made.insert(task.id.output(0));
                 self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
             }
             Step::Put { object, content } => {
@@ -264,11 +284,52 @@ impl World {
                 }
             }
             Step::Get(object) => self.driver_wants(object),
+            Step::Drop(object) => self.driver_drops(object),
+        }
+    }
+
+    fn driver_drops(&mut self, object: ObjectId) {
+        if self.driver.wanted.contains(&object) || self.driver.rooms.contains_key(&object) {
+            self.driver.dropping.insert(object);
+        } else if self.driver.made.remove(&object) {
+            let epoch = self.driver.epoch;
+            let times = self.driver.pins.remove(&object).unwrap_or(0);
+            self.say(0, epoch, DRIVER, Said::Unpin(vec![object; times]));
+            self.say(0, epoch, DRIVER, Said::Dropped(vec![object]));
+        }
+    }
+
+    /// Everything was answered: nothing is referred to any more.
+    pub fn driver_drops_all(&mut self) {
+        for object in self.driver.made.clone() {
+            self.driver_drops(object);
+        }
+    }
+
+    /// An object is answered: it may have been dropped meanwhile.
+    fn driver_answered(&mut self, object: ObjectId) -> bool {
+        let wanted = self.driver.wanted.remove(&object);
+        if self.driver.dropping.remove(&object) {
+            self.driver_drops(object);
+        }
+        wanted
+    }
+
+    /// The driver takes references out of a value that it wanted.
+    fn driver_takes(&mut self, refs: &[ObjectId]) {
+        let epoch = self.driver.epoch;
+        let fresh: Vec<ObjectId> = refs.iter().copied().filter(|id| self.driver.made.insert(*id)).collect();
+        if fresh.is_empty() {
+            return;
+        }
+        self.say(0, epoch, DRIVER, Said::Held(fresh.clone()));
+        if self.quiet {
+            fresh.into_iter().for_each(|object| self.driver_wants(object));
         }
     }
 
     fn driver_wants(&mut self, object: ObjectId) {
-        if self.driver.wanted.insert(object) {
+        if self.driver.made.contains(&object) && self.driver.wanted.insert(object) {
             let epoch = self.driver.epoch;
             self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
         }
@@ -284,8 +345,7 @@ impl World {
             Told::Created { object, room } => {
                 let Some(content) = self.driver.rooms.remove(&object) else { return };
                 match room {
-                    Ok(Some(_)) => self.say(0, epoch, DRIVER, Said::Seal { object, content }),
-                    Ok(None) => {}
+                    Ok(_) => self.say(0, epoch, DRIVER, Said::Seal { object, content }),
                     // A put that found no room: the program knows, and forgets it.
                     Err(_) => {
                         self.sometimes.hit("store full");
@@ -294,18 +354,32 @@ impl World {
                         self.judges.cause.no_put(object);
                     }
                 }
-            }
-            Told::Ready { object, value: Seen::Here(value) } => {
-                let content = self.machines[0].life.as_deref().and_then(|life| life.content(&value));
-                let content = content.unwrap_or(Content { hash: 0xdead, len: 0 });
-                self.judges.value.got(&self.oracle, object, &content, now);
-                if self.driver.wanted.remove(&object) {
-                    self.driver.values += 1;
+                if self.driver.dropping.remove(&object) {
+                    self.driver_drops(object);
                 }
             }
+            Told::Ready { object, value: Seen::Here(value) } => {
+                let place = matches!(value, mobula_scheduler::Value::Shared { .. });
+                if !self.driver.made.contains(&object) {
+                    // A reference that was dropped meanwhile: nobody wants the value.
+                    return self.say(0, epoch, DRIVER, Said::Unpin(vec![object; usize::from(place)]));
+                }
+                *self.driver.pins.entry(object).or_default() += usize::from(place);
+                let content = self.machines[0].life.as_deref().and_then(|life| life.content(&value));
+                let content = content.unwrap_or(GARBAGE);
+                self.judges.value.got(&self.oracle, object, &content, now);
+                if self.driver.wanted.contains(&object) {
+                    self.driver.values += 1;
+                    self.driver_takes(&content.refs);
+                }
+                self.driver_answered(object);
+            }
             Told::Ready { object, value: Seen::Failed(failure) } => {
+                if !self.driver.made.contains(&object) {
+                    return;
+                }
                 self.judges.failed(&self.oracle, object, &failure, now, &mut self.sometimes);
-                if self.driver.wanted.remove(&object) {
+                if self.driver_answered(object) {
                     self.driver.failures += 1;
                 }
             }

@@ -28,6 +28,7 @@ impl World {
         self.fence(shard);
         self.wake_soon(shard);
         self.watch_soon(shard);
+        self.look_after_references(shard);
     }
 
     /// Copies shard 0's deaths into a shard's own log.

@@ -23,12 +23,18 @@ pub enum Said {
     Get { object: ObjectId, want_value: bool },
     /// Needs room for a large value.
     Create { object: ObjectId, len: u64 },
-    /// Has written it.
+    /// Has written it, or found it there.
     Seal { object: ObjectId, content: Content },
     /// Stores a small value.
     Put { object: ObjectId, content: Content },
     /// A task ended; a large value was written to what `Create` gave.
-    Finished { task: mobula_base::TaskId, attempt: u32, value: Result<Written, Failure>, ran_ns: u64 },
+    Finished {
+        task: mobula_base::TaskId,
+        attempt: u32,
+        value: Result<Written, Failure>,
+        contains: Vec<ObjectId>,
+        ran_ns: u64,
+    },
     /// Waits inside its task; these come back.
     Blocked(Vec<mobula_base::TaskId>),
     /// Goes on.
@@ -37,6 +43,10 @@ pub enum Said {
     Held(Vec<ObjectId>),
     /// Its last references are gone.
     Dropped(Vec<ObjectId>),
+    /// Looks no longer where these lie, once for each time it was told.
+    Unpin(Vec<ObjectId>),
+    /// The driver's job is over.
+    EndJob,
 }
 
 /// How a task hands its value over.
@@ -55,8 +65,8 @@ pub enum Told {
     Run { spec: Box<TaskSpec>, attempt: u32, args: Vec<Value> },
     /// An object exists (or never will).
     Ready { object: ObjectId, value: Seen },
-    /// There is room: an offset, or the object is there already; or there is none.
-    Created { object: ObjectId, room: Result<Option<u64>, Failure> },
+    /// There is room, or the object is there already, with this checksum; or there is none.
+    Created { object: ObjectId, room: Result<Option<u32>, Failure> },
 }
 
 /// An object as a client sees it.
@@ -87,10 +97,14 @@ pub enum Input {
     FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
     /// A view.
     View(Rc<ClusterView>),
-    /// Room for a transfer of `len` bytes is wanted.
+    /// The bytes of a transfer have come.
     Arrived { object: ObjectId, from: Incarnation, content: Content, large: bool },
     /// A shard wants all holdings, for this term.
     ReportAll { shard: ShardId, term: u64, deaths: u64 },
+    /// A report is due: which copies has nobody here a use for?
+    Idle { shard: ShardId },
+    /// A transfer to another node has ended.
+    Served { object: ObjectId, transfer: u64 },
     /// This life is over.
     Fenced,
 }
@@ -132,12 +146,16 @@ pub struct StreamCall {
 pub struct Reporter {
     /// Term of the leader that has been told all.
     pub term: u64,
-    /// Come since the last report began.
-    pub held: Vec<ObjectId>,
+    /// Whether each is here, as it stands now: come since the last report began.
+    pub held: BTreeMap<ObjectId, bool>,
     /// In the report that is under way, or to be repeated.
-    pub waiting: Vec<ObjectId>,
+    pub waiting: BTreeMap<ObjectId, bool>,
     /// Which report this is.
     pub tries: u64,
+    /// The loop is being asked for idle copies.
+    pub asking: bool,
+    /// Deaths acted on when the report began.
+    pub deaths: u64,
     /// A report is under way.
     pub asked: Option<HoldingRequest>,
     /// A look is scheduled.
@@ -198,6 +216,12 @@ pub struct Life {
     pub has_job: bool,
     /// It is over.
     pub fenced: bool,
+    /// Copies that were promised and asked for and are not here, as their homes have been told.
+    pub missed: BTreeSet<ObjectId>,
+    /// Number of the last transfer to another node.
+    pub next_transfer: u64,
+    /// What was sealed in this turn.
+    pub fresh: Vec<ObjectId>,
     /// Events for the core, kept for its memory.
     pub events: Vec<Event>,
 }
@@ -237,6 +261,9 @@ impl Life {
             next_client: DRIVER + 1,
             has_job: false,
             fenced: false,
+            missed: BTreeSet::new(),
+            next_transfer: 0,
+            fresh: Vec::new(),
             events: Vec::new(),
         }
     }

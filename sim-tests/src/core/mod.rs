@@ -12,18 +12,21 @@
 //! - [`program`] — random programs and the interpreter that knows their answers.
 //! - [`options`] — what a seed decides before it begins.
 //! - [`world`] — all there is, and the loop over its events.
-//! - [`life`], [`node`] — a node: its cores and the shell around them; [`worker`], [`driver`] — its clients.
+//! - [`life`], [`node`], [`clients`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`driver`]
+//!   — what runs the programs.
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
-//! - [`shard`], [`server`], [`duties`] — the control store.
+//! - [`shard`], [`server`], [`duties`], [`references`] — the control store.
 //! - [`faults`] — what goes wrong. [`judge`] — what must hold all the same, a file each.
 //! - [`scenario`] — a run as a file; [`shrink`] — a failing one made small; [`explain`], [`report`] — what led to it.
 //! - [`command`], [`tools`] — the command line.
 
 pub mod calls;
+pub mod clients;
 pub mod command;
 pub mod dice;
 pub mod driver;
 pub mod duties;
+pub mod exec;
 pub mod explain;
 pub mod faults;
 pub mod judge;
@@ -34,6 +37,7 @@ pub mod options;
 pub mod peers;
 pub mod program;
 pub mod queue;
+pub mod references;
 pub mod report;
 pub mod scenario;
 pub mod server;

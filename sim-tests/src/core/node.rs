@@ -1,15 +1,15 @@
 //! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
 
-use super::life::{DRIVER, Input, Life, Said, Seen, TRANSFER, Told, Written};
-use super::program::JOB;
+use super::life::{DRIVER, Input, Seen, TRANSFER, Told};
+use super::program::{Content, GARBAGE, JOB};
 use super::world::{What, World};
-use mobula_base::{Incarnation, Instant, JobId, ObjectId, TaskId};
-use mobula_objstore::StoreError;
+use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_objstore::table::Place as Room;
+use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    ClusterView, Failure, FailureKind, PeerMsg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    ClusterView, PeerMsg, TaskSpec, arg, object_bytes, object_id, peer_msg, task_bytes, task_id,
 };
-use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
+use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ pub const LINK: Duration = Duration::from_micros(30);
 /// A node that was declared dead joins again after this.
 const REJOIN_AFTER: Duration = Duration::from_millis(200);
 
-fn shared(room: Room) -> Value {
+pub(super) fn shared(room: Room) -> Value {
     Value::Shared { offset: room.offset, len: room.len, crc: room.crc }
 }
 
@@ -76,11 +76,13 @@ impl World {
             self.perform(machine, epoch, effect);
         }
         let Some(life) = self.life(machine, epoch) else { return };
+        life.discard_strays();
         life.acted = life.view_version;
         if std::mem::take(&mut life.has_buried) {
             self.poke_reporters(machine, epoch, Duration::ZERO);
         }
         self.schedule_tick(machine, epoch);
+        self.ask_about_idle(machine, epoch);
     }
 
     fn schedule_tick(&mut self, machine: usize, epoch: u64) {
@@ -147,6 +149,11 @@ impl World {
             Input::Arrived { object, from, content, large } => {
                 events.push(self.arrived(machine, object, from, content, large));
             }
+            Input::Idle { shard } => {
+                let idle = life.core.idle(shard);
+                self.report_changes(machine, epoch, shard, &idle);
+            }
+            Input::Served { object, transfer } => life.store.unpin(object, Reader::Transfer(transfer)),
             Input::ReportAll { shard, term, deaths } => {
                 let (map, all) = (life.core.slots_epoch(), life.core.held(shard));
                 self.report_all(machine, epoch, shard, term, deaths, map, &all);
@@ -161,7 +168,7 @@ impl World {
         machine: usize,
         object: ObjectId,
         from: Incarnation,
-        content: super::program::Content,
+        content: Content,
         large: bool,
     ) -> Event {
         let failed = |why| Event::FetchFailed { object, from, why };
@@ -179,7 +186,10 @@ impl World {
                 let crc = content.crc();
                 life.memory.insert(offset, content);
                 match life.store.seal(object, crc, TRANSFER) {
-                    Ok(room) => Event::Fetched { object, value: shared(room) },
+                    Ok(room) => {
+                        life.fresh.push(object);
+                        Event::Fetched { object, value: shared(room) }
+                    }
                     Err(_) => failed(FetchError::NotFound),
                 }
             }
@@ -189,45 +199,6 @@ impl World {
                 self.sometimes.hit("store full");
                 failed(FetchError::StoreFull(error.to_string()))
             }
-        }
-    }
-
-    fn said(&mut self, machine: usize, epoch: u64, client: ClientId, said: Said, events: &mut Vec<Event>) {
-        let Some(life) = self.life(machine, epoch) else { return };
-        let driver = client == DRIVER;
-        match said {
-            Said::Submit(spec) => events.push(Event::Submit { client, specs: vec![*spec] }),
-            Said::Get { object, want_value } => {
-                events.push(Event::Get { client, job: JOB, objects: vec![object], want_value });
-            }
-            Said::Create { object, len } => {
-                let room = match life.store.create(object, len, JOB, client) {
-                    Ok(offset) => Ok(Some(offset)),
-                    Err(StoreError::Exists(_)) => Ok(None),
-                    Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
-                };
-                let told = Told::Created { object, room };
-                self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
-            }
-            Said::Seal { object, content } => {
-                let crc = content.crc();
-                if let Ok(room) = life.store.seal(object, crc, client) {
-                    life.memory.insert(room.offset, content);
-                    events.push(put(client, object, shared(room), driver));
-                }
-            }
-            Said::Put { object, content } => {
-                events.push(put(client, object, Value::Inline(content.encode()), driver));
-            }
-            Said::Finished { task, attempt, value, ran_ns } => {
-                let value = value.and_then(|written| seal(life, client, task, written));
-                let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns };
-                events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
-            }
-            Said::Blocked(returned) => events.push(Event::Blocked { worker: client, returned }),
-            Said::Unblocked => events.push(Event::Unblocked { worker: client }),
-            Said::Held(objects) => events.push(Event::Held { client, job: JOB, objects }),
-            Said::Dropped(objects) => events.push(Event::Dropped { client, objects }),
         }
     }
 
@@ -263,12 +234,18 @@ impl World {
         match effect {
             Effect::Run { worker, mut spec, attempt, args } => {
                 self.judges.once.given(&spec, attempt);
+                self.lend_args(machine, epoch, worker, &spec, &args);
                 // The program's own argument travels; the core's copy has the rest.
                 spec.args.truncate(1);
                 let told = Told::Run { spec: Box::new(spec), attempt, args };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
-            Effect::Discard { .. } | Effect::Freed { .. } => {}
+            Effect::Discard { object } => self.discard(machine, epoch, object),
+            Effect::Freed { to, objects } => {
+                self.sometimes.hit("copies freed elsewhere");
+                let objects = objects.into_iter().map(object_bytes).collect();
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Freed(mobula_proto::Freed { objects }));
+            }
             Effect::Spawn { job: _ } => {
                 let takes = self.dice.ms(3, 40);
                 let takes = self.slowed(machine, takes);
@@ -292,21 +269,27 @@ impl World {
             Effect::Locate { shard, objects } => self.locate(machine, epoch, shard, objects),
             Effect::Fetch { object, from, .. } => self.fetch(machine, epoch, object, from),
             Effect::Ready { client, object, ready } => {
+                let Some(life) = self.life(machine, epoch) else { return };
+                if !life.clients.contains_key(&client) {
+                    return;
+                }
                 let value = match ready {
-                    Ready::Here(value) => Seen::Here(value),
+                    Ready::Here(value) => {
+                        life.lend(object, Reader::Link(client), &value);
+                        Seen::Here(value)
+                    }
                     Ready::Elsewhere(output) => Seen::Elsewhere(output),
                     Ready::Failed(failure) => Seen::Failed(failure),
                 };
                 let told = Told::Ready { object, value };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
             }
-            Effect::Committed { .. } => {}
-            Effect::Held { object } => {
-                let Some(life) = self.life(machine, epoch) else { return };
-                let shard = life.core.shard_of(object.task).0 as usize;
-                life.reporters[shard].held.push(object);
-                self.poke_reporter(machine, epoch, shard, Duration::from_millis(100));
+            Effect::Committed { task, revision: 0, .. } => {
+                self.sometimes.hit("task elided");
+                self.judges.order.elided(task);
             }
+            Effect::Committed { .. } => {}
+            Effect::Held { object } => self.tell_home(machine, epoch, object, true),
             Effect::Replicate { to, object, job, output } => {
                 let holder = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
                 let (object, output) = (object_bytes(object), Some(output));
@@ -360,30 +343,28 @@ impl World {
         let (to, incarnation) = from;
         let now = self.now();
         let back = self.net.latency(Self::place(to), Self::place(machine), now);
-        let holder = self.machines[to].life.as_deref().filter(|life| life.incarnation.0 == incarnation);
+        let there = self.machines[to].epoch;
+        let is_there = self.life(to, there).is_some_and(|life| life.incarnation.0 == incarnation);
         let failed = |why| Input::Core(Event::FetchFailed { object, from: Incarnation(incarnation), why });
-        let (takes, input) = match holder {
+        let (takes, input) = if !is_there {
             // The process is gone, or another one listens there: the hello is turned away.
-            None => {
-                self.sometimes.hit("fetch from the dead");
-                (back, failed(FetchError::Unreachable))
-            }
-            Some(life) => match life.core.value_of(object) {
+            self.sometimes.hit("fetch from the dead");
+            (back, failed(FetchError::Unreachable))
+        } else {
+            match self.look_up_bytes(to, there, object) {
                 None => {
                     self.sometimes.hit("fetch of nothing");
                     (back, failed(FetchError::NotFound))
                 }
-                Some(value) => {
-                    let large = matches!(value, Value::Shared { .. });
-                    // Memory that was freed and given to others reads as something else.
-                    let garbage = super::program::Content { hash: 0xdead, len: 16 };
-                    let content = life.content(value).unwrap_or(garbage);
+                Some((content, large, transfer)) => {
                     let bytes = if large { content.len } else { 16 };
                     let takes = back + self.slowed(to, Duration::from_nanos(bytes * 10));
+                    let served = Input::Served { object, transfer };
+                    self.queue.after(takes, What::Input { machine: to, epoch: there, input: served });
                     let from = Incarnation(incarnation);
                     (takes, Input::Arrived { object, from, content, large })
                 }
-            },
+            }
         };
         // What breaks off on the way is noticed after a while.
         if self.faults.breaks_transfer(&mut self.dice)
@@ -396,39 +377,83 @@ impl World {
         self.queue.after(takes, What::Input { machine, epoch, input });
     }
 
+    /// The bytes that another node asks for, pinned while they travel.
+    fn look_up_bytes(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        object: ObjectId,
+    ) -> Option<(Content, bool, u64)> {
+        let life = self.life(machine, epoch)?;
+        life.next_transfer += 1;
+        let transfer = life.next_transfer;
+        let value = life.core.value_of(object).cloned();
+        let found = value.and_then(|value| {
+            let large = matches!(value, Value::Shared { .. });
+            let is_here = !large || life.store.pin(object, Reader::Transfer(transfer));
+            is_here.then(|| (life.content(&value).unwrap_or(GARBAGE), large, transfer))
+        });
+        if found.is_none() {
+            self.missed(machine, epoch, object);
+        }
+        found
+    }
+
+    /// A copy was asked for that is not here: its home is told.
+    fn missed(&mut self, machine: usize, epoch: u64, object: ObjectId) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.missed.insert(object);
+        self.tell_home(machine, epoch, object, false);
+    }
+
+    /// A value was made here. Its done-record says so; more is said of what its home takes to be gone, or
+    /// will take to be gone when it goes.
+    pub(super) fn made(&mut self, machine: usize, epoch: u64, object: ObjectId, value: &Value) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        if matches!(value, Value::Shared { .. }) || life.missed.remove(&object) {
+            self.tell_home(machine, epoch, object, true);
+        }
+    }
+
+    /// A copy has come, or gone.
+    fn tell_home(&mut self, machine: usize, epoch: u64, object: ObjectId, is_here: bool) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let shard = life.core.shard_of(object.task).0 as usize;
+        life.reporters[shard].held.insert(object, is_here);
+        self.poke_reporter(machine, epoch, shard, Duration::from_millis(100));
+    }
+
+    /// A task is told where its arguments lie; it looks at them until it ends.
+    fn lend_args(&mut self, machine: usize, epoch: u64, worker: ClientId, spec: &TaskSpec, values: &[Value]) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let (true, Ok(task)) = (life.clients.contains_key(&worker), task_id(&spec.id)) else { return };
+        for (argument, value) in spec.args.iter().zip(values) {
+            if let Some(arg::Arg::Object(bytes)) = &argument.arg
+                && let Ok(object) = object_id(bytes)
+            {
+                life.lend(object, Reader::Task(worker, task), value);
+            }
+        }
+    }
+
+    fn discard(&mut self, machine: usize, epoch: u64, object: ObjectId) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        // It may have been made again in the same turn.
+        if life.is_used(object) {
+            return;
+        }
+        let was_here = life.store.discard(object);
+        if life.core.value_of(object).is_none() {
+            match was_here {
+                true => self.tell_home(machine, epoch, object, false),
+                false => self.missed(machine, epoch, object),
+            }
+        }
+    }
+
     /// A view comes to a node, from a head.
     pub fn view_comes(&mut self, machine: usize, epoch: u64, view: Rc<ClusterView>) {
         self.input(machine, epoch, Input::View(view));
-    }
-
-    /// The instant that a node's core last saw must not be later than now.
-    pub fn earliest(&self) -> Instant {
-        self.now()
-    }
-}
-
-fn put(client: ClientId, object: ObjectId, value: Value, by_driver: bool) -> Event {
-    Event::Put { client, object, job: JOB, value, by_driver, contains: Vec::new() }
-}
-
-/// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
-fn seal(life: &mut Life, worker: ClientId, task: TaskId, written: Written) -> Result<Value, Failure> {
-    let content = match written {
-        Written::Inline(content) => return Ok(Value::Inline(content.encode())),
-        Written::Shared(content) => content,
-    };
-    let (object, crc) = (task.output(0), content.crc());
-    match (life.store.seal(object, crc, worker), life.store.get(object)) {
-        (Ok(room), _) => {
-            life.memory.insert(room.offset, content);
-            Ok(shared(room))
-        }
-        (Err(_), Some(room)) if room.crc == crc => Ok(shared(room)),
-        (Err(_), Some(_)) => Err(Failure::new(
-            FailureKind::FailureDiverged,
-            "the task made other bytes than before: it is not deterministic",
-        )),
-        (Err(error), None) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
     }
 }
 

@@ -47,6 +47,10 @@ pub struct Options {
     pub turn_us: u64,
     /// Top-level tasks per second, and how many come at once.
     pub rate: (u64, u64),
+    /// What the driver no longer names it drops, so many times in a thousand.
+    pub drop_permille: u64,
+    /// References are counted.
+    pub counts: bool,
     /// Kinds of faults with their weights.
     pub faults: Vec<(Kind, u64)>,
     /// Pause between faults, in milliseconds.
@@ -86,11 +90,13 @@ impl Options {
             heads: 3,
             shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
             store_bytes: 4 << 30,
-            hot_bytes: dice.pick(&[8 << 20, 8 << 20, 64 << 10]).unwrap_or(8 << 20),
+            hot_bytes: if dice.permille(60) { 256 << 10 } else { 8 << 20 },
             commit_us: dice.pick(&[(300, 2_000), (1_000, 8_000), (5_000, 60_000)]).unwrap_or((300, 2_000)),
             latency_us: dice.pick(&[(50, 300), (200, 2_000), (1_000, 15_000)]).unwrap_or((50, 300)),
             turn_us: dice.pick(&[20, 100, 1_000]).unwrap_or(100),
             rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
+            drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
+            counts: !dice.permille(100),
             faults: faults(dice, profile),
             pause_ms: dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000)),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
@@ -108,7 +114,10 @@ fn faults(dice: &mut Dice, profile: Profile) -> Vec<(Kind, u64)> {
     match profile {
         Profile::Calm => Vec::new(),
         Profile::Lite => vec![(Kind::Crash, 3), (Kind::KillWorker, 3), (Kind::LeaderChange, 2)],
-        Profile::Single => dice.pick(Kind::ALL).map(|kind| (kind, 1)).into_iter().collect(),
+        // Some cannot land every time.
+        Profile::Single => {
+            dice.pick(Kind::ALL).map(|kind| (kind, 20)).into_iter().chain(Some((Kind::Crash, 1))).collect()
+        }
         Profile::Swarm => {
             let many = dice.from_to(2, Kind::ALL.len() as u64);
             let mut kinds = Kind::ALL.to_vec();

@@ -30,23 +30,85 @@ pub struct Style {
     pub error_permille: u64,
     /// Tasks that kill their worker, in a thousand.
     pub poison_permille: u64,
+    /// Values that have references in them, in a thousand.
+    pub refs_permille: u64,
     /// A task runs so long, in microseconds.
     pub work_us: (u64, u64),
 }
 
-/// One step of a task.
+/// One step of a task. What it refers to is a pick among the references it has by then.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// Computes for so many nanoseconds.
     Work(u64),
-    /// Submits a task; its arguments are what was submitted or put before, by number.
-    Submit { seed: u64, args: Vec<usize> },
-    /// Waits for the value of something submitted or put.
-    Get(usize),
+    /// Submits a task; some references are arguments, others lie in an argument given by value.
+    Submit { seed: u64, args: Vec<u64>, nested: Vec<u64> },
+    /// Waits for a value, and takes the references in it.
+    Get(u64),
     /// Waits until something exists.
-    Wait(usize),
-    /// Stores a value.
-    Put { seed: u64, len: u64 },
+    Wait(u64),
+    /// Stores a value with references in it.
+    Put { seed: u64, len: u64, refs: Vec<u64> },
+}
+
+/// What a pick stands for.
+pub fn picked(locals: &[ObjectId], pick: u64) -> Option<ObjectId> {
+    locals.get((pick % (locals.len() as u64).max(1)) as usize).copied()
+}
+
+/// What picks stand for, each once.
+pub fn picked_all(locals: &[ObjectId], picks: &[u64]) -> Vec<ObjectId> {
+    let mut all: Vec<ObjectId> = picks.iter().filter_map(|pick| picked(locals, *pick)).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+/// The references that a task has, in the order in which it came to them.
+#[derive(Clone, Debug, Default)]
+pub struct Locals {
+    task: TaskId,
+    /// All of them.
+    pub all: Vec<ObjectId>,
+    /// Those that come from a child to which the task has given something that it put itself. Such a
+    /// reference in a value of the task would be a ring, which nobody can let go of before the job ends.
+    rings: Vec<ObjectId>,
+}
+
+impl Locals {
+    /// A task that is given these.
+    pub fn new(task: TaskId, given: Vec<ObjectId>) -> Self {
+        Locals { task, all: given, rings: Vec::new() }
+    }
+
+    /// What comes out of a value of `from` (of another task's, when there is none); those that are new.
+    pub fn take(&mut self, from: Option<ObjectId>, refs: &[ObjectId]) -> Vec<ObjectId> {
+        let fresh: Vec<ObjectId> = refs.iter().copied().filter(|id| !self.all.contains(id)).collect();
+        self.all.extend(&fresh);
+        if from.is_some_and(|from| self.rings.contains(&from)) {
+            self.rings.extend(fresh.iter().filter(|id| id.task != self.task));
+        }
+        fresh
+    }
+
+    /// A child, with what it was given.
+    pub fn child(&mut self, child: ObjectId, given: &[ObjectId]) {
+        self.all.push(child);
+        if given.iter().any(|id| id.task == self.task || self.rings.contains(id)) {
+            self.rings.push(child);
+        }
+    }
+
+    /// Something that the task put.
+    pub fn put(&mut self, object: ObjectId) {
+        self.all.push(object);
+    }
+
+    /// References for a value of the task.
+    pub fn for_value(&self, picks: &[u64]) -> Vec<ObjectId> {
+        let fit: Vec<ObjectId> = self.all.iter().copied().filter(|id| !self.rings.contains(id)).collect();
+        picked_all(&fit, picks)
+    }
 }
 
 /// How a task ends.
@@ -67,6 +129,8 @@ pub struct Body {
     pub ops: Vec<Op>,
     /// Bytes of its value.
     pub len: u64,
+    /// References that lie in its value.
+    pub returns: Vec<u64>,
     /// How it ends.
     pub end: End,
     /// How often it may be repeated.
@@ -87,9 +151,10 @@ impl Style {
             depth: dice.below(4) as u8,
             nest_permille: dice.from_to(50, 350),
             large_permille: dice.from_to(0, 400),
-            once_permille: dice.from_to(0, 200),
+            once_permille: dice.pick(&[0, 0, 50, 200]).unwrap_or(0),
             error_permille: dice.pick(&[0, 0, 10, 40]).unwrap_or(0),
             poison_permille: dice.pick(&[0, 0, 0, 5]).unwrap_or(0),
+            refs_permille: dice.pick(&[0, 100, 400]).unwrap_or(0),
             work_us: dice.pick(&[(500, 20_000), (2_000, 80_000), (10_000, 300_000)]).unwrap_or((500, 20_000)),
         }
     }
@@ -118,26 +183,39 @@ impl Style {
         };
         let retries = if dice.permille(self.once_permille) { 0 } else { dice.from_to(2, 6) as u32 };
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
-        Body { ops, len: self.len(dice), end, retries, cpu_milli, function: seed % 5 + 1 }
+        let returns = self.refs(dice);
+        Body { ops, len: self.len(dice), returns, end, retries, cpu_milli, function: seed % 5 + 1 }
+    }
+
+    /// Some of `among`, or mostly none.
+    pub fn pick_refs(&self, dice: &mut Dice, among: &[ObjectId]) -> Vec<ObjectId> {
+        let picks = self.refs(dice);
+        picked_all(among, &picks)
+    }
+
+    /// Some references, or mostly none.
+    fn refs(&self, dice: &mut Dice) -> Vec<u64> {
+        let many = if dice.permille(self.refs_permille) { dice.from_to(1, 3) } else { 0 };
+        (0..many).map(|_| dice.bits()).collect()
     }
 
     /// Children, some of which take earlier ones as arguments, and gets of some of them.
     fn nest(&self, dice: &mut Dice, ops: &mut Vec<Op>) {
-        let mut locals = 0;
         for _ in 0..dice.from_to(1, 4) {
+            let refs = self.refs(dice);
             if dice.permille(200) {
-                ops.push(Op::Put { seed: dice.bits(), len: self.len(dice) });
+                ops.push(Op::Put { seed: dice.bits(), len: self.len(dice), refs });
             } else {
-                let args = (0..locals).filter(|_| dice.permille(300)).collect();
-                ops.push(Op::Submit { seed: dice.bits(), args });
+                let many = dice.below(3);
+                let args = (0..many).map(|_| dice.bits()).collect();
+                ops.push(Op::Submit { seed: dice.bits(), args, nested: refs });
             }
-            locals += 1;
         }
-        for local in 0..locals {
+        for _ in 0..dice.from_to(1, 4) {
             match dice.below(10) {
                 0 => {}
-                1 => ops.push(Op::Wait(local)),
-                _ => ops.push(Op::Get(local)),
+                1 => ops.push(Op::Wait(dice.bits())),
+                _ => ops.push(Op::Get(dice.bits())),
             }
         }
     }
@@ -150,20 +228,26 @@ pub struct Content {
     pub hash: u64,
     /// Bytes it takes.
     pub len: u64,
+    /// References that lie in it.
+    pub refs: Vec<ObjectId>,
 }
+
+/// What memory reads as that was freed under its reader.
+pub const GARBAGE: Content = Content { hash: 0xdead, len: 16, refs: Vec::new() };
 
 impl Content {
     /// Small values travel as their bytes.
     pub fn encode(&self) -> Bytes {
         let mut bytes = self.hash.to_le_bytes().to_vec();
         bytes.extend(self.len.to_le_bytes());
+        self.refs.iter().for_each(|id| bytes.extend(id.to_bytes()));
         bytes.into()
     }
 
     /// The inverse of [`Content::encode`].
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        Some(Content { hash: word(0)?, len: word(8)? })
+        Some(Content { hash: word(0)?, len: word(8)?, refs: refs_of(bytes.get(16..)?) })
     }
 
     /// Stands for the CRC-32 of its bytes.
@@ -172,54 +256,78 @@ impl Content {
     }
 }
 
+fn refs_of(bytes: &[u8]) -> Vec<ObjectId> {
+    bytes.chunks_exact(ObjectId::LEN).filter_map(ObjectId::from_bytes).collect()
+}
+
 /// Stands for CRC-32.
 pub fn crc(bytes: &[u8]) -> u32 {
     mobula_base::ids::hash64(&[bytes]) as u32
 }
 
+fn with_refs(hash: u64, refs: &[ObjectId]) -> u64 {
+    refs.iter().fold(hash, |hash, id| {
+        mix(mix(hash, id.task.run.0 as u64), u64::from(id.task.place) << 32 | u64::from(id.slot))
+    })
+}
+
 /// A value that was put.
-pub fn put_content(seed: u64, len: u64) -> Content {
-    Content { hash: mix(seed, 0x707574), len }
+pub fn put_content(seed: u64, len: u64, refs: Vec<ObjectId>) -> Content {
+    Content { hash: with_refs(mix(seed, 0x707574), &refs), len, refs }
 }
 
 /// A task's value, from what it was given and what it got.
-pub fn task_content(seed: u64, inputs: impl Iterator<Item = u64>, len: u64) -> Content {
-    Content { hash: inputs.fold(mix(seed, 0x7461736b), mix), len }
+pub fn task_content(seed: u64, inputs: impl Iterator<Item = u64>, len: u64, refs: Vec<ObjectId>) -> Content {
+    Content { hash: with_refs(inputs.fold(mix(seed, 0x7461736b), mix), &refs), len, refs }
 }
 
-/// The record of a task.
-pub fn spec(
-    style: &Style,
-    id: TaskId,
-    parent: TaskId,
-    seed: u64,
-    depth: u8,
-    args: &[ObjectId],
-    replay: bool,
-) -> TaskSpec {
-    let body = style.body(seed, depth);
-    let mut what = seed.to_le_bytes().to_vec();
-    what.push(depth);
-    let by_value = Arg { arg: Some(arg::Arg::Value(what.into())) };
-    let by_reference = args.iter().map(|object| Arg { arg: Some(arg::Arg::Object(object_bytes(*object))) });
-    let mut spec = TaskSpec {
-        id: task_bytes(id),
-        job: JOB.0,
-        parent: task_bytes(parent),
-        function: body.function,
-        args: std::iter::once(by_value).chain(by_reference).collect(),
-        cpu_milli: body.cpu_milli,
-        max_retries: body.retries,
-        replay,
-        ..TaskSpec::default()
-    };
-    spec.digest = spec.compute_digest();
-    spec
+/// A task to be submitted.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// Which.
+    pub id: TaskId,
+    /// By whom.
+    pub parent: TaskId,
+    /// What it is.
+    pub seed: u64,
+    /// How deep it may nest.
+    pub depth: u8,
+    /// What it takes.
+    pub args: Vec<ObjectId>,
+    /// References that it is given as such.
+    pub nested: Vec<ObjectId>,
 }
 
-/// Seed and depth of a task, from its first argument.
-pub fn read_what(bytes: &[u8]) -> Option<(u64, u8)> {
-    Some((u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?), *bytes.get(8)?))
+impl Submission {
+    /// Its record.
+    pub fn spec(&self, style: &Style, replay: bool) -> TaskSpec {
+        let body = style.body(self.seed, self.depth);
+        let mut what = self.seed.to_le_bytes().to_vec();
+        what.push(self.depth);
+        self.nested.iter().for_each(|id| what.extend(id.to_bytes()));
+        let by_value = Arg { arg: Some(arg::Arg::Value(what.into())) };
+        let by_reference = |object: &ObjectId| Arg { arg: Some(arg::Arg::Object(object_bytes(*object))) };
+        let mut spec = TaskSpec {
+            id: task_bytes(self.id),
+            job: JOB.0,
+            parent: task_bytes(self.parent),
+            function: body.function,
+            args: std::iter::once(by_value).chain(self.args.iter().map(by_reference)).collect(),
+            nested: self.nested.iter().map(|id| object_bytes(*id)).collect(),
+            cpu_milli: body.cpu_milli,
+            max_retries: body.retries,
+            replay,
+            ..TaskSpec::default()
+        };
+        spec.digest = spec.compute_digest();
+        spec
+    }
+}
+
+/// Seed, depth and given references of a task, from its first argument.
+pub fn read_what(bytes: &[u8]) -> Option<(u64, u8, Vec<ObjectId>)> {
+    let seed = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?);
+    Some((seed, *bytes.get(8)?, refs_of(bytes.get(9..)?)))
 }
 
 /// How an object must turn out.
@@ -236,6 +344,8 @@ pub enum Expected {
 pub struct Known {
     /// What it takes.
     pub args: Vec<ObjectId>,
+    /// All that it refers to while it runs.
+    pub uses: Vec<ObjectId>,
     /// What it submits.
     pub children: Vec<TaskId>,
     /// How often it may be repeated.
@@ -255,50 +365,59 @@ pub struct Oracle {
 
 impl Oracle {
     /// Runs a task and all that it submits.
-    pub fn run(&mut self, style: &Style, id: TaskId, seed: u64, depth: u8, args: &[ObjectId]) {
-        let body = style.body(seed, depth);
+    pub fn run(&mut self, style: &Style, task: &Submission) {
+        let Submission { id, seed, depth, args, nested, .. } = task;
+        let body = style.body(*seed, *depth);
         let mut inputs = Vec::new();
         let mut fails = body.end != End::Value;
-        let mut locals: Vec<ObjectId> = Vec::new();
+        let mut locals = Locals::new(*id, nested.clone());
         let (mut children, mut puts) = (Vec::new(), 0);
-        let given = args.iter().all(|object| self.take(*object, &mut inputs));
+        let given = args.iter().all(|object| self.take(*object, &mut inputs, &mut locals, false));
         for op in if given { &body.ops[..] } else { &[] } {
             match op {
                 Op::Work(_) | Op::Wait(_) => {}
-                Op::Submit { seed, args } => {
-                    let child = TaskId::new(JOB, id, 0, children.len() as u64);
-                    let args: Vec<ObjectId> = args.iter().map(|local| locals[*local]).collect();
-                    self.run(style, child, *seed, depth - 1, &args);
-                    children.push(child);
-                    locals.push(child.output(0));
+                Op::Submit { seed, args, nested } => {
+                    let child = TaskId::new(JOB, *id, 0, children.len() as u64);
+                    let (args, nested) = (picked_all(&locals.all, args), picked_all(&locals.all, nested));
+                    let given = [&args[..], &nested[..]].concat();
+                    let child =
+                        Submission { id: child, parent: *id, seed: *seed, depth: depth - 1, args, nested };
+                    self.run(style, &child);
+                    children.push(child.id);
+                    locals.child(child.id.output(0), &given);
                 }
-                Op::Put { seed, len } => {
+                Op::Put { seed, len, refs } => {
                     let object = id.output(FIRST_PUT_SLOT + puts);
                     puts += 1;
-                    self.objects.insert(object, Expected::Value(put_content(*seed, *len)));
-                    locals.push(object);
+                    let content = put_content(*seed, *len, locals.for_value(refs));
+                    self.objects.insert(object, Expected::Value(content));
+                    locals.put(object);
                 }
-                Op::Get(local) => {
-                    if !self.take(locals[*local], &mut inputs) {
+                Op::Get(pick) => {
+                    let Some(object) = picked(&locals.all, *pick) else { continue };
+                    if !self.take(object, &mut inputs, &mut locals, true) {
                         fails = true;
                         break;
                     }
                 }
             }
         }
+        let refs = locals.for_value(&body.returns);
         let value = match given && !fails {
-            true => Expected::Value(task_content(seed, inputs.into_iter(), body.len)),
+            true => Expected::Value(task_content(*seed, inputs.into_iter(), body.len, refs)),
             false => Expected::Failure,
         };
         let poison = given && body.end == End::Poison;
-        self.tasks.insert(id, Known { args: args.to_vec(), children, retries: body.retries, poison });
+        let known = Known { args: args.clone(), uses: locals.all, children, retries: body.retries, poison };
+        self.tasks.insert(*id, known);
         self.objects.insert(id.output(0), value);
     }
 
-    fn take(&self, object: ObjectId, inputs: &mut Vec<u64>) -> bool {
+    fn take(&self, object: ObjectId, inputs: &mut Vec<u64>, locals: &mut Locals, own: bool) -> bool {
         match self.objects.get(&object) {
             Some(Expected::Value(content)) => {
                 inputs.push(content.hash);
+                locals.take(own.then_some(object), &content.refs);
                 true
             }
             Some(Expected::Failure) | None => false,

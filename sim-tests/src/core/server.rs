@@ -5,11 +5,13 @@ use super::net::Place;
 use super::shard::{Caller, Deposed, Entry, Key, Parked};
 use super::world::{What, World};
 use bytes::Bytes;
-use mobula_base::Instant;
+use mobula_base::{Instant, ObjectId, TaskId};
 use mobula_gcs::core::locate::{Facts, Members, all_wait};
+use mobula_gcs::core::pack::unpack;
 use mobula_proto::command::Op;
 use mobula_proto::holding_reply::Result as Held;
 use mobula_proto::located::Answer as Where;
+use mobula_proto::stream_item::Item;
 use mobula_proto::{Command, reply};
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,6 +32,7 @@ impl World {
         let shards = self.shards.len() as u32;
         let init = mobula_proto::InitCluster { cluster: 1, shards, slots: mobula_base::ids::SLOTS };
         self.propose(0, Rc::new(Command::from(Op::Init(init))), Caller::Nobody);
+        self.raise_level();
         self.queue.after(Duration::from_millis(100), What::Detect);
     }
 
@@ -133,7 +136,14 @@ impl World {
         let digest = super::trace::mix(index, prost::Message::encoded_len(&reply) as u64);
         let term = self.shards[shard].term;
         self.note("applies", 1000 + shard as u64, term, digest, || describe(&entry.command));
-        self.judges.applied(shard, index, &self.shards, &entry.command, &reply, &mut self.sometimes);
+        self.judges.applied(shard, index, &entry.command, &reply, &mut self.sometimes);
+        if let Caller::Ends { from, round } = entry.caller
+            && let Some(reply::Reply::Unnames(ack)) = &reply.reply
+        {
+            let takes = self.dice.us(100, 3_000);
+            let again = Some(ack.again.clone());
+            self.queue.after(takes, What::EndsTold { from, round, to: shard, again });
+        }
         if let Caller::Machine { machine, epoch, key } = entry.caller
             && let Some(head) = self.shards[shard].leader
         {
@@ -153,6 +163,10 @@ impl World {
         if shard == 0 && self.shards[0].state.cluster.version != self.view.version {
             self.view_changes();
         }
+        if let Some(op) = &entry.command.op {
+            self.reference_entry_applied(shard, op);
+        }
+        self.look_after_references(shard);
         if let Some(Op::Fence(fence)) = &entry.command.op {
             self.shards[shard].fencing.remove(&fence.incarnation);
             self.fence(shard);
@@ -200,7 +214,8 @@ impl World {
             Held::AcceptedTerm(term) => {
                 self.judges.lost.reported(shard, term, report);
                 self.wake_soon(shard);
-                Answer::Accepted(term)
+                let drop = self.shards[shard].state.to_drop(&report.idle);
+                Answer::Accepted { term, drop }
             }
             Held::ReportInFull(term) => Answer::ReportInFull(term),
             Held::Fenced(_) => Answer::Fenced,
@@ -298,7 +313,9 @@ impl World {
             Ask::Holding(report) => {
                 let (term, adopted) = (old.term, old.state.slots.adopted());
                 match old.holdings.hear(report, term, adopted, time) {
-                    Held::AcceptedTerm(term) => Some(Answer::Accepted(term)),
+                    Held::AcceptedTerm(term) => {
+                        Some(Answer::Accepted { term, drop: old.state.to_drop(&report.idle) })
+                    }
                     Held::ReportInFull(term) => Some(Answer::ReportInFull(term)),
                     _ => None,
                 }
@@ -339,6 +356,7 @@ impl World {
         s.term += 1 + self.dice.below(3);
         s.holdings = mobula_gcs::core::holdings::Holdings::default();
         s.fencing.clear();
+        (s.sweeping, s.delivery) = (false, None);
         let survive = self.dice.below(s.log.len() as u64 + 1) as usize;
         let (term, lost) = (s.term, s.log.split_off(survive));
         let parked = std::mem::take(&mut s.parked);
@@ -356,9 +374,15 @@ impl World {
             key: p.key,
         }));
         for caller in callers {
-            if let Caller::Machine { machine, epoch, key } = caller {
-                let patience = self.net.patience() / 4;
-                self.queue.after(patience, What::Failed { machine, epoch, key });
+            let patience = self.net.patience() / 4;
+            match caller {
+                Caller::Machine { machine, epoch, key } => {
+                    self.queue.after(patience, What::Failed { machine, epoch, key });
+                }
+                Caller::Ends { from, round } => {
+                    self.queue.after(patience, What::EndsTold { from, round, to: shard, again: None });
+                }
+                Caller::Nobody => {}
             }
         }
         self.note("leaderless", 1000 + shard as u64, term, survive as u64, || format!("head {head}"));
@@ -403,15 +427,34 @@ impl World {
             self.poke_reporter(machine, epoch, shard, Duration::from_millis(100));
         }
         self.watch_soon(shard);
+        self.look_after_references(shard);
     }
 }
 
 fn describe(command: &Command) -> String {
     match &command.op {
         Some(Op::Stream(batch)) => {
-            format!("inc-{} from {}: {} items", batch.incarnation, batch.first_seq, batch.items.len())
+            let items: Vec<String> = unpack(batch).iter().map(|(_, item)| describe_item(item)).collect();
+            format!("inc-{} from {}: {}", batch.incarnation, batch.first_seq, items.join(", "))
         }
         Some(other) => format!("{other:?}").chars().take(100).collect(),
         None => String::new(),
+    }
+}
+
+fn describe_item(item: &mobula_proto::StreamItem) -> String {
+    let task = |bytes: &[u8]| TaskId::from_bytes(bytes).map_or_else(String::new, |id| id.to_string());
+    let object = |bytes: &[u8]| ObjectId::from_bytes(bytes).map_or_else(String::new, |id| id.to_string());
+    match &item.item {
+        Some(Item::Submit(spec)) => format!("submit {}", task(&spec.id)),
+        Some(Item::Done(done)) => format!("done {} attempt {}", task(&done.task), done.attempt),
+        Some(Item::Next(next)) => format!("next {} from {}", task(&next.task), next.from),
+        Some(Item::Put(put)) => format!("put {}", object(&put.object)),
+        Some(Item::Name(name)) => {
+            format!("name {} by {} hold {}", object(&name.object), object(&name.by), name.hold)
+        }
+        Some(Item::Unname(name)) => format!("unname {} by {}", object(&name.object), object(&name.by)),
+        Some(Item::Release(release)) => format!("release {}", object(&release.object)),
+        Some(Item::Run(_) | Item::RunDone(_) | Item::RunRelease(_)) | None => String::new(),
     }
 }

@@ -9,8 +9,8 @@ use mobula_gcs::core::ShardState;
 use mobula_gcs::core::holdings::Holdings;
 use mobula_gcs::core::locate::Members;
 use mobula_gcs::core::silence::{SILENT_AFTER, Watcher};
-use mobula_proto::Command;
-use std::collections::{BTreeSet, VecDeque};
+use mobula_proto::{Command, Delivered};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -21,6 +21,8 @@ pub enum Caller {
     Nobody,
     /// A request of a machine.
     Machine { machine: usize, epoch: u64, key: Key },
+    /// The leader of another shard that tells of edges that have ended.
+    Ends { from: usize, round: u64 },
 }
 
 /// Which request of a node this is about; a later try has another number.
@@ -82,6 +84,16 @@ pub struct Deposed {
     pub until: Instant,
 }
 
+/// A round of telling other shards which edges have ended (R6).
+pub struct Delivery {
+    /// Which.
+    pub round: u64,
+    /// Shards that have not answered, with what they were told.
+    pub open: BTreeMap<usize, Vec<u64>>,
+    /// What has become of the others.
+    pub told: Delivered,
+}
+
 /// One shard.
 pub struct Shard {
     /// What has been applied.
@@ -110,6 +122,12 @@ pub struct Shard {
     pub deposed: Option<Deposed>,
     /// Deaths that are on their way into the log.
     pub fencing: BTreeSet<u64>,
+    /// An entry that works off what waits is under way.
+    pub sweeping: bool,
+    /// Ends of edges that are being told.
+    pub delivery: Option<Delivery>,
+    /// Number of the last round of telling.
+    pub rounds: u64,
     /// Entries that may wait.
     pub queue_max: usize,
     /// Entries take so much longer to commit until then.
@@ -136,6 +154,9 @@ impl Shard {
             waking: false,
             deposed: None,
             fencing: BTreeSet::new(),
+            sweeping: false,
+            delivery: None,
+            rounds: 0,
             queue_max: usize::MAX,
             slow: (Instant::default(), 0),
         }

@@ -3,13 +3,12 @@
 use super::life::Input;
 use super::life::{Said, Seen, Told, Written};
 use super::node::LINK;
-use super::program::{self, Body, Content, End, INLINE_MAX, JOB, Op};
+use super::program::{self, Body, Content, End, GARBAGE, INLINE_MAX, Locals};
 use super::world::{What, World};
-use mobula_base::ids::FIRST_PUT_SLOT;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{Failure, FailureKind, TaskSpec, arg, task_id};
 use mobula_scheduler::{ClientId, Value};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Where a worker dies.
@@ -45,32 +44,35 @@ pub struct Run {
     /// Which attempt.
     pub attempt: u32,
     /// Its children are looked up first.
-    replay: bool,
-    seed: u64,
-    depth: u8,
-    body: Body,
-    inputs: Vec<u64>,
-    next: usize,
-    locals: Vec<ObjectId>,
-    children: u64,
-    puts: u32,
+    pub(super) replay: bool,
+    pub(super) seed: u64,
+    pub(super) depth: u8,
+    pub(super) body: Body,
+    pub(super) inputs: Vec<u64>,
+    pub(super) next: usize,
+    /// What it refers to, in the order in which it came to it.
+    pub(super) locals: Locals,
+    /// How often it was told where each lies.
+    pub(super) pins: BTreeMap<ObjectId, usize>,
+    pub(super) children: u64,
+    pub(super) puts: u32,
     /// What it has heard of objects.
-    seen: BTreeMap<ObjectId, Seen>,
-    asked: BTreeMap<ObjectId, bool>,
-    waits: Option<Waits>,
+    pub(super) seen: BTreeMap<ObjectId, Seen>,
+    pub(super) asked: BTreeSet<ObjectId>,
+    pub(super) waits: Option<Waits>,
     /// It has given its CPU back at least once.
     pub was_blocked: bool,
     /// It waits now, without its CPU.
     pub blocked: bool,
     /// What it needs.
     pub cpu_milli: u64,
-    failure: Option<Failure>,
-    ran_ns: u64,
+    pub(super) failure: Option<Failure>,
+    pub(super) ran_ns: u64,
 }
 
 /// What a run waits for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Waits {
+pub(super) enum Waits {
     Value(ObjectId),
     Existence(ObjectId),
     Room(ObjectId),
@@ -135,7 +137,15 @@ impl World {
                 self.next_run(machine, epoch, client);
             }
             Told::Ready { object, value } => {
-                let Some(run) = &mut worker.run else { return };
+                let place = matches!(value, Seen::Here(Value::Shared { .. }));
+                // A reference that was dropped meanwhile: nobody wants the value.
+                let Some(run) = worker.run.as_mut().filter(|run| run.locals.all.contains(&object)) else {
+                    if place {
+                        self.say(machine, epoch, client, Said::Unpin(vec![object]));
+                    }
+                    return;
+                };
+                *run.pins.entry(object).or_default() += usize::from(place);
                 run.seen.insert(object, value);
                 if matches!(run.waits, Some(Waits::Value(id) | Waits::Existence(id)) if id == object) {
                     self.go_on(machine, epoch, client);
@@ -147,7 +157,6 @@ impl World {
 
     /// Begins the next task, if none runs.
     fn next_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
-        let style = self.options.style.clone();
         let Some(life) = self.life(machine, epoch) else { return };
         let incarnation = life.incarnation.0;
         let Some(worker) = life.clients.get_mut(&client).filter(|worker| worker.run.is_none()) else {
@@ -164,42 +173,17 @@ impl World {
         worker.runs += 1;
         let number = worker.runs;
         let contents: Vec<Content> = args.iter().skip(1).map(|value| self.read(machine, value)).collect();
-        let what = spec.args.first().and_then(|arg| arg.arg.as_ref());
-        let Some(arg::Arg::Value(what)) = what else {
+        let Some(run) = Run::new(&self.options.style, &spec, attempt, &contents) else {
             return self.judges.harness("a task without its number".into());
         };
-        let (Some((seed, depth)), Ok(task)) = (program::read_what(what), task_id(&spec.id)) else { return };
-        let body = style.body(seed, depth);
+        let (task, attempt) = (run.task, run.attempt);
         self.judges.started(task, attempt, incarnation, self.queue.now(), &mut self.sometimes);
-        self.note(
-            "runs",
-            machine as u64,
-            incarnation,
-            super::trace::mix(task.run.0 as u64, u64::from(attempt)),
-            || format!("{task} attempt {attempt}"),
-        );
-        let run = Run {
-            task,
-            attempt,
-            replay: spec.replay || attempt > 1,
-            seed,
-            depth,
-            cpu_milli: u64::from(body.cpu_milli),
-            body,
-            inputs: contents.iter().map(|content| content.hash).collect(),
-            next: 0,
-            locals: Vec::new(),
-            children: 0,
-            puts: 0,
-            seen: BTreeMap::new(),
-            asked: BTreeMap::new(),
-            waits: None,
-            was_blocked: false,
-            blocked: false,
-            failure: None,
-            ran_ns: 0,
-        };
+        let what = super::trace::mix(task.run.0 as u64, u64::from(attempt));
+        self.note("runs", machine as u64, incarnation, what, || format!("{task} attempt {attempt}"));
         self.judges.cpu.started(incarnation, run.cpu_milli);
+        if !run.locals.all.is_empty() {
+            self.say(machine, epoch, client, Said::Held(run.locals.all.clone()));
+        }
         if let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) {
             worker.run = Some(run);
         }
@@ -207,212 +191,23 @@ impl World {
     }
 
     /// What lies in a machine's memory; what was freed under a reader reads as something else.
-    fn read(&self, machine: usize, value: &Value) -> Content {
+    pub(super) fn read(&self, machine: usize, value: &Value) -> Content {
         let life = self.machines[machine].life.as_deref();
-        life.and_then(|life| life.content(value)).unwrap_or(Content { hash: 0xdead, len: 16 })
+        life.and_then(|life| life.content(value)).unwrap_or(GARBAGE)
     }
 
-    /// A worker has computed for a while.
-    pub fn worked(&mut self, machine: usize, epoch: u64, client: ClientId, run: u64) {
-        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get(&client)) else {
-            return;
-        };
-        if worker.runs == run && worker.run.is_some() {
-            self.go_on(machine, epoch, client);
-        }
-    }
-
-    fn run_of(&mut self, machine: usize, epoch: u64, client: ClientId) -> Option<&mut Run> {
+    pub(super) fn run_of(&mut self, machine: usize, epoch: u64, client: ClientId) -> Option<&mut Run> {
         self.life(machine, epoch)?.clients.get_mut(&client)?.run.as_mut()
     }
 
-    /// Goes on with a task until it computes, waits or ends.
-    fn go_on(&mut self, machine: usize, epoch: u64, client: ClientId) {
-        loop {
-            if !self.may_go_on(machine, epoch, client) {
-                return;
-            }
-            let Some(run) = self.run_of(machine, epoch, client) else { return };
-            let Some(op) = run.body.ops.get(run.next).cloned().filter(|_| run.failure.is_none()) else {
-                return self.end_run(machine, epoch, client);
-            };
-            run.next += 1;
-            match op {
-                Op::Work(ns) => {
-                    run.ran_ns += ns;
-                    return self.compute(machine, epoch, client, ns);
-                }
-                Op::Submit { seed, args } => self.submit(machine, epoch, client, seed, &args),
-                Op::Put { seed, len } => self.put(machine, epoch, client, seed, len),
-                Op::Get(local) => {
-                    let object = run.locals[local];
-                    run.waits = Some(Waits::Value(object));
-                }
-                Op::Wait(local) => {
-                    let object = run.locals[local];
-                    run.waits = Some(Waits::Existence(object));
-                }
-            }
-        }
-    }
-
-    fn compute(&mut self, machine: usize, epoch: u64, client: ClientId, ns: u64) {
-        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get(&client)) else {
-            return;
-        };
-        let (number, doomed) = (worker.runs, worker.doom == Some(Doom::MidRun));
-        let takes = self.slowed(machine, Duration::from_nanos(ns));
-        if doomed {
-            self.sometimes.hit("worker died in mid-run");
-            return self.worker_dies(machine, epoch, client);
-        }
-        self.queue.after(takes, What::Worked { machine, epoch, client, run: number });
-    }
-
-    fn submit(&mut self, machine: usize, epoch: u64, client: ClientId, seed: u64, args: &[usize]) {
-        let style = self.options.style.clone();
-        let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let child = TaskId::new(JOB, run.task, 0, run.children);
-        run.children += 1;
-        let args: Vec<ObjectId> = args.iter().map(|local| run.locals[*local]).collect();
-        run.locals.push(child.output(0));
-        run.asked.insert(child.output(0), true);
-        let (parent, attempt, depth, replay) = (run.task, run.attempt, run.depth - 1, run.replay);
-        let spec = program::spec(&style, child, parent, seed, depth, &args, replay);
-        self.judges.order.submitted(parent, attempt, child);
-        self.say(machine, epoch, client, Said::Submit(Box::new(spec)));
-    }
-
-    fn put(&mut self, machine: usize, epoch: u64, client: ClientId, seed: u64, len: u64) {
-        let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let object = run.task.output(FIRST_PUT_SLOT + run.puts);
-        run.puts += 1;
-        run.locals.push(object);
-        let content = program::put_content(seed, len);
-        if len <= INLINE_MAX {
-            self.say(machine, epoch, client, Said::Put { object, content });
-        } else {
-            run.waits = Some(Waits::Room(object));
-            self.say(machine, epoch, client, Said::Create { object, len });
-        }
-    }
-
-    /// Whether a task that waits has what it waits for; asks, and gives its CPU back, if not (R16).
-    fn may_go_on(&mut self, machine: usize, epoch: u64, client: ClientId) -> bool {
-        let Some(run) = self.run_of(machine, epoch, client) else { return false };
-        let Some(waits) = run.waits else { return true };
-        let (object, want_value) = match waits {
-            Waits::Room(_) => return false,
-            Waits::Value(object) => (object, true),
-            Waits::Existence(object) => (object, false),
-        };
-        match run.seen.get(&object).cloned() {
-            Some(Seen::Elsewhere(_)) if want_value => {
-                run.seen.remove(&object);
-                self.say(machine, epoch, client, Said::Get { object, want_value });
-            }
-            Some(seen) => {
-                run.waits = None;
-                self.unblock(machine, epoch, client);
-                if want_value {
-                    self.got(machine, epoch, client, object, &seen);
-                }
-                return true;
-            }
-            None => {
-                if run.asked.insert(object, true).is_none() {
-                    self.say(machine, epoch, client, Said::Get { object, want_value });
-                }
-            }
-        }
-        self.block(machine, epoch, client);
-        false
-    }
-
-    fn got(&mut self, machine: usize, epoch: u64, client: ClientId, object: ObjectId, seen: &Seen) {
-        let now = self.now();
-        match seen {
-            Seen::Here(value) => {
-                let content = self.read(machine, value);
-                self.judges.value.got(&self.oracle, object, &content, now);
-                if let Some(run) = self.run_of(machine, epoch, client) {
-                    run.inputs.push(content.hash);
-                }
-            }
-            Seen::Failed(failure) => {
-                self.judges.failed(&self.oracle, object, failure, now, &mut self.sometimes);
-                let text = format!("it needed {object}: {}", failure.message);
-                if let Some(run) = self.run_of(machine, epoch, client) {
-                    run.failure = Some(Failure::new(FailureKind::FailureUserError, text));
-                }
-            }
-            Seen::Elsewhere(_) => {}
-        }
-    }
-
-    fn block(&mut self, machine: usize, epoch: u64, client: ClientId) {
-        let Some(life) = self.life(machine, epoch) else { return };
-        let incarnation = life.incarnation.0;
-        let Some(worker) = life.clients.get_mut(&client) else { return };
-        let Some(run) = worker.run.as_mut().filter(|run| !run.blocked) else { return };
-        run.blocked = true;
-        let cpu_milli = run.cpu_milli;
-        let first = !std::mem::replace(&mut run.was_blocked, true);
-        let returned = worker.queue.drain(..).filter_map(|(spec, ..)| task_id(&spec.id).ok()).collect();
-        if first {
-            self.judges.cpu.stopped(incarnation, cpu_milli);
-        }
-        self.sometimes.hit("worker waited inside a task");
-        self.say(machine, epoch, client, Said::Blocked(returned));
-    }
-
-    fn unblock(&mut self, machine: usize, epoch: u64, client: ClientId) {
-        let Some(run) = self.run_of(machine, epoch, client) else { return };
-        if std::mem::take(&mut run.blocked) {
-            self.say(machine, epoch, client, Said::Unblocked);
-        }
-    }
-
-    /// The daemon has made room (or there is none).
-    fn created(
-        &mut self,
-        machine: usize,
-        epoch: u64,
-        client: ClientId,
-        object: ObjectId,
-        room: Result<Option<u64>, Failure>,
-    ) {
-        let Some(run) = self.run_of(machine, epoch, client) else { return };
-        if run.waits != Some(Waits::Room(object)) {
-            return;
-        }
-        run.waits = None;
-        if !object.is_put() {
-            return self.report_value(machine, epoch, client, room);
-        }
-        match room {
-            Ok(offset) => {
-                let seal = run.body.ops.get(run.next - 1).cloned();
-                if let (Some(Op::Put { seed, len }), Some(_)) = (seal, offset) {
-                    let content = program::put_content(seed, len);
-                    self.say(machine, epoch, client, Said::Seal { object, content });
-                }
-            }
-            Err(failure) => {
-                run.failure = Some(failure);
-                self.sometimes.hit("store full");
-            }
-        }
-        self.go_on(machine, epoch, client);
+    fn doom_of(&mut self, machine: usize, epoch: u64, client: ClientId) -> Option<Doom> {
+        self.life(machine, epoch)?.clients.get(&client)?.doom
     }
 
     /// A task has done all it does.
-    fn end_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
-        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
-            return;
-        };
-        let doomed = worker.doom == Some(Doom::BeforeReport);
-        let Some(run) = worker.run.as_mut() else { return };
+    pub(super) fn end_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
+        let doomed = self.doom_of(machine, epoch, client) == Some(Doom::BeforeReport);
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
         if run.failure.is_none() && run.body.end == End::Poison {
             return self.worker_dies(machine, epoch, client);
         }
@@ -435,28 +230,25 @@ impl World {
         self.finish(machine, epoch, client, value);
     }
 
-    fn report_value(
+    /// There is room for a task's large value (or none, or it is there already).
+    pub(super) fn report_value(
         &mut self,
         machine: usize,
         epoch: u64,
         client: ClientId,
-        room: Result<Option<u64>, Failure>,
+        room: Result<Option<u32>, Failure>,
     ) {
-        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
-            return;
-        };
-        if worker.doom == Some(Doom::BeforeReport) {
+        if self.doom_of(machine, epoch, client) == Some(Doom::BeforeReport) {
             self.sometimes.hit("worker died before its report");
             return self.worker_dies(machine, epoch, client);
         }
-        let Some(run) = &worker.run else { return };
-        let value = room.map(|_| Written::Shared(run.content()));
-        if value.is_err() {
-            self.sometimes.hit("store full");
-        }
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let content = run.content();
+        let value = same(room, &content).map(|()| Written::Shared(content));
         self.finish(machine, epoch, client, value);
     }
 
+    /// Reports how a task ended: what it referred to is dropped before, but for what lies in its value.
     fn finish(&mut self, machine: usize, epoch: u64, client: ClientId, value: Result<Written, Failure>) {
         let Some(life) = self.life(machine, epoch) else { return };
         let incarnation = life.incarnation.0;
@@ -466,8 +258,22 @@ impl World {
         if !run.was_blocked {
             self.judges.cpu.stopped(incarnation, run.cpu_milli);
         }
+        let contains = match &value {
+            Ok(Written::Inline(content) | Written::Shared(content)) => content.refs.clone(),
+            Err(_) => Vec::new(),
+        };
+        let unpin: Vec<ObjectId> =
+            run.pins.iter().flat_map(|(object, times)| std::iter::repeat_n(*object, *times)).collect();
+        let (inside, dropped): (Vec<_>, Vec<_>) =
+            run.locals.all.iter().copied().partition(|object| contains.contains(object));
+        for said in [Said::Unpin(unpin), Said::Dropped(dropped)] {
+            self.say(machine, epoch, client, said);
+        }
         let (task, attempt, ran_ns) = (run.task, run.attempt, run.ran_ns.max(1));
-        self.say(machine, epoch, client, Said::Finished { task, attempt, value, ran_ns });
+        self.say(machine, epoch, client, Said::Finished { task, attempt, value, contains, ran_ns });
+        if !inside.is_empty() {
+            self.say(machine, epoch, client, Said::Dropped(inside));
+        }
         if dies {
             self.sometimes.hit("worker died after its report");
             return self.worker_dies(machine, epoch, client);
@@ -476,8 +282,63 @@ impl World {
     }
 }
 
+/// What is there already must be the same.
+pub(super) fn same(room: Result<Option<u32>, Failure>, content: &Content) -> Result<(), Failure> {
+    match room? {
+        Some(there) if there != content.crc() => Err(Failure::new(
+            FailureKind::FailureDiverged,
+            "the task made other bytes than an attempt before it: it is not deterministic",
+        )),
+        Some(_) | None => Ok(()),
+    }
+}
+
 impl Run {
+    fn new(style: &program::Style, spec: &TaskSpec, attempt: u32, contents: &[Content]) -> Option<Self> {
+        let Some(arg::Arg::Value(what)) = spec.args.first().and_then(|arg| arg.arg.as_ref()) else {
+            return None;
+        };
+        let ((seed, depth, nested), task) = (program::read_what(what)?, task_id(&spec.id).ok()?);
+        let body = style.body(seed, depth);
+        let mut locals = Locals::new(task, nested);
+        for content in contents {
+            locals.take(None, &content.refs);
+        }
+        Some(Run {
+            task,
+            attempt,
+            replay: spec.replay || attempt > 1,
+            seed,
+            depth,
+            cpu_milli: u64::from(body.cpu_milli),
+            body,
+            inputs: contents.iter().map(|content| content.hash).collect(),
+            next: 0,
+            locals,
+            pins: BTreeMap::new(),
+            children: 0,
+            puts: 0,
+            seen: BTreeMap::new(),
+            asked: BTreeSet::new(),
+            waits: None,
+            was_blocked: false,
+            blocked: false,
+            failure: None,
+            ran_ns: 0,
+        })
+    }
+
+    /// What it waits for, if it does.
+    pub fn waits_for(&self) -> Option<(TaskId, ObjectId)> {
+        match self.waits? {
+            Waits::Value(object) | Waits::Existence(object) | Waits::Room(object) => {
+                Some((self.task, object))
+            }
+        }
+    }
+
     fn content(&self) -> Content {
-        program::task_content(self.seed, self.inputs.iter().copied(), self.body.len)
+        let refs = self.locals.for_value(&self.body.returns);
+        program::task_content(self.seed, self.inputs.iter().copied(), self.body.len, refs)
     }
 }

@@ -22,6 +22,9 @@ use std::collections::VecDeque;
 use std::rc::Rc;
 use std::time::Duration;
 
+/// A run that takes more events than this goes round in circles.
+const EVENTS_MAX: u64 = 3_000_000;
+
 /// Something that happens.
 pub enum What {
     /// The control store forms; nodes start.
@@ -86,6 +89,10 @@ pub enum What {
     Detect,
     /// A leader sees to its fences.
     Fence { shard: usize },
+    /// Another shard has (or has not) answered what it was told of edges.
+    EndsTold { from: usize, round: u64, to: usize, again: Option<Vec<u64>> },
+    /// A leader looks at what waits in its shard.
+    Sweep { shard: usize },
     /// A view comes to a node.
     ViewComes { machine: usize, epoch: u64, view: Rc<ClusterView> },
     /// A fault is drawn.
@@ -96,6 +103,8 @@ pub enum What {
     Quiet,
     /// Is everything over?
     Check,
+    /// Is all there that is referred to?
+    Look,
 }
 
 /// A machine with a node daemon.
@@ -160,6 +169,8 @@ pub struct World {
     pub quiet: bool,
     /// It has ended.
     pub over: bool,
+    /// Events so far.
+    happened: u64,
 }
 
 impl World {
@@ -198,6 +209,7 @@ impl World {
             sometimes: Sometimes::default(),
             quiet: false,
             over: false,
+            happened: 0,
             options,
         };
         world.queue.after(Duration::ZERO, What::Begin);
@@ -213,6 +225,10 @@ impl World {
     pub fn run(&mut self) {
         while !self.over && self.judges.verdict().is_none() {
             let Some(what) = self.queue.pop() else { return };
+            self.happened += 1;
+            if self.happened > EVENTS_MAX {
+                return self.judges.harness(format!("{EVENTS_MAX} events and no end, at {:?}", self.now()));
+            }
             self.happens(what);
         }
     }
@@ -282,11 +298,14 @@ impl World {
             | What::RootSeen { .. }
             | What::Watch { .. }
             | What::Detect
+            | What::EndsTold { .. }
+            | What::Sweep { .. }
             | What::Fence { .. }
             | What::Strike
             | What::Heal(_)
             | What::Quiet
-            | What::Check => return None,
+            | What::Check
+            | What::Look => return None,
         };
         Some(self.machines[machine].paused).filter(|until| *until > self.now())
     }
@@ -328,11 +347,17 @@ impl World {
             What::Watch { shard } => self.watch(shard),
             What::Detect => self.detect(),
             What::Fence { shard } => self.fence(shard),
+            What::EndsTold { from, round, to, again } => self.ends_told(from, round, to, again),
+            What::Sweep { shard } => self.look_after_references(shard),
             What::ViewComes { machine, epoch, view } => self.view_comes(machine, epoch, view),
             What::Strike => self.strike(),
             What::Heal(healing) => self.heal(healing),
             What::Quiet => self.go_quiet(),
             What::Check => self.check(),
+            What::Look => {
+                self.judge_closure();
+                self.queue.after(super::judge::LOOK * 4, What::Look);
+            }
         }
     }
 
@@ -345,6 +370,7 @@ impl World {
             self.queue.after(after, What::Start { machine, epoch });
         }
         self.plan_strikes();
+        self.queue.after(super::judge::LOOK * 4, What::Look);
         self.queue.after(self.options.faults_end, What::Quiet);
     }
 

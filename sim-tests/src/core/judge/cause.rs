@@ -14,6 +14,7 @@ pub struct Cause {
     pub(super) found: Found,
     died: BTreeMap<TaskId, u32>,
     assigned: BTreeMap<u64, Vec<TaskId>>,
+    dead: BTreeSet<u64>,
     no_puts: BTreeSet<ObjectId>,
     /// Some store was full.
     pub store_full: bool,
@@ -27,11 +28,16 @@ impl Cause {
 
     /// A task is handed to another node: should that die, nobody knows how far it came.
     pub fn assigned(&mut self, task: TaskId, to: u64) {
-        self.assigned.entry(to).or_default().push(task);
+        // Whoever hands it over may not have heard of the death.
+        match self.dead.contains(&to) {
+            true => self.died(task),
+            false => self.assigned.entry(to).or_default().push(task),
+        }
     }
 
     /// A node is dead.
     pub fn node_died(&mut self, node: u64) {
+        self.dead.insert(node);
         for task in self.assigned.remove(&node).unwrap_or_default() {
             self.died(task);
         }
@@ -101,7 +107,7 @@ impl Cause {
         if self.died.get(&task).copied().unwrap_or(0) > known.retries {
             return true;
         }
-        known.args.iter().any(|arg| {
+        known.args.iter().chain(&known.uses).any(|arg| {
             oracle.objects.get(arg) == Some(&Expected::Failure)
                 || self.no_puts.contains(arg)
                 || self.explains(oracle, arg.task, seen)

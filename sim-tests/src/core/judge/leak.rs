@@ -1,11 +1,15 @@
-//! G8, V4: *when all is answered, nothing is kept, nothing runs, every CPU is free, no record waits; when the
-//! job has ended, no object is left.*
+//! G8, V4: *when all is answered, nothing is kept, nothing runs, every CPU is free, no record waits; when nothing
+//! is referred to any more, no record and no object is left, unless a node has died: what it had named may then
+//! stay until the job ends, which is counted; when the job has ended, no object is left.*
 
 use super::{Found, liveness};
-use crate::core::program::JOB;
+use crate::core::life::{DRIVER, Said};
 use crate::core::world::World;
 use mobula_base::{Instant, ShardId};
-use mobula_proto::{JobEnd, call};
+use std::time::Duration;
+
+/// What goes goes within this.
+const SETTLES: Duration = Duration::from_secs(20);
 
 /// How far the end has come.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,6 +17,8 @@ enum Stage {
     /// Gets are open.
     #[default]
     Answers,
+    /// All references are dropped.
+    Dropped,
     /// The job is being ended.
     Ending,
 }
@@ -22,6 +28,10 @@ enum Stage {
 pub struct Leak {
     pub(super) found: Found,
     stage: Stage,
+    /// When the driver dropped its last references.
+    dropped: Duration,
+    /// Records or objects stayed until the job ended.
+    pub stayed: bool,
 }
 
 impl World {
@@ -39,9 +49,23 @@ impl World {
                 }
                 let left = self.left();
                 if left.is_none() {
+                    self.judges.leak.stage = Stage::Dropped;
+                    self.judges.leak.dropped = self.now().since(Instant::default());
+                    self.driver_drops_all();
+                } else if late {
+                    self.judges.leak.found = left;
+                }
+                false
+            }
+            Stage::Dropped => {
+                let left = self.references_left().filter(|_| self.options.counts);
+                let patient = self.now().since(Instant::default()) >= self.judges.leak.dropped + SETTLES;
+                let excused = left.is_some() && patient && self.judges.fenced.deaths > 0;
+                self.judges.leak.stayed |= excused;
+                if left.is_none() || excused {
                     self.judges.leak.stage = Stage::Ending;
                     let epoch = self.machines[0].epoch;
-                    self.call(0, epoch, call::Op::JobEnd(JobEnd { job: JOB.0, succeeded: true }));
+                    self.say(0, epoch, DRIVER, Said::EndJob);
                 } else if late {
                     self.judges.leak.found = left;
                 }
@@ -68,6 +92,53 @@ impl World {
             let free = census.cpu_milli.0 == census.cpu_milli.1;
             if busy(&census.kept) || busy(&census.runs) || census.unacknowledged > 0 || !free {
                 return Some(format!("machine {number} ({}) still has {census:?}", life.incarnation));
+            }
+        }
+        None
+    }
+
+    /// What is left of objects and records when nobody refers to anything.
+    fn references_left(&self) -> Option<String> {
+        // Nested tasks without retries go only with their job: a replayed parent must not run them again.
+        let stays = self.oracle.tasks.iter().any(|(task, known)| {
+            known.retries == 0 && self.oracle.tasks.values().any(|parent| parent.children.contains(task))
+        });
+        for (number, shard) in self.shards.iter().enumerate().filter(|_| !stays) {
+            let (records, puts) = (shard.state.tasks.len(), shard.state.puts.len());
+            if records > 0 || puts > 0 {
+                let which = shard.state.tasks.hot().find_map(|(run, record)| {
+                    let place = record.present().iter().next()?;
+                    let standing = record.standing(place).map(|standing| (standing.attempt, standing.state));
+                    let need = record.need(place, 0, &shard.state.fenced);
+                    let task = mobula_base::TaskId { run, place };
+                    let retries = self.oracle.tasks.get(&task).map(|known| known.retries);
+                    let of = |id: &mobula_base::ObjectId| *id == task.output(0);
+                    let inside = self.oracle.objects.iter().filter(|(_, expected)| {
+                        matches!(expected, crate::core::program::Expected::Value(c) if c.refs.iter().any(of))
+                    });
+                    let inside: Vec<_> = inside
+                        .map(|(id, _)| {
+                            (*id, self.oracle.objects.get(&id.task.output(0)), self.why(id.task.output(0)))
+                        })
+                        .collect();
+                    Some(format!(
+                        "{task} (retries {retries:?}): {need:?}, {standing:?}; it lies in {inside:?}"
+                    ))
+                });
+                return Some(format!("shard {number} still has {records} records, {puts} puts: {which:?}"));
+            }
+        }
+        for (number, machine) in self.machines.iter().enumerate() {
+            let life = machine.life.as_deref()?;
+            let (objects, idle) = life.core.census().objects;
+            if objects > 0 && !stays {
+                let held: Vec<_> =
+                    (0..self.shards.len() as u32).flat_map(|n| life.core.held(ShardId(n))).collect();
+                return Some(format!(
+                    "machine {number} still knows {objects} objects, {idle} of them idle, and has {} of them, as {:?}",
+                    held.len(),
+                    held.first()
+                ));
             }
         }
         None

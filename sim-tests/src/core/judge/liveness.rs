@@ -22,12 +22,27 @@ impl World {
         }
         let open: Vec<String> = self.driver.wanted.iter().take(3).map(|object| self.why(*object)).collect();
         let count = self.driver.wanted.len();
-        let text = format!("{count} gets have no answer {BOUND:?} after the last fault: {}", open.join("; "));
+        let busy =
+            self.machines.iter().filter_map(|machine| machine.life.as_deref()).map(|life| life.core.census());
+        let busy: Vec<String> =
+            busy.filter(|c| c.kept.iter().any(|(_, n)| *n > 0)).map(|c| format!("{c:?}")).collect();
+        let lives = self.machines.iter().filter_map(|machine| machine.life.as_deref());
+        let runs = lives.flat_map(|life| life.clients.values()).filter_map(|client| client.run.as_ref());
+        let waits: Vec<String> = runs
+            .filter_map(|run| run.waits_for())
+            .map(|(task, object)| format!("{task} waits for {}", self.why(object)))
+            .collect();
+        let text = format!(
+            "{count} gets have no answer {BOUND:?} after the last fault: {}; at work: {}; {}",
+            open.join("; "),
+            busy.join("; "),
+            waits.join("; ")
+        );
         self.judges.liveness.found.get_or_insert(text);
     }
 
     /// What is known of an object that nobody answers for.
-    fn why(&self, object: mobula_base::ObjectId) -> String {
+    pub(super) fn why(&self, object: mobula_base::ObjectId) -> String {
         let home = object.task.run.shard(self.shards.len() as u32).0 as usize;
         let shard = &self.shards[home];
         let record = shard.state.tasks.get(object.task).ok().flatten();

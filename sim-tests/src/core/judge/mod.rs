@@ -2,6 +2,7 @@
 //! objects to.
 
 pub mod cause;
+pub mod closure;
 pub mod cpu;
 pub mod fenced;
 pub mod leak;
@@ -84,6 +85,8 @@ pub struct Judges {
     pub stream: stream::Stream,
     /// What is there is not called lost.
     pub lost: lost::Lost,
+    /// What is referred to stays.
+    pub closure: closure::Closure,
     /// Everything ends.
     pub liveness: liveness::Liveness,
     /// Nothing stays.
@@ -96,7 +99,7 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 13] = [
+        let all: [(&Found, &'static str, &'static str, Class); 14] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -107,6 +110,7 @@ impl Judges {
             (&self.order.found, "done-order", "R4", Safety),
             (&self.stream.found, "stream", "R12", Safety),
             (&self.lost.found, "lost", "R9", Safety),
+            (&self.closure.found, "closure", "R6, S11, S12", Safety),
             (&self.diverged, "diverged", "R1, R2, G3", Safety),
             (&self.liveness.found, "liveness", "G5, R16", Liveness),
             (&self.leak.found, "leak", "G8, V4", Safety),
@@ -180,7 +184,6 @@ impl Judges {
         &mut self,
         shard: usize,
         index: u64,
-        shards: &[Shard],
         command: &Command,
         reply: &Reply,
         sometimes: &mut Sometimes,
@@ -190,7 +193,7 @@ impl Judges {
         let fresh = self.stream.applied(shard, batch, reply, sometimes);
         if let (true, Some(mobula_proto::reply::Reply::Stream(ack))) = (fresh, &reply.reply) {
             self.once.applied(batch, ack, sometimes);
-            self.order.applied(batch, ack, shards);
+            self.order.applied(batch, ack);
         }
     }
 }

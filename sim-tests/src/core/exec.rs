@@ -1,0 +1,212 @@
+//! The steps of a task that runs in a simulated worker.
+
+use super::life::{Said, Seen};
+use super::program::{self, INLINE_MAX, JOB, Op, Submission, picked, picked_all};
+use super::worker::{Doom, Waits, same};
+use super::world::{What, World};
+use mobula_base::ids::FIRST_PUT_SLOT;
+use mobula_base::{ObjectId, TaskId};
+use mobula_proto::{Failure, FailureKind, task_id};
+use mobula_scheduler::ClientId;
+use std::time::Duration;
+
+impl World {
+    /// A worker has computed for a while.
+    pub fn worked(&mut self, machine: usize, epoch: u64, client: ClientId, run: u64) {
+        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get(&client)) else {
+            return;
+        };
+        if worker.runs == run && worker.run.is_some() {
+            self.go_on(machine, epoch, client);
+        }
+    }
+
+    /// Goes on with a task until it computes, waits or ends.
+    pub(super) fn go_on(&mut self, machine: usize, epoch: u64, client: ClientId) {
+        loop {
+            if !self.may_go_on(machine, epoch, client) {
+                return;
+            }
+            let Some(run) = self.run_of(machine, epoch, client) else { return };
+            let Some(op) = run.body.ops.get(run.next).cloned().filter(|_| run.failure.is_none()) else {
+                return self.end_run(machine, epoch, client);
+            };
+            run.next += 1;
+            match op {
+                Op::Work(ns) => {
+                    run.ran_ns += ns;
+                    return self.compute(machine, epoch, client, ns);
+                }
+                Op::Submit { seed, args, nested } => {
+                    self.submit(machine, epoch, client, seed, &args, &nested)
+                }
+                Op::Put { seed, len, refs } => self.put(machine, epoch, client, seed, len, &refs),
+                Op::Get(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Value),
+                Op::Wait(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Existence),
+            }
+        }
+    }
+
+    fn compute(&mut self, machine: usize, epoch: u64, client: ClientId, ns: u64) {
+        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get(&client)) else {
+            return;
+        };
+        let (number, doomed) = (worker.runs, worker.doom == Some(Doom::MidRun));
+        let takes = self.slowed(machine, Duration::from_nanos(ns));
+        if doomed {
+            self.sometimes.hit("worker died in mid-run");
+            return self.worker_dies(machine, epoch, client);
+        }
+        self.queue.after(takes, What::Worked { machine, epoch, client, run: number });
+    }
+
+    fn submit(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+        seed: u64,
+        args: &[u64],
+        nested: &[u64],
+    ) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let id = TaskId::new(JOB, run.task, 0, run.children);
+        run.children += 1;
+        let (args, nested) = (picked_all(&run.locals.all, args), picked_all(&run.locals.all, nested));
+        let given = [&args[..], &nested[..]].concat();
+        run.locals.child(id.output(0), &given);
+        run.asked.insert(id.output(0));
+        let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
+        let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
+        let spec = child.spec(&self.options.style, replay);
+        self.judges.order.submitted(parent, attempt, id);
+        self.say(machine, epoch, client, Said::Submit(Box::new(spec)));
+    }
+
+    fn put(&mut self, machine: usize, epoch: u64, client: ClientId, seed: u64, len: u64, refs: &[u64]) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let object = run.task.output(FIRST_PUT_SLOT + run.puts);
+        run.puts += 1;
+        let content = program::put_content(seed, len, run.locals.for_value(refs));
+        if len <= INLINE_MAX {
+            run.locals.put(object);
+            self.say(machine, epoch, client, Said::Put { object, content });
+        } else {
+            run.waits = Some(Waits::Room(object));
+            self.say(machine, epoch, client, Said::Create { object, len });
+        }
+    }
+
+    /// Whether a task that waits has what it waits for; asks, and gives its CPU back, if not (R16).
+    fn may_go_on(&mut self, machine: usize, epoch: u64, client: ClientId) -> bool {
+        let Some(run) = self.run_of(machine, epoch, client) else { return false };
+        let Some(waits) = run.waits else { return true };
+        let (object, want_value) = match waits {
+            Waits::Room(_) => return false,
+            Waits::Value(object) => (object, true),
+            Waits::Existence(object) => (object, false),
+        };
+        match run.seen.get(&object).cloned() {
+            Some(Seen::Elsewhere(_)) if want_value => {
+                run.seen.remove(&object);
+                self.say(machine, epoch, client, Said::Get { object, want_value });
+            }
+            Some(seen) => {
+                run.waits = None;
+                self.unblock(machine, epoch, client);
+                if want_value {
+                    self.got(machine, epoch, client, object, &seen);
+                }
+                return true;
+            }
+            None => {
+                if run.asked.insert(object) {
+                    self.say(machine, epoch, client, Said::Get { object, want_value });
+                }
+            }
+        }
+        self.block(machine, epoch, client);
+        false
+    }
+
+    /// A task got a value: it takes the references out of it.
+    fn got(&mut self, machine: usize, epoch: u64, client: ClientId, object: ObjectId, seen: &Seen) {
+        let now = self.now();
+        match seen {
+            Seen::Here(value) => {
+                let content = self.read(machine, value);
+                self.judges.value.got(&self.oracle, object, &content, now);
+                let Some(run) = self.run_of(machine, epoch, client) else { return };
+                run.inputs.push(content.hash);
+                let fresh = run.locals.take(Some(object), &content.refs);
+                if !fresh.is_empty() {
+                    self.sometimes.hit("reference taken out of a value");
+                    self.say(machine, epoch, client, Said::Held(fresh));
+                }
+            }
+            Seen::Failed(failure) => {
+                self.judges.failed(&self.oracle, object, failure, now, &mut self.sometimes);
+                let text = format!("it needed {object}: {}", failure.message);
+                if let Some(run) = self.run_of(machine, epoch, client) {
+                    run.failure = Some(Failure::new(FailureKind::FailureUserError, text));
+                }
+            }
+            Seen::Elsewhere(_) => {}
+        }
+    }
+
+    fn block(&mut self, machine: usize, epoch: u64, client: ClientId) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let incarnation = life.incarnation.0;
+        let Some(worker) = life.clients.get_mut(&client) else { return };
+        let Some(run) = worker.run.as_mut().filter(|run| !run.blocked) else { return };
+        run.blocked = true;
+        let cpu_milli = run.cpu_milli;
+        let first = !std::mem::replace(&mut run.was_blocked, true);
+        let returned = worker.queue.drain(..).filter_map(|(spec, ..)| task_id(&spec.id).ok()).collect();
+        if first {
+            self.judges.cpu.stopped(incarnation, cpu_milli);
+        }
+        self.sometimes.hit("worker waited inside a task");
+        self.say(machine, epoch, client, Said::Blocked(returned));
+    }
+
+    fn unblock(&mut self, machine: usize, epoch: u64, client: ClientId) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        if std::mem::take(&mut run.blocked) {
+            self.say(machine, epoch, client, Said::Unblocked);
+        }
+    }
+
+    /// The daemon has made room (or there is none, or it is there already).
+    pub(super) fn created(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+        object: ObjectId,
+        room: Result<Option<u32>, Failure>,
+    ) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        if run.waits != Some(Waits::Room(object)) {
+            return;
+        }
+        run.waits = None;
+        if !object.is_put() {
+            return self.report_value(machine, epoch, client, room);
+        }
+        let Some(Op::Put { seed, len, refs }) = run.body.ops.get(run.next - 1).cloned() else { return };
+        let content = program::put_content(seed, len, run.locals.for_value(&refs));
+        match same(room, &content) {
+            Ok(()) => {
+                run.locals.put(object);
+                self.say(machine, epoch, client, Said::Seal { object, content });
+            }
+            Err(failure) => {
+                run.failure = Some(failure);
+                self.sometimes.hit("store full");
+            }
+        }
+        self.go_on(machine, epoch, client);
+    }
+}
