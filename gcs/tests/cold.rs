@@ -97,7 +97,11 @@ async fn an_object_is_made_again_whose_record_left_memory_long_ago() {
             proto::Done { task: id.clone(), attempt: 1, executor: gone, outputs, ..Default::default() };
         send(&client, gone, 1, vec![Item::Submit(spec(task)), Item::Done(done)]).await;
 
-        let mut seq = 1;
+        // Somebody living holds what it makes: else its record would go with the node.
+        let object = proto::object_bytes(task.output(0));
+        let hold = proto::Name { object, job: 1, hold: true, ..Default::default() };
+        send(&client, well, 1, vec![Item::Name(hold)]).await;
+        let mut seq = 2;
         for run in runs.take(YOUNGER) {
             send(&client, well, seq, vec![Item::Run(records(run))]).await;
             seq += RUN_LEN;
