@@ -61,8 +61,8 @@ async fn form_with(place: &Place, all: &[String], report_silence_ms: u64) -> Vec
     heads
 }
 
-/// An object of `shard` that was made by `executor` and is with it alone, in bytes.
-async fn make(client: &Client, shard: u32, executor: u64) -> Bytes {
+/// An object of `shard` that was made by `executor` and is with it alone, in bytes; `holder` refers to it.
+async fn make(client: &Client, shard: u32, executor: u64, holder: u64) -> Bytes {
     let task = (0..).map(|n| TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, n * 512));
     let task = task.into_iter().find(|task| task.run.shard(SHARDS).0 == shard).expect("some run is there");
     let id = proto::task_bytes(task);
@@ -72,7 +72,12 @@ async fn make(client: &Client, shard: u32, executor: u64) -> Bytes {
     let items = [Item::Submit(spec), Item::Done(done)].map(|item| proto::StreamItem { item: Some(item) });
     let batch = proto::StreamBatch { incarnation: executor, first_seq: 1, items: items.into() };
     client.stream(shard, batch, LONG).await.expect("stored");
-    proto::object_bytes(task.output(0))
+    let object = proto::object_bytes(task.output(0));
+    let hold = proto::Name { object: object.clone(), hold: true, ..Default::default() };
+    let items = vec![proto::StreamItem { item: Some(Item::Name(hold)) }];
+    let batch = proto::StreamBatch { incarnation: holder, first_seq: 1, items };
+    client.stream(shard, batch, LONG).await.expect("stored");
+    object
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,7 +90,7 @@ async fn a_member_that_no_leader_hears_dies_after_another_head_has_tried() {
         let (gone, deaf, well) =
             (join(&client, "a").await, join(&client, "b").await, join(&client, "c").await);
         let shard = 1;
-        let object = make(&client, shard, gone).await;
+        let object = make(&client, shard, gone, well).await;
         let first = leader_of(&heads, shard);
         let never = Arc::new(AtomicU64::new(0));
         let cut = Some(Cut { shard, head: 0 });
@@ -189,7 +194,7 @@ async fn nothing_is_lost_before_all_who_live_have_confirmed_the_death() {
         let client = client(&all).await;
         let (gone, well) = (join(&client, "a").await, join(&client, "b").await);
         let shard = 1;
-        let object = make(&client, shard, gone).await;
+        let object = make(&client, shard, gone, well).await;
         let before = client.watch(0, Duration::ZERO, LONG).await.expect("seen").version;
         assert!(report(&client, shard, well, Some(before)).await);
         // A new daemon at its address: the older one is dead, and the newer one knows.
