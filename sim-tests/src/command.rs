@@ -136,12 +136,16 @@ fn said_of_the_bug() -> &'static str {
     }
 }
 
+/// Commands that only the core layer has.
+const ONLY_CORE: [&str; 4] = ["coverage", "repro", "shrink", "explain"];
+
 /// Whether the core layer is meant, which has options of its own.
 fn asks_for_core(arguments: impl Iterator<Item = String>) -> bool {
     let arguments: Vec<String> = arguments.collect();
     arguments.windows(2).any(|pair| pair[0] == "--layer" && pair[1] == "core")
         || arguments.iter().any(|argument| argument == "--layer=core")
-        || arguments.first().is_some_and(|what| what == "coverage")
+        || arguments.first().is_some_and(|what| ONLY_CORE.contains(&what.as_str()))
+        || arguments.iter().any(|argument| argument == "--scenario" || argument.starts_with("--scenario="))
 }
 
 /// What a seed is run by.
