@@ -88,7 +88,7 @@ impl Core {
     fn is_duplicate(&self, task: TaskId, output: ObjectId) -> bool {
         let held = self.objects.get(&output).is_some_and(|object| object.refs.home == Home::Held);
         let making = self.kept.contains_key(&task);
-        (making && !mutant!("M05")) || (!making && held && self.is_known(output))
+        (making && !mutant!("M05")) || (!making && (held || mutant!("W9")) && self.is_known(output))
     }
 
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.

@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    Arg, ClusterView, Failure, FailureKind, ItemOutcome, Located, NodeView, PeerResult, StreamAck,
+    Arg, ClusterView, Failure, FailureKind, ItemOutcome, Located, NodeView, Output, PeerResult, StreamAck,
     StreamBatch, TaskSpec, TaskState, TaskView, arg, item_outcome, located, object_bytes, stream_item,
     task_bytes, task_id,
 };
@@ -17,6 +17,8 @@ const ME: Incarnation = Incarnation(1);
 const JOB: JobId = JobId(3);
 const DRIVER: u64 = 1000;
 const CPUS: u64 = 2;
+/// Bytes of a value that stays where it was made.
+const LARGE: u64 = 1 << 20;
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -26,12 +28,20 @@ enum Step {
     Finish(u8, bool),
     /// A worker dies, and another comes.
     WorkerDies(u8),
-    /// The other node reports its oldest task.
-    PeerFinishes,
+    /// A worker waits inside its task, and gives back what it has not begun.
+    Blocks(u8),
+    /// It goes on.
+    Unblocks(u8),
+    /// The other node reports its oldest task: a small value, or one that stays there.
+    PeerFinishes(bool),
     /// The other node dies, and a new one joins.
     PeerDies,
     /// The oldest batch is acknowledged.
     Ack,
+    /// An acknowledgement arrives once more.
+    AckAgain,
+    /// The driver wants the bytes of an earlier output.
+    Get(u8),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -39,9 +49,13 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => prop::collection::vec(any::<u8>(), 0..3).prop_map(Step::Submit),
         4 => (any::<u8>(), prop::bool::weighted(0.1)).prop_map(|(w, fails)| Step::Finish(w, fails)),
         1 => any::<u8>().prop_map(Step::WorkerDies),
-        2 => Just(Step::PeerFinishes),
+        1 => any::<u8>().prop_map(Step::Blocks),
+        1 => any::<u8>().prop_map(Step::Unblocks),
+        2 => any::<bool>().prop_map(Step::PeerFinishes),
         1 => Just(Step::PeerDies),
         3 => Just(Step::Ack),
+        1 => Just(Step::AckAgain),
+        1 => any::<u8>().prop_map(Step::Get),
     ];
     prop::collection::vec(step, 1..150)
 }
@@ -55,6 +69,8 @@ struct World {
     batches: VecDeque<(ShardId, StreamBatch)>,
     records: BTreeMap<TaskId, (TaskSpec, u32, TaskState)>,
     workers: BTreeMap<u64, VecDeque<(TaskId, u32)>>,
+    blocked: BTreeSet<u64>,
+    acked: Option<(ShardId, StreamAck)>,
     peer: Incarnation,
     peer_tasks: VecDeque<(TaskId, u32)>,
     next: u64,
@@ -77,6 +93,8 @@ impl World {
             batches: VecDeque::new(),
             records: BTreeMap::new(),
             workers: BTreeMap::new(),
+            blocked: BTreeSet::new(),
+            acked: None,
             peer: Incarnation(2),
             peer_tasks: VecDeque::new(),
             next: 10,
@@ -125,8 +143,12 @@ impl World {
                 Effect::Locate { objects, .. } => follow.push(self.locate(objects)),
                 Effect::Ready { object, .. } => drop(self.ready.insert(object)),
                 Effect::Fetch { object, from, .. } => {
-                    let why = mobula_scheduler::FetchError::Unreachable;
-                    follow.push(Event::FetchFailed { object, from, why });
+                    follow.push(if from == self.peer {
+                        Event::Fetched { object, value: Value::Shared { offset: 0, len: LARGE, crc: 1 } }
+                    } else {
+                        let why = mobula_scheduler::FetchError::Unreachable;
+                        Event::FetchFailed { object, from, why }
+                    });
                 }
                 Effect::Result { .. } | Effect::Durable { .. } | Effect::Replicate { .. } => {}
                 Effect::Committed { .. }
@@ -199,11 +221,37 @@ impl World {
                 .extend(outcome.map(|o| ItemOutcome { seq: batch.first_seq + i as u64, outcome: Some(o) }));
         }
         let mark = batch.first_seq + batch.items.len() as u64 - 1;
-        self.event(Event::Acked { shard, ack: StreamAck { mark, revision: 1, outcomes }, moved: Vec::new() });
+        let ack = StreamAck { mark, revision: 1, outcomes };
+        self.acked = Some((shard, ack.clone()));
+        self.event(Event::Acked { shard, ack, moved: Vec::new() });
+    }
+
+    fn blocks(&mut self, pick: u8) {
+        let awake: Vec<u64> = self
+            .workers
+            .iter()
+            .filter(|(worker, queue)| !queue.is_empty() && !self.blocked.contains(worker))
+            .map(|(worker, _)| *worker)
+            .collect();
+        let Some(worker) = awake.get(usize::from(pick) % awake.len().max(1)).copied() else { return };
+        let queue = self.workers.get_mut(&worker).expect("just seen");
+        let returned = queue.drain(1..).map(|(task, _)| task).collect();
+        self.blocked.insert(worker);
+        self.event(Event::Blocked { worker, returned });
+    }
+
+    fn unblocks(&mut self, pick: u8) {
+        let worker = self.blocked.iter().nth(usize::from(pick) % self.blocked.len().max(1)).copied();
+        if let Some(worker) = worker {
+            self.blocked.remove(&worker);
+            self.event(Event::Unblocked { worker });
+        }
     }
 
     fn finish(&mut self, pick: u8, fails: bool) {
-        let workers: Vec<u64> = self.workers.iter().filter(|(_, q)| !q.is_empty()).map(|(w, _)| *w).collect();
+        let awake =
+            |(worker, queue): &(&u64, &VecDeque<_>)| !queue.is_empty() && !self.blocked.contains(worker);
+        let workers: Vec<u64> = self.workers.iter().filter(awake).map(|(w, _)| *w).collect();
         let Some(worker) = workers.get(usize::from(pick) % workers.len().max(1)).copied() else { return };
         let (task, attempt) = self.workers.get_mut(&worker).and_then(VecDeque::pop_front).expect("has work");
         let value = match fails {
@@ -214,14 +262,18 @@ impl World {
         self.event(Event::Finished { worker, outcomes: vec![outcome] });
     }
 
-    fn peer_finishes(&mut self) {
+    fn peer_finishes(&mut self, large: bool) {
         let Some((task, attempt)) = self.peer_tasks.pop_front() else { return };
-        let inline = Bytes::from_static(b"v");
+        let (inline, output) = match large {
+            true => (Bytes::new(), Some(Output { crc: 1, size: LARGE })),
+            false => (Bytes::from_static(b"v"), None),
+        };
         let result = PeerResult {
             task: task_bytes(task),
             attempt,
             inline,
-            has_inline: true,
+            has_inline: !large,
+            output,
             durable: true,
             ..PeerResult::default()
         };
@@ -256,16 +308,30 @@ impl World {
                 let workers: Vec<u64> = self.workers.keys().copied().collect();
                 if let Some(worker) = workers.get(usize::from(pick) % workers.len().max(1)).copied() {
                     self.workers.remove(&worker);
+                    self.blocked.remove(&worker);
                     self.event(Event::WorkerGone { worker });
                 }
             }
-            Step::PeerFinishes => self.peer_finishes(),
+            Step::Blocks(pick) => self.blocks(pick),
+            Step::Unblocks(pick) => self.unblocks(pick),
+            Step::PeerFinishes(large) => self.peer_finishes(large),
             Step::PeerDies => {
                 self.peer = Incarnation(self.peer.0 + 1);
                 self.peer_tasks.clear();
                 self.view();
             }
             Step::Ack => self.ack(),
+            Step::AckAgain => {
+                if let Some((shard, ack)) = self.acked.clone() {
+                    self.event(Event::Acked { shard, ack, moved: Vec::new() });
+                }
+            }
+            Step::Get(pick) => {
+                if let Some(task) = self.submitted.get(usize::from(pick) % self.submitted.len().max(1)) {
+                    let objects = vec![task.output(0)];
+                    self.event(Event::Get { client: DRIVER, job: JOB, objects, want_value: true });
+                }
+            }
         }
     }
 
@@ -273,8 +339,9 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..2000 {
             self.ack();
+            self.unblocks(0);
             self.finish(0, false);
-            self.peer_finishes();
+            self.peer_finishes(false);
             self.event(Event::Tick);
         }
     }
@@ -294,5 +361,8 @@ proptest! {
         }
         prop_assert_eq!(world.core.load(), (CPUS * 1000, 0), "CPU or tasks leaked");
         prop_assert_eq!(world.core.unacknowledged(), 0);
+        world.event(Event::JobEnded(JOB));
+        let census = world.core.census();
+        prop_assert!(census.kept.iter().chain(&census.runs).chain(&census.workers).all(|(_, n)| *n == 0));
     }
 }

@@ -148,6 +148,8 @@ pub const MUTANTS: &[Mutant] = &[
         BOTH,
     ),
     product("W7", "G5", "whoever was refused an attempt does not ask again where the object is", BOTH),
+    product("W8", "R7", "an attempt that an earlier one left in line is given to a second worker", BOTH),
+    product("W9", "R4", "a copy of a value passes for the record of its task", CORE),
 ];
 
 /// The bug of this name.
