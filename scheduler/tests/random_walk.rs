@@ -40,6 +40,8 @@ enum Step {
     Ack,
     /// An acknowledgement arrives once more.
     AckAgain,
+    /// The oldest question is answered.
+    Answer,
     /// The driver wants the bytes of an earlier output.
     Get(u8),
 }
@@ -55,6 +57,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::PeerDies),
         3 => Just(Step::Ack),
         1 => Just(Step::AckAgain),
+        2 => Just(Step::Answer),
         1 => any::<u8>().prop_map(Step::Get),
     ];
     prop::collection::vec(step, 1..150)
@@ -71,6 +74,8 @@ struct World {
     workers: BTreeMap<u64, VecDeque<(TaskId, u32)>>,
     blocked: BTreeSet<u64>,
     acked: Option<(ShardId, StreamAck)>,
+    /// What the shard was asked and has not answered: a question about what it does not know yet waits.
+    asked: VecDeque<Vec<ObjectId>>,
     peer: Incarnation,
     peer_tasks: VecDeque<(TaskId, u32)>,
     next: u64,
@@ -95,6 +100,7 @@ impl World {
             workers: BTreeMap::new(),
             blocked: BTreeSet::new(),
             acked: None,
+            asked: VecDeque::new(),
             peer: Incarnation(2),
             peer_tasks: VecDeque::new(),
             next: 10,
@@ -140,7 +146,7 @@ impl World {
                     self.peer_tasks.push_back((task, assign.attempt));
                 }
                 Effect::Send { shard, batch } => self.batches.push_back((shard, batch)),
-                Effect::Locate { objects, .. } => follow.push(self.locate(objects)),
+                Effect::Locate { objects, .. } => self.asked.push_back(objects),
                 Effect::Ready { object, .. } => drop(self.ready.insert(object)),
                 Effect::Fetch { object, from, .. } => {
                     follow.push(if from == self.peer {
@@ -224,6 +230,13 @@ impl World {
         let ack = StreamAck { mark, revision: 1, outcomes };
         self.acked = Some((shard, ack.clone()));
         self.event(Event::Acked { shard, ack, moved: Vec::new() });
+    }
+
+    fn answer(&mut self) {
+        if let Some(objects) = self.asked.pop_front() {
+            let event = self.locate(objects);
+            self.event(event);
+        }
     }
 
     fn blocks(&mut self, pick: u8) {
@@ -326,6 +339,7 @@ impl World {
                     self.event(Event::Acked { shard, ack, moved: Vec::new() });
                 }
             }
+            Step::Answer => self.answer(),
             Step::Get(pick) => {
                 if let Some(task) = self.submitted.get(usize::from(pick) % self.submitted.len().max(1)) {
                     let objects = vec![task.output(0)];
@@ -339,6 +353,7 @@ impl World {
     fn settle(&mut self) {
         for _ in 0..2000 {
             self.ack();
+            self.answer();
             self.unblocks(0);
             self.finish(0, false);
             self.peer_finishes(false);
