@@ -108,7 +108,11 @@ impl Needed {
 
     /// Edges by those that `gone` says, and who: whether their records ever came is to be asked, once.
     pub fn take_orphans(&mut self, gone: impl Fn(u64) -> bool) -> Vec<(ObjectId, u64)> {
-        let orphans = self.edges.iter_mut().filter(|(_, edge)| edge.sender != 0 && gone(edge.sender));
+        // What lies in a task's value is told by who made it, the task's record by who keeps it: the one may
+        // die, and the other's word still come.
+        let in_value = |by: &ObjectId, edge: &Edge| edge.contains && !by.is_put();
+        let is_orphan = |edge: &Edge| edge.sender != 0 && gone(edge.sender);
+        let orphans = self.edges.iter_mut().filter(|(by, edge)| is_orphan(edge) && !in_value(by, edge));
         orphans.map(|(by, edge)| (*by, std::mem::take(&mut edge.sender))).collect()
     }
 

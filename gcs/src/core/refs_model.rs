@@ -101,6 +101,8 @@ struct Model {
     holds: BTreeSet<(u64, u64)>,
     /// By object and source: who spoke of it last; 0 once it has been asked whether it is meant.
     edges: BTreeMap<(u64, u64), u64>,
+    /// Those of them, by object and task, that come from a value of the task.
+    in_values: BTreeSet<(u64, u64)>,
     fenced: BTreeSet<u64>,
 }
 
@@ -124,6 +126,7 @@ impl Model {
             let contained = if contains { fixed.contains.clone() } else { Vec::new() };
             for target in names.into_iter().chain(contained) {
                 self.edges.remove(&(target, n));
+                self.in_values.remove(&(target, n));
             }
             self.puts.remove(&n);
         }
@@ -140,7 +143,8 @@ impl Model {
     fn fence(&mut self, who: u64) {
         self.fenced.insert(who);
         self.holds.retain(|(_, holder)| *holder != who);
-        let orphans = self.edges.iter().filter(|(_, sender)| **sender == who);
+        let orphans =
+            self.edges.iter().filter(|(edge, sender)| **sender == who && !self.in_values.contains(*edge));
         for (object, by) in orphans.map(|(edge, _)| *edge).collect::<Vec<_>>() {
             match self.is_meant(object, by) {
                 true => _ = self.edges.insert((object, by), 0),
@@ -207,6 +211,7 @@ impl Model {
                 let mut items: Vec<Item> =
                     contains.iter().map(|inner| edge(object(*inner), object(*n), true)).collect();
                 contains.iter().for_each(|inner| _ = self.edges.insert((*inner, *n), *who));
+                contains.iter().for_each(|inner| _ = self.in_values.insert((*inner, *n)));
                 let accepts = fixed(n).accepts;
                 let record = self.records.get_mut(n);
                 let attempt = record.as_ref().map_or(1, |record| record.attempt);
@@ -264,6 +269,7 @@ impl Model {
             }
             Step::Stray(_, n, by) => {
                 self.edges.remove(&(*n, *by));
+                self.in_values.remove(&(*n, *by));
                 let unname = proto::Unname {
                     object: proto::object_bytes(object(*n)),
                     by: proto::object_bytes(object(*by)),
@@ -332,8 +338,10 @@ proptest! {
         // Whatever must not run twice is all that is left, with what it needs.
         let forget = proto::ForgetJob { job: 1 };
         let once = (0..TASKS).any(|n| shard.has(id(n)));
-        if once {
-            prop_assert!((0..TASKS).any(|n| shard.has(id(n)) && model.fixed[n as usize].once));
+        // What lies in a value whose record never came stays as well.
+        if once || !model.in_values.is_empty() {
+            let stays = (0..TASKS).any(|n| shard.has(id(n)) && model.fixed[n as usize].once);
+            prop_assert!(stays || !model.in_values.is_empty());
             shard.apply(CommandOp::Forget(forget));
         }
         prop_assert!(is_empty(&shard.state), "{:?}", shard.state.puts);

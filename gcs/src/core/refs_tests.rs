@@ -579,3 +579,24 @@ fn a_large_put_is_with_whoever_put_it_before_that_node_reports_its_copy() {
     let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
     assert!(matches!(&answer, Where::Failed(_)), "{answer:?}");
 }
+
+#[test]
+fn an_edge_from_a_value_outlives_the_node_that_made_it() {
+    let mut shard = Shard::new(0, 1);
+    let (inner, outer) = (task(0), task(600));
+    shard.say(1, vec![submit(inner, &[]), done(inner, 1, 7)]);
+    shard.say(3, vec![edge(inner.output(0), outer.output(0), true)]);
+    shard.say(1, vec![release(inner.output(0))]);
+    shard.fence(3);
+    shard.settle();
+    assert!(shard.has(inner), "the record of what contains it is with another node");
+    let Item::Done(plain) = done(outer, 1, 8) else { unreachable!() };
+    let contains = vec![proto::object_bytes(inner.output(0))];
+    let executor = 2;
+    shard.say(2, vec![submit(outer, &[]), Item::Done(proto::Done { contains, executor, ..plain })]);
+    shard.settle();
+    assert!(shard.has(inner));
+    shard.say(2, vec![release(outer.output(0))]);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+}

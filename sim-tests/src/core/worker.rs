@@ -124,6 +124,12 @@ impl World {
             return self.driver_told(machine, epoch, told);
         }
         let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
+            // The daemon does not know yet that the worker is gone: as far as it can tell, this has begun.
+            if let Told::Run { spec, .. } = told
+                && let Ok(task) = task_id(&spec.id)
+            {
+                self.judges.cause.died(task);
+            }
             return;
         };
         match told {
