@@ -64,8 +64,11 @@ pub(crate) struct Waits {
     pub strays: bool,
 }
 
+/// Places of [`rank`].
+const RANKS: usize = 4;
+
 /// Where in a batch an item stands.
-fn rank(about: About) -> u8 {
+fn rank(about: About) -> usize {
     match about {
         About::Name(_) | About::Unname(_) => 0,
         About::Submit(_) => 1,
@@ -165,38 +168,36 @@ impl Stream {
         if !self.in_flight.is_empty() || self.queue.is_empty() {
             return None;
         }
-        let mut batch = self.take_batch();
-        if batch.is_empty() {
+        let mut ranks = self.take_batch();
+        if ranks.iter().all(Vec::is_empty) {
             return None;
         }
         // References first, then records, so that neighbours of a run stand together and travel as one
         // piece. Nothing that follows from a record comes before it, and a record follows from nothing in
         // its batch but its edges.
-        if !mutant!("R12c") {
-            batch.sort_by_key(|queued| rank(queued.waits.about));
-        } else {
-            batch.sort_by_key(|queued| std::cmp::Reverse(rank(queued.waits.about)));
+        if mutant!("R12c") {
+            ranks.reverse();
         }
-        let mut items = Vec::with_capacity(batch.len());
-        for queued in batch {
+        let mut items = Vec::with_capacity(ranks.iter().map(Vec::len).sum());
+        for queued in ranks.into_iter().flatten() {
             items.push(queued.item);
             self.in_flight.push(queued.waits);
         }
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
     }
 
-    /// What the next batch is made of, as it was queued: what was withdrawn is left out. It ends before
-    /// an object is held or made anew whose release is in it, since the order within it changes.
-    fn take_batch(&mut self) -> Vec<Queued> {
-        let (mut batch, mut bytes, mut released) = (Vec::new(), 0, BTreeSet::new());
+    /// What the next batch is made of, by rank, each as it was queued: what was withdrawn is left out. It ends
+    /// before an object is held or made anew whose release is in it, since the order within it changes.
+    fn take_batch(&mut self) -> [Vec<Queued>; RANKS] {
+        let mut ranks: [Vec<Queued>; RANKS] = Default::default();
+        let (mut count, mut bytes, mut released) = (0, 0, BTreeSet::new());
         while let Some(next) = self.queue.front() {
             let Waits { about, ticket, strays } = next.waits;
             if !strays && self.withdrawn.remove(&ticket.number) {
                 self.queue.pop_front();
                 continue;
             }
-            let full =
-                batch.len() == BATCH_ITEMS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && !batch.is_empty());
+            let full = count == BATCH_ITEMS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && count > 0);
             let anew = match about {
                 About::Submit(task) => released.contains(&task.output(0)),
                 About::Name(object) => released.contains(&object),
@@ -212,9 +213,10 @@ impl Stream {
             if !strays {
                 self.taken = self.taken.max(ticket.number);
             }
-            batch.extend(self.queue.pop_front());
+            count += 1;
+            ranks[rank(about)].extend(self.queue.pop_front());
         }
-        batch
+        ranks
     }
 
     /// The batch in flight is acknowledged up to `mark`: its items with their sequence numbers. Empty
