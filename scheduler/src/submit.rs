@@ -83,10 +83,12 @@ impl Core {
         self.keep(client, task, spec);
     }
 
-    /// Whether a task that is submitted is one that this node keeps or holds: that is recognised, not run again
-    /// (R2). Of what this node only has a copy, the record may be gone, or never have come.
+    /// Whether a task that is submitted is one that this node keeps, or has submitted and holds: that is
+    /// recognised, not run again (R2). Of what it only has a copy, or has taken out of a value, the record may
+    /// be gone, or never have come.
     fn is_duplicate(&self, task: TaskId, output: ObjectId) -> bool {
-        let held = self.objects.get(&output).is_some_and(|object| object.refs.home == Home::Held);
+        let refs = self.objects.get(&output).map(|object| &object.refs);
+        let held = refs.is_some_and(|refs| refs.origin && refs.home == Home::Held);
         let making = self.kept.contains_key(&task);
         (making && !mutant!("M05")) || (!making && (held || mutant!("W9")) && self.is_known(output))
     }

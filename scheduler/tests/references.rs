@@ -455,6 +455,15 @@ fn a_long_chain_is_forgotten_without_recursion() {
 
 #[test]
 fn a_replayed_parent_s_child_whose_value_lies_here_is_recorded_and_not_run_again() {
+    child_made_for_another_node(false);
+}
+
+#[test]
+fn a_hold_on_what_was_taken_out_of_a_value_does_not_pass_for_its_record() {
+    child_made_for_another_node(true);
+}
+
+fn child_made_for_another_node(is_held: bool) {
     let mut node = Node::new();
     node.members(&[ME, OTHER]);
     let (parent, child) = (task_in(0, 0), task_in(1, 0));
@@ -463,6 +472,10 @@ fn a_replayed_parent_s_child_whose_value_lies_here_is_recorded_and_not_run_again
     let assign = Assign { spec: Some(child_spec.clone()), attempt: 1, hints: vec![] };
     node.step(Event::Assigned { from: OTHER, assign });
     node.finish(child, 1, small(), &[]);
+    if is_held {
+        node.step(Event::Held { client: DRIVER, job: JOB, objects: vec![out(child)] });
+        node.settle();
+    }
     node.members(&[ME]);
     node.submit(DRIVER, spec(parent, &[]));
     node.settle();

@@ -155,7 +155,10 @@ impl Style {
             error_permille: dice.pick(&[0, 0, 10, 40]).unwrap_or(0),
             poison_permille: dice.pick(&[0, 0, 0, 5]).unwrap_or(0),
             refs_permille: dice.pick(&[0, 100, 400]).unwrap_or(0),
-            work_us: dice.pick(&[(500, 20_000), (2_000, 80_000), (10_000, 300_000)]).unwrap_or((500, 20_000)),
+            // Very short ones queue up at their workers.
+            work_us: dice
+                .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000)])
+                .unwrap_or((500, 20_000)),
         }
     }
 
