@@ -124,7 +124,7 @@ impl ShardState {
     pub fn restore(&mut self, bytes: Bytes, cold: &Manifest) -> io::Result<()> {
         let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidData, format!("snapshot: {what}"));
         let dump = Dump::decode(bytes).map_err(|error| invalid(&error.to_string()))?;
-        let Some(level) = (dump.version + 1).checked_sub(FIRST_VERSION).filter(|level| *level > 0) else {
+        let Some(level) = dump.version.checked_sub(FIRST_VERSION - 1).filter(|level| *level > 0) else {
             return Err(invalid(&format!("version {} is older than all that are read", dump.version)));
         };
         self.formats.check(level, &dump.writer).map_err(Error::into_io)?;
