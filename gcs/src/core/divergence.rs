@@ -1,35 +1,41 @@
 //! An id denotes one value (G3): what a later attempt makes is compared with what was recorded before.
 
-use super::run::{Standing, State, object_ids};
+use super::run::{Before, Standing, State, object_ids};
 use bytes::Bytes;
 use mobula_base::TaskId;
 use mobula_proto as proto;
 use prost::Message;
 use proto::{FailureKind, Output};
 
-/// How a task stands after `done`, and whether it made something else than before.
+/// How a task stands after `done`, and whether it made something else than before. What has edges from it
+/// keeps them, also when it failed after it had put what contains them.
 pub(super) fn ended(standing: Standing, done: &proto::Done, spec: &Bytes) -> (Standing, bool) {
-    if let Some(failure) = &done.failure {
-        // Its own cause says more than that it returned nothing this time.
-        return (Standing { state: State::Failed(Box::new(failure.clone())), ..standing }, false);
-    }
-    let known = standing.before.as_ref().map(|before| &before.outputs).filter(|outputs| !outputs.is_empty());
-    let diverged = known.is_some_and(|known| known[..] != done.outputs[..]);
-    if let Some(known) = known.filter(|_| diverged)
-        && !proto::TaskSpec::decode(spec.clone()).unwrap_or_default().accept_divergence
-    {
-        let failure = proto::Failure::new(FailureKind::FailureDiverged, message(done, known));
-        return (Standing { state: State::Failed(Box::new(failure)), ..standing }, true);
-    }
-    let old = standing.before.iter().flat_map(|before| before.contains.iter().copied());
-    let mut contains: Vec<_> = object_ids(&done.contains).into_iter().chain(old).collect();
+    let before = standing.before.clone().unwrap_or_default();
+    let mut contains: Vec<_> = object_ids(&done.contains).into_iter().chain(before.contains).collect();
     contains.sort_unstable();
     contains.dedup();
+    let contains: Box<[_]> = contains.into();
+    let failed = |failure: proto::Failure| {
+        let is_empty = before.outputs.is_empty() && contains.is_empty();
+        let kept = Before { outputs: before.outputs.clone(), contains: contains.clone() };
+        let before = (!is_empty).then(|| Box::new(kept));
+        Standing { state: State::Failed(Box::new(failure)), before, ..standing.clone() }
+    };
+    if let Some(failure) = &done.failure {
+        // Its own cause says more than that it returned nothing this time.
+        return (failed(failure.clone()), false);
+    }
+    let known = &before.outputs;
+    let diverged = !known.is_empty() && known[..] != done.outputs[..];
+    if diverged && !proto::TaskSpec::decode(spec.clone()).unwrap_or_default().accept_divergence {
+        let failure = proto::Failure::new(FailureKind::FailureDiverged, message(done, known));
+        return (failed(failure), true);
+    }
     let state = State::Done {
         executor: done.executor,
         outputs: done.outputs.clone().into(),
         holders: done.holders.clone().into(),
-        contains: contains.into(),
+        contains,
     };
     (Standing { state, before: None, ..standing }, diverged)
 }

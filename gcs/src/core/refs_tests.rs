@@ -600,3 +600,22 @@ fn an_edge_from_a_value_outlives_the_node_that_made_it() {
     shard.settle();
     assert!(is_empty(&shard.state));
 }
+
+#[test]
+fn what_a_task_that_failed_had_put_ends_its_edges_with_the_task() {
+    let mut shard = Shard::new(0, 1);
+    let (inner, outer) = (task(0), task(1));
+    shard.say(1, vec![submit(inner, &[]), done(inner, 1, 7), submit(outer, &[])]);
+    let Item::Done(plain) = done(outer, 1, 8) else { unreachable!() };
+    let contains = vec![proto::object_bytes(inner.output(0))];
+    let failure = Some(proto::Failure::new(FailureKind::FailureUserError, "after it had put something"));
+    shard.say(1, vec![edge(inner.output(0), outer.output(0), true)]);
+    shard.say(1, vec![Item::Done(proto::Done { contains, failure, outputs: Vec::new(), ..plain })]);
+    shard.say(1, vec![release(inner.output(0))]);
+    shard.start_again();
+    shard.settle();
+    assert!(shard.has(inner), "what failed is held, and what it had put names this");
+    shard.say(1, vec![release(outer.output(0))]);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+}
