@@ -22,6 +22,9 @@ pub(crate) struct Run {
     pub spec: TaskSpec,
     pub attempt: u32,
     pub keeper: Incarnation,
+    /// Nodes that assigned the same attempt later. Only one of all keeps the task still: the record was pruned
+    /// with a keeper that died, and a replayed parent has submitted it anew.
+    pub others: Vec<Incarnation>,
     pub class: usize,
     /// The worker that has it. What a worker has of another attempt of the task is not this run.
     pub given: Option<ClientId>,
@@ -50,7 +53,7 @@ fn is_committed(streams: &Streams, shard: ShardId, number: u64) -> bool {
 pub(crate) struct UndurableRun {
     pub task: TaskId,
     pub attempt: u32,
-    pub keeper: Incarnation,
+    pub keepers: Vec<Incarnation>,
     pub pending: BTreeMap<ShardId, u64>,
     /// The report of a task without retries, which nothing would replay: its value is used only once all
     /// it submitted is committed (R5).
@@ -58,7 +61,7 @@ pub(crate) struct UndurableRun {
 }
 
 /// What a finished run came to.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Report {
     pub job: JobId,
     pub value: Result<Value, Failure>,
@@ -105,8 +108,11 @@ impl Core {
     /// Begins an attempt here: brings its arguments, then queues it for a worker.
     pub(crate) fn start_run(&mut self, spec: TaskSpec, attempt: u32, keeper: Incarnation) {
         let Ok(task) = task_id(&spec.id) else { return };
-        if let Some(old) = self.runs.get(&task) {
+        if let Some(old) = self.runs.get_mut(&task) {
             // A repeated or older assignment changes nothing; a newer attempt waits for nobody.
+            if old.attempt == attempt && old.keeper != keeper && !old.others.contains(&keeper) {
+                old.others.push(keeper);
+            }
             if old.attempt >= attempt {
                 return;
             }
@@ -117,7 +123,8 @@ impl Core {
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
-        let run = Run { spec, attempt, keeper, class, given: None, missing: 0, submitted, contains };
+        let others = Vec::new();
+        let run = Run { spec, attempt, keeper, others, class, given: None, missing: 0, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -213,6 +220,9 @@ impl Core {
             // An argument went while the run waited for a worker: bring it again.
             let run = self.take_run(task).expect("seen above");
             self.start_run(run.spec, run.attempt, run.keeper);
+            if let Some(again) = self.runs.get_mut(&task) {
+                again.others = run.others;
+            }
             return true;
         };
         let entry = self.workers.get_mut(&worker).expect("just chosen");
@@ -426,18 +436,33 @@ impl Core {
         contains.extend(run.contains);
         contains.sort_unstable();
         contains.dedup();
-        let (attempt, keeper) = (run.attempt, run.keeper);
+        let (attempt, mut keepers) = (run.attempt, run.others);
+        keepers.insert(0, run.keeper);
         let report = Report { job, value, contains, ran_ns };
         let waits = !durable && run.spec.max_retries == 0;
         let report = if waits {
             Some(Box::new(report))
         } else {
-            self.report(task, attempt, keeper, report, durable);
+            self.report_to_all(task, attempt, &keepers, report, durable);
             None
         };
         if !durable {
-            self.undurable.push(UndurableRun { task, attempt, keeper, pending, report });
+            self.undurable.push(UndurableRun { task, attempt, keepers, pending, report });
         }
+    }
+
+    fn report_to_all(
+        &mut self,
+        task: TaskId,
+        attempt: u32,
+        keepers: &[Incarnation],
+        report: Report,
+        durable: bool,
+    ) {
+        for keeper in &keepers[1..] {
+            self.report(task, attempt, *keeper, report.clone(), durable);
+        }
+        self.report(task, attempt, keepers[0], report, durable);
     }
 
     fn report(&mut self, task: TaskId, attempt: u32, keeper: Incarnation, report: Report, durable: bool) {
@@ -473,13 +498,17 @@ impl Core {
             .into_iter()
             .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
         self.undurable = waiting;
-        for UndurableRun { task, attempt, keeper, report, .. } in done {
+        for UndurableRun { task, attempt, keepers, report, .. } in done {
             if let Some(report) = report {
-                self.report(task, attempt, keeper, *report, true);
-            } else if keeper == self.config.incarnation {
-                self.durable(task, attempt);
-            } else {
-                self.effects.push(Effect::Durable { to: keeper, task, attempt });
+                self.report_to_all(task, attempt, &keepers, *report, true);
+                continue;
+            }
+            for keeper in keepers {
+                if keeper == self.config.incarnation {
+                    self.durable(task, attempt);
+                } else {
+                    self.effects.push(Effect::Durable { to: keeper, task, attempt });
+                }
             }
         }
     }

@@ -457,7 +457,10 @@ impl Core {
         }
         let orphans = sorted_keys(&self.runs, |r| r.keeper == node);
         for task in orphans {
-            self.forget_run(task);
+            match self.runs.get_mut(&task) {
+                Some(run) if !run.others.is_empty() => run.keeper = run.others.remove(0),
+                _ => self.forget_run(task),
+            }
         }
     }
 

@@ -529,3 +529,21 @@ fn a_value_that_waits_to_be_told_is_kept_in_memory() {
     node.ack(child_record, |_| None);
     assert!(node.core.value_of(out(parent)).is_some());
 }
+
+#[test]
+fn an_attempt_that_two_keepers_assigned_is_run_once_and_reported_to_both() {
+    let mut node = Node::new();
+    let third = Incarnation(3);
+    node.members(&[ME, OTHER, third]);
+    let a = task_in(0, 0);
+    let assign = || Assign { spec: Some(spec(a, &[])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign: assign() });
+    // That keeper dies; its record goes with it, and a replayed parent elsewhere submits the task anew.
+    node.step(Event::Assigned { from: third, assign: assign() });
+    node.members(&[ME, third]);
+    node.finish(a, 1, small(), &[]);
+    let runs = |e: &&Effect| matches!(e, Effect::Run { .. });
+    assert_eq!(node.effects.iter().filter(runs).count(), 1);
+    let told = |e: &Effect| matches!(e, Effect::Result { to, .. } if *to == third);
+    assert!(node.effects.iter().any(told), "whoever keeps it now hears of it");
+}

@@ -98,7 +98,7 @@ impl Options {
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
             counts: !dice.permille(100),
             faults: faults(dice, profile),
-            pause_ms: dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000)),
+            pause_ms: pause_ms(dice, profile),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
             faults_end: Duration::from_secs(dice.from_to(61, 66)),
             style: Style::draw(dice),
@@ -106,6 +106,12 @@ impl Options {
             plan: None,
         }
     }
+}
+
+/// Draws the pause between faults. One kind alone often finds nothing to strike: then it tries again soon.
+fn pause_ms(dice: &mut Dice, profile: Profile) -> (u64, u64) {
+    let drawn = dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000));
+    if profile == Profile::Single { (300, 2_000) } else { drawn }
 }
 
 /// Draws which faults there are: the others stay away, so that each has room.
