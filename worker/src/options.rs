@@ -22,7 +22,7 @@ pub struct ConnectOptions {
 /// one value.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum OnDivergence {
-    /// It fails with [`FailureKind::FailureDiverged`].
+    /// It fails with `FailureKind::FailureDiverged`.
     #[default]
     Fail,
     /// What was made last stands, unless what was made first is still there.
