@@ -471,7 +471,7 @@ impl Core {
         if keeper == me {
             return self.result(End { task, attempt, executor: me, durable, contains }, value);
         }
-        self.object(task.output(0), job).refs.contains = !contains.is_empty();
+        self.object(task.output(0), job).refs.plain = contains.is_empty();
         let contains = contains.into_iter().map(object_bytes).collect();
         let task_name = task_bytes(task);
         let mut result =

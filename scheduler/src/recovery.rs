@@ -241,12 +241,13 @@ impl Core {
         }
     }
 
-    /// The record of a replayed task is new, but the value lies here, made before its first record could be
-    /// committed: then it has ended. One that contains references is made again, since their edges may be gone.
+    /// The record of a replayed task is new, but the value lies here, made here before its first record could
+    /// be committed: then it has ended. One that contains references, or came from elsewhere and may, is made
+    /// again: edges and records of what lies inside may never have come.
     fn is_made_already(&mut self, task: TaskId) -> bool {
         let id = task.output(0);
         let Some(State::Here(value)) = self.objects.get(&id).map(|o| o.state.clone()) else { return false };
-        if self.objects[&id].refs.contains {
+        if !self.objects[&id].refs.plain {
             self.discard(id);
             self.set_object_state(id, State::Pending);
             return false;

@@ -53,8 +53,8 @@ pub(crate) struct Refs {
     pub left: bool,
     /// Another node that has a copy, as this one knows.
     pub copy_at: Option<Incarnation>,
-    /// References lie inside what this node made for another one.
-    pub contains: bool,
+    /// This node made it for another one, and no references lie inside.
+    pub plain: bool,
     /// The record of a driver's put, while it may wait in its stream.
     pub put: Option<Ticket>,
 }

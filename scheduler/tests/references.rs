@@ -4,7 +4,7 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, RunId, ShardId, TaskId};
 use mobula_proto::{
-    Arg, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, NodeView, Output, PeerResult,
+    Arg, ArgHint, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, NodeView, Output, PeerResult,
     StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome, object_bytes, object_id,
     stream_item, task_bytes, task_id,
 };
@@ -546,4 +546,25 @@ fn an_attempt_that_two_keepers_assigned_is_run_once_and_reported_to_both() {
     assert_eq!(node.effects.iter().filter(runs).count(), 1);
     let told = |e: &Effect| matches!(e, Effect::Result { to, .. } if *to == third);
     assert!(node.effects.iter().any(told), "whoever keeps it now hears of it");
+}
+
+#[test]
+fn a_copy_from_elsewhere_does_not_pass_for_a_replayed_task_s_end() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, b) = (task_in(0, 0), task_in(0, 1));
+    // A task of the other node came with the value of its argument, in which references may lie.
+    let inline = Bytes::from_static(b"v");
+    let hint = ArgHint { object: object_bytes(out(a)), inline, has_inline: true, ..ArgHint::default() };
+    let assign = Assign { spec: Some(spec(b, &[out(a)])), attempt: 1, hints: vec![hint] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.members(&[ME]);
+    // Its maker is dead, its record never came; a replayed parent submits it here.
+    node.submit(DRIVER, TaskSpec { replay: true, ..spec(a, &[]) });
+    let record = node.batch();
+    assert_eq!(told(&items(&record)), [('s', out(a))]);
+    node.finish(b, 1, small(), &[]);
+    node.ack(record, |_| None);
+    let ran = |e: &Effect| matches!(e, Effect::Run { spec, .. } if spec.id == task_bytes(a));
+    assert!(node.effects.iter().any(ran), "it is made again, with what lies inside");
 }
