@@ -101,6 +101,7 @@ impl Core {
     pub(crate) fn elide(&mut self, task: TaskId) -> bool {
         let Some(kept) = self.kept.get(&task) else { return false };
         let Some(object) = self.objects.get(&task.output(0)) else { return false };
+        let client = kept.client;
         let private =
             object.refs.origin && (!object.refs.left || mutant!("R4c")) && object.refs.copy_at.is_none();
         let simple = kept.attempt == 1 && !kept.shared && kept.contains.is_empty();
@@ -119,7 +120,7 @@ impl Core {
             }
             _ => return false,
         }
-        if let Some(client) = kept_client(self, task) {
+        if let Some(client) = client {
             self.effects.push(Effect::Committed { client, task, revision: 0 });
         }
         self.recheck = true;
@@ -127,8 +128,4 @@ impl Core {
         self.forget(task.output(0));
         true
     }
-}
-
-fn kept_client(core: &Core, task: TaskId) -> Option<u64> {
-    core.kept.get(&task).and_then(|kept| kept.client)
 }

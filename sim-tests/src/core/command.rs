@@ -2,7 +2,7 @@
 
 use super::options::{Options, Profile};
 use super::sometimes::Sometimes;
-use super::tools::{self, ExplainArgs, ReproArgs, ShrinkArgs};
+use super::tools::{self, ExplainArgs, SeedArgs};
 use super::{Outcome, run, run_options};
 use crate::mutants;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -43,9 +43,9 @@ pub enum What {
     /// How often each point was reached in a sweep.
     Coverage(SweepArgs),
     /// A seed as a scenario file, with the faults that landed.
-    Repro(ReproArgs),
+    Repro(SeedArgs),
     /// A failing seed, made small.
-    Shrink(ShrinkArgs),
+    Shrink(SeedArgs),
     /// What led to a failure.
     Explain(ExplainArgs),
 }

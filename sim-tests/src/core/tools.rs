@@ -13,25 +13,9 @@ use std::process::ExitCode;
 /// The exit code of what the simulator itself could not do.
 const HARNESS: u8 = 5;
 
-/// A seed, as a file.
+/// A seed, of which a scenario file is made.
 #[derive(Args)]
-pub struct ReproArgs {
-    /// The core layer; this program has no other.
-    #[arg(long, value_parser = ["core"], default_value = "core", hide = true)]
-    pub layer: String,
-    /// Which.
-    pub seed: u64,
-    /// Another draw of the faults than the seed's own.
-    #[arg(long)]
-    pub profile: Option<Drawn>,
-    /// Writes the scenario to this file rather than to standard output.
-    #[arg(long)]
-    pub out: Option<PathBuf>,
-}
-
-/// A failing seed, made small.
-#[derive(Args)]
-pub struct ShrinkArgs {
+pub struct SeedArgs {
     /// The core layer; this program has no other.
     #[arg(long, value_parser = ["core"], default_value = "core", hide = true)]
     pub layer: String,
@@ -101,7 +85,7 @@ fn give(text: &str, out: Option<&Path>) -> Result<(), String> {
 }
 
 /// Prints a seed as a scenario, with the faults that landed.
-pub fn repro(args: &ReproArgs) -> ExitCode {
+pub fn repro(args: &SeedArgs) -> ExitCode {
     let outcome = run(args.seed, args.profile.map(Profile::from), false);
     let options = Options::draw(args.seed, Some(outcome.profile));
     let scenario = Scenario::of(args.seed, &options, outcome.planned.clone());
@@ -113,7 +97,7 @@ pub fn repro(args: &ReproArgs) -> ExitCode {
 }
 
 /// Makes a failing seed small.
-pub fn shrink_seed(args: &ShrinkArgs) -> ExitCode {
+pub fn shrink_seed(args: &SeedArgs) -> ExitCode {
     let failed = run(args.seed, args.profile.map(Profile::from), false);
     if failed.objection.is_none() {
         return complain(&format!("seed {} passes: there is nothing to shrink", args.seed));
