@@ -1,6 +1,7 @@
 //! How much a node has of everything. Nothing is decided on it.
 
 use crate::core::{Core, KeptState};
+use mobula_base::ObjectId;
 
 /// Classes that are counted by themselves; the tasks of all further ones count as one.
 const CLASSES_MAX: usize = 32;
@@ -45,6 +46,16 @@ impl Core {
             unacknowledged: self.unacknowledged(),
             cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
         }
+    }
+
+    /// Up to `limit` of the objects that this node knows of and may not forget, in words: for whoever asks
+    /// why they stay.
+    pub fn why_known(&self, limit: usize) -> Vec<(ObjectId, String)> {
+        let mut known: Vec<ObjectId> =
+            self.objects.keys().filter(|id| !self.idle.contains(id)).copied().collect();
+        known.sort_unstable();
+        known.truncate(limit);
+        known.into_iter().map(|id| (id, format!("{:?}", self.objects[&id]))).collect()
     }
 
     fn count_kept(&self) -> Vec<(&'static str, u64)> {

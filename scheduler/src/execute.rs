@@ -471,7 +471,7 @@ impl Core {
         if keeper == me {
             return self.result(End { task, attempt, executor: me, durable, contains }, value);
         }
-        self.object(task.output(0), job).refs.plain = contains.is_empty();
+        let plain = contains.is_empty();
         let contains = contains.into_iter().map(object_bytes).collect();
         let task_name = task_bytes(task);
         let mut result =
@@ -485,6 +485,7 @@ impl Core {
                     result.has_inline = true;
                 }
                 self.make_known(task.output(0), job, State::Here(value));
+                self.object(task.output(0), job).refs.plain = plain;
                 self.announce(task.output(0));
             }
         }

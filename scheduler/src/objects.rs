@@ -211,6 +211,7 @@ impl Core {
     pub(crate) fn fetch_failed(&mut self, id: ObjectId, from: Incarnation, why: FetchError) {
         self.fetching.remove(&id);
         let Some(object) = self.objects.get_mut(&id) else { return };
+        self.to_tidy.push_back(id);
         match why {
             FetchError::StoreFull(text) => {
                 let failure = Failure::new(FailureKind::FailureStoreFull, text);
@@ -299,6 +300,8 @@ impl Core {
             object.state = State::Unknown;
             if object.is_wanted() {
                 self.locate_if_unknown(id);
+            } else {
+                self.to_tidy.push_back(id);
             }
         }
     }

@@ -83,8 +83,7 @@ impl Core {
         }
         for id in open {
             if self.objects.get(&id).is_some_and(|o| o.state == State::Locating) {
-                let shard = self.shard_of(id.task);
-                self.to_locate.entry(shard).or_default().insert(id);
+                self.forget_place(id);
             }
         }
     }
@@ -123,9 +122,15 @@ impl Core {
                 self.announce(id);
                 true
             }
+            Some(located::Answer::Unknown(_)) => {
+                // Whoever asked for a second copy has none, and its home knows of none by now.
+                if let Some(object) = self.objects.get_mut(&id) {
+                    object.replica = false;
+                }
+                false
+            }
             // Moved: by the time it is asked for again, the map that says where is known or will be.
-            Some(located::Answer::Making(_) | located::Answer::Unknown(_) | located::Answer::Moved(_))
-            | None => false,
+            Some(located::Answer::Making(_) | located::Answer::Moved(_)) | None => false,
         }
     }
 

@@ -19,7 +19,7 @@ use std::time::Duration;
 /// A file is closed once it is this long, in bytes.
 const FILE_BYTES: u64 = 64 << 20;
 /// Whoever puts waits while more than this is not written yet, in bytes.
-const IN_TRANSIT_MAX: usize = 8 << 20;
+const IN_TRANSIT_MAX: usize = 4 << 20;
 /// Runs are written this many bytes at a time, at most and unless one is longer.
 const WRITE_BYTES: usize = 1 << 20;
 /// A file is synced, and the memory that caches it let go, after so many bytes: what is cold is read

@@ -1,6 +1,8 @@
 //! Who holds which copies, for one term, from the nodes' reports (R9). Not replicated, and pure: time is
 //! handed in, as what has passed since some start of the caller's.
 
+use super::ShardState;
+use super::run::State;
 use mobula_base::{ObjectId, mutant};
 use mobula_proto as proto;
 use proto::holding_reply::Result as Held;
@@ -25,8 +27,9 @@ pub struct Holdings {
     heard: BTreeMap<u64, Duration>,
     copies: BTreeMap<ObjectId, BTreeSet<u64>>,
     held: BTreeMap<u64, BTreeSet<ObjectId>>,
-    /// Copies that a done-record promises and that are no more.
-    gone: BTreeSet<(ObjectId, u64)>,
+    /// Copies that a done-record promises and that are no more, with the latest attempt that can have made
+    /// them: what a later one makes is another copy.
+    gone: BTreeMap<(ObjectId, u64), u32>,
 }
 
 impl Holdings {
@@ -42,9 +45,9 @@ impl Holdings {
         self.copies.get(&object).into_iter().flatten().copied()
     }
 
-    /// Whether `node` said that it no longer has `object`.
-    pub fn is_gone(&self, object: ObjectId, node: u64) -> bool {
-        self.gone.contains(&(object, node))
+    /// Whether `node` said that it no longer has what `attempt` made as `object`.
+    pub fn is_gone(&self, object: ObjectId, node: u64, attempt: u32) -> bool {
+        self.gone.get(&(object, node)).is_some_and(|last| *last >= attempt)
     }
 
     /// Whether all of `live` are done: nothing that is not here can be with one of them, and none hears
@@ -93,27 +96,34 @@ impl Holdings {
         for node in gone {
             self.forget(node);
         }
-        self.gone.retain(|(_, node)| !dead.contains(node));
+        self.gone.retain(|(_, node), _| !dead.contains(node));
         self.heard.retain(|node, _| !dead.contains(node));
         self.confirmed.retain(|node, _| !dead.contains(node));
     }
 
-    /// Hears a report of a live node to the leader of `term`, and answers it.
-    pub fn hear(&mut self, report: &proto::HoldingRequest, term: u64, adopted: u64, now: Duration) -> Held {
+    /// Hears a report of a live node to the leader of `term`, whose tables are `state`, and answers it.
+    pub fn hear(
+        &mut self,
+        report: &proto::HoldingRequest,
+        term: u64,
+        state: &ShardState,
+        now: Duration,
+    ) -> Held {
+        let adopted = state.slots.adopted();
         self.enter(term, adopted);
         if report.full && report.map < adopted {
             // The map it needs may not be there yet: that is no silence of its own.
             self.heard.insert(report.incarnation, now);
             return Held::Moved(adopted);
         }
-        if report.term != term || !self.take(report, now) {
+        if report.term != term || !self.take(report, state, now) {
             return Held::ReportInFull(term);
         }
         Held::AcceptedTerm(term)
     }
 
     /// Takes a report; false when the node must first report in full.
-    fn take(&mut self, report: &proto::HoldingRequest, now: Duration) -> bool {
+    fn take(&mut self, report: &proto::HoldingRequest, state: &ShardState, now: Duration) -> bool {
         let node = report.incarnation;
         self.heard.insert(node, now);
         let confirmed = self.confirmed.entry(node).or_default();
@@ -124,12 +134,13 @@ impl Holdings {
         } else if !self.reported.contains(&node) {
             return false;
         }
-        for object in report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)) {
+        let removed = report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)).collect();
+        for (object, attempt) in state.attempts_behind(removed) {
             if let Some(held) = self.held.get_mut(&node) {
                 held.remove(&object);
             }
             self.drop_copy(object, node);
-            self.gone.insert((object, node));
+            self.gone.insert((object, node), attempt);
             if self.gone.len() > GONE_MAX {
                 self.gone.pop_first();
             }
@@ -140,5 +151,29 @@ impl Holdings {
             self.gone.remove(&(object, node));
         }
         true
+    }
+}
+
+impl ShardState {
+    /// The latest attempt that can have made a copy of each of these: of what is recorded, not of what is
+    /// under way. Puts count as made by attempt 0.
+    fn attempts_behind(&self, objects: BTreeSet<ObjectId>) -> Vec<(ObjectId, u32)> {
+        let objects: Vec<ObjectId> = objects.into_iter().collect();
+        let mut all = Vec::with_capacity(objects.len());
+        // In one look for each run: it may be cold.
+        for of_run in objects.chunk_by(|a, b| a.task.run == b.task.run) {
+            let attempt = |run: &super::run::Run, object: &ObjectId| {
+                let standing = run.standing(object.task.place);
+                standing.map_or(0, |standing| match standing.state {
+                    State::Pending => standing.attempt.saturating_sub(1),
+                    State::Done { .. } | State::Failed(_) => standing.attempt,
+                })
+            };
+            let look = |run: &super::run::Run| of_run.iter().map(|o| attempt(run, o)).collect::<Vec<u32>>();
+            let attempts = self.tasks.look(of_run[0].task.run, look).ok().flatten();
+            let attempts = attempts.unwrap_or_else(|| vec![0; of_run.len()]);
+            all.extend(of_run.iter().copied().zip(attempts));
+        }
+        all
     }
 }

@@ -117,7 +117,7 @@ impl<'a> Facts<'a> {
             Some((Stored::Small(value), _)) => return Answer::Value(value.clone()),
             Some((Stored::Large(output), needed)) => {
                 // Who put it holds it from the record on, and reports its copy a little later.
-                let holders = needed.holders().filter(|node| !self.holdings.is_gone(object, *node));
+                let holders = needed.holders().filter(|node| !self.holdings.is_gone(object, *node, 0));
                 return self.here(copies.chain(holders), *output).unwrap_or_else(|| self.lost_put(object));
             }
             // It is named already, and known to nobody else.
@@ -139,7 +139,7 @@ impl<'a> Facts<'a> {
                 // too; other holders of a `put` are soft state only.
                 let promised: &[u64] = if object.is_put() { &[] } else { holders };
                 let promised = promised.iter().copied().chain(Some(*executor));
-                let promised = promised.filter(|node| !self.holdings.is_gone(object, *node));
+                let promised = promised.filter(|node| !self.holdings.is_gone(object, *node, record.attempt));
                 let output = outputs.get(object.slot as usize).copied();
                 if !object.is_put() && output.is_none() {
                     let message = format!("task {} has {} return values", object.task, outputs.len());

@@ -570,14 +570,41 @@ fn a_large_put_is_with_whoever_put_it_before_that_node_reports_its_copy() {
     shard.say(3, vec![put(object, &[])]);
     let mut holdings = Holdings::default();
     let full = proto::HoldingRequest { incarnation: 3, term: 1, full: true, ..Default::default() };
-    holdings.hear(&full, 1, 0, Duration::ZERO);
+    holdings.hear(&full, 1, &shard.state, Duration::ZERO);
     let members = Members { live: [(3, String::new())].into(), ..Members::default() };
     let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
     assert!(matches!(&answer, Where::Here(here) if here.holders[0].incarnation == 3), "{answer:?}");
     let gone = proto::HoldingRequest { full: false, remove: vec![proto::object_bytes(object)], ..full };
-    holdings.hear(&gone, 1, 0, Duration::ZERO);
+    holdings.hear(&gone, 1, &shard.state, Duration::ZERO);
     let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
     assert!(matches!(&answer, Where::Failed(_)), "{answer:?}");
+}
+
+#[test]
+fn a_copy_that_was_gone_and_is_made_again_is_there_before_it_is_reported() {
+    use crate::core::holdings::Holdings;
+    use crate::core::locate::{Facts, Members};
+    use proto::located::Answer as Where;
+    use std::time::Duration;
+
+    let mut shard = Shard::new(0, 1);
+    shard.say(1, vec![submit(task(0), &[]), done(task(0), 1, 7)]);
+    let object = task(0).output(0);
+    let mut holdings = Holdings::default();
+    let full = proto::HoldingRequest { incarnation: 90, term: 1, full: true, ..Default::default() };
+    holdings.hear(&full, 1, &shard.state, Duration::ZERO);
+    let gone = proto::HoldingRequest { full: false, remove: vec![proto::object_bytes(object)], ..full };
+    holdings.hear(&gone, 1, &shard.state, Duration::ZERO);
+    let members = Members { live: [(90, String::new())].into(), ..Members::default() };
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert_eq!(answer, Where::Lost(1));
+    shard.say(1, vec![next(task(0), 1)]);
+    // What it says again while it makes another one is about the first.
+    holdings.hear(&gone, 1, &shard.state, Duration::ZERO);
+    let Item::Done(again) = done(task(0), 2, 7) else { unreachable!() };
+    shard.say(1, vec![Item::Done(again)]);
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert!(matches!(&answer, Where::Here(here) if here.holders[0].incarnation == 90), "{answer:?}");
 }
 
 #[test]

@@ -80,14 +80,16 @@ impl Service {
         if !leadership.here {
             return Held::NotLeader(not_leader(leadership.leader));
         }
-        let (fenced, adopted) =
-            group.replica.with(|state| (state.is_fenced(report.incarnation), state.slots.adopted()));
+        let fenced = group.replica.with(|state| state.is_fenced(report.incarnation));
         if fenced || running.members().dead.contains(&report.incarnation) {
             self.0.meters.rejected();
             return Held::Fenced(true);
         }
         let soft = &running.soft[report.shard as usize];
-        let answer = soft.holdings().hear(report, leadership.term, adopted, soft.now());
+        let answer = {
+            let mut holdings = soft.holdings();
+            group.replica.with(|state| holdings.hear(report, leadership.term, state, soft.now()))
+        };
         if let Held::AcceptedTerm(_) = answer {
             soft.changed.send_modify(|version| *version += 1);
         }

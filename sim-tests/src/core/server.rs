@@ -206,7 +206,7 @@ impl World {
         if s.state.is_fenced(report.incarnation) || s.members.dead.contains(&report.incarnation) {
             return Answer::Fenced;
         }
-        let answer = s.holdings.hear(report, s.term, s.state.slots.adopted(), now);
+        let answer = s.holdings.hear(report, s.term, &s.state, now);
         self.note("reports", 1000 + shard as u64, report.incarnation, report.add.len() as u64, || {
             format!("{answer:?}")
         });
@@ -310,16 +310,13 @@ impl World {
                 let facts = Facts::new(&old.state, &old.holdings, &old.members, *asker);
                 Some(Answer::Located(facts.answers(objects)))
             }
-            Ask::Holding(report) => {
-                let (term, adopted) = (old.term, old.state.slots.adopted());
-                match old.holdings.hear(report, term, adopted, time) {
-                    Held::AcceptedTerm(term) => {
-                        Some(Answer::Accepted { term, drop: old.state.to_drop(&report.idle) })
-                    }
-                    Held::ReportInFull(term) => Some(Answer::ReportInFull(term)),
-                    _ => None,
+            Ask::Holding(report) => match old.holdings.hear(report, old.term, &old.state, time) {
+                Held::AcceptedTerm(term) => {
+                    Some(Answer::Accepted { term, drop: old.state.to_drop(&report.idle) })
                 }
-            }
+                Held::ReportInFull(term) => Some(Answer::ReportInFull(term)),
+                _ => None,
+            },
             // Proposed there, it never commits: its outcome stays unknown.
             Ask::Stream(_) | Ask::Call(_) | Ask::Beat(_) | Ask::Suspect(_) => None,
         };

@@ -106,8 +106,19 @@ impl World {
         for (number, shard) in self.shards.iter().enumerate().filter(|_| !stays) {
             let (records, puts) = (shard.state.tasks.len(), shard.state.puts.len());
             if records > 0 || puts > 0 {
-                let which = shard.state.tasks.hot().find_map(|(run, record)| {
-                    let place = record.present().iter().next()?;
+                let all = || {
+                    let hot = shard.state.tasks.hot();
+                    hot.flat_map(|(run, record)| {
+                        record.present().iter().map(move |p| (run, record, p)).collect::<Vec<_>>()
+                    })
+                };
+                let fenced = &shard.state.fenced;
+                // What no other record is behind, if there is such a one.
+                let root = all().find(|(_, run, place)| {
+                    let need = run.need(*place, 0, fenced);
+                    !need.contained && !need.named
+                });
+                let which = root.or_else(|| all().next()).and_then(|(run, record, place)| {
                     let standing = record.standing(place).map(|standing| (standing.attempt, standing.state));
                     let need = record.need(place, 0, &shard.state.fenced);
                     let task = mobula_base::TaskId { run, place };
@@ -132,12 +143,9 @@ impl World {
             let life = machine.life.as_deref()?;
             let (objects, idle) = life.core.census().objects;
             if objects > 0 && !stays {
-                let held: Vec<_> =
-                    (0..self.shards.len() as u32).flat_map(|n| life.core.held(ShardId(n))).collect();
                 return Some(format!(
-                    "machine {number} still knows {objects} objects, {idle} of them idle, and has {} of them, as {:?}",
-                    held.len(),
-                    held.first()
+                    "machine {number} still knows {objects} objects, {idle} of them idle: {:?}",
+                    life.core.why_known(3)
                 ));
             }
         }

@@ -176,6 +176,7 @@ impl Judges {
     pub fn before_apply(&mut self, _shard: usize, state: &ShardState, command: &Command) {
         if let Some(Op::Stream(batch)) = &command.op {
             self.fenced.before(state, batch.incarnation);
+            self.once.before(state, batch);
         }
     }
 

@@ -3,10 +3,13 @@
 
 use super::{Found, object};
 use crate::core::sometimes::Sometimes;
-use mobula_base::{Instant, TaskId};
+use mobula_base::ids::RUN_LEN;
+use mobula_base::{Instant, RunId, TaskId};
+use mobula_gcs::core::ShardState;
 use mobula_proto::item_outcome::Outcome;
+use mobula_proto::stream_item::Item;
 use mobula_proto::{StreamAck, StreamBatch, TaskSpec, task_id};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Follows grants and starts.
 #[derive(Default)]
@@ -22,6 +25,28 @@ impl Once {
     pub fn given(&mut self, spec: &TaskSpec, _attempt: u32) {
         if let (0, Ok(task)) = (spec.max_retries, task_id(&spec.id)) {
             self.never_again.entry(task).or_default();
+        }
+    }
+
+    /// A batch is about to be applied: a task that comes anew, after its record was pruned, begins anew.
+    pub fn before(&mut self, state: &ShardState, batch: &StreamBatch) {
+        for item in &batch.items {
+            let tasks = match &item.item {
+                Some(Item::Submit(spec)) => task_id(&spec.id).ok().map(|task| (task, task)),
+                Some(Item::Run(specs)) => <[u8; 16]>::try_from(&specs.run[..]).ok().map(|run| {
+                    let run = RunId(u128::from_be_bytes(run));
+                    (TaskId { run, place: 0 }, TaskId { run, place: RUN_LEN as u16 - 1 })
+                }),
+                _ => continue,
+            };
+            let Some((first, last)) = tasks else { continue };
+            let granted = self.granted.range((first, 0)..=(last, u32::MAX)).map(|((task, _), _)| *task);
+            let anew: BTreeSet<TaskId> =
+                granted.filter(|task| matches!(state.tasks.get(*task), Ok(None))).collect();
+            for task in anew {
+                self.granted.retain(|(of, _), _| *of != task);
+                self.starts.retain(|(of, attempt), _| *of != task || *attempt == 1);
+            }
         }
     }
 
