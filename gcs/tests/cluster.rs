@@ -202,7 +202,12 @@ async fn tasks_are_located_fenced_and_retried() {
         assert!(lost, "a dead holder's copy is lost");
         let view = client.watch(0, Duration::ZERO, LONG).await.expect("seen");
         assert_eq!(view.nodes.iter().map(|node| node.alive).collect::<Vec<_>>(), [false, true]);
-        let next = proto::NextAttempt { task: proto::task_bytes(task), from: 1, failed: false };
+        let next = proto::NextAttempt {
+            task: proto::task_bytes(task),
+            from: 1,
+            failed: false,
+            ..Default::default()
+        };
         let reply = client.stream(shard, stream(2, 1, Item::Next(next)), LONG).await.expect("proposed");
         let Some(proto::reply::Reply::Stream(ack)) = reply.reply else { panic!("{reply:?}") };
         assert!(matches!(ack.outcomes[0].outcome, Some(proto::item_outcome::Outcome::Granted(_))), "{ack:?}");

@@ -126,7 +126,7 @@ async fn an_object_is_made_again_whose_record_left_memory_long_ago() {
         };
         tokio::time::timeout(LONG, lost).await.expect("the death is known");
 
-        let next = proto::NextAttempt { task: id, from: 1, failed: false };
+        let next = proto::NextAttempt { task: id, from: 1, failed: false, ..Default::default() };
         let ack = send(&client, well, seq, vec![Item::Next(next)]).await;
         let outcome = ack.outcomes.first().and_then(|outcome| outcome.outcome.clone());
         let Some(Outcome::Granted(view)) = outcome else { panic!("{ack:?}") };

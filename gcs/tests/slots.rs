@@ -334,8 +334,14 @@ async fn lineage_follows_and_nothing_is_lost_before_all_have_reported_since_the_
         assert_eq!(report(1, term, true, 2).await, Held::AcceptedTerm(term));
         assert_eq!(locate(1).await, Answer::Lost(1));
         // Its stream at the old place is told so, singly; at the new one the attempt is granted.
-        let next =
-            || Item::Next(proto::NextAttempt { task: proto::task_bytes(task), from: 1, failed: false });
+        let next = || {
+            Item::Next(proto::NextAttempt {
+                task: proto::task_bytes(task),
+                from: 1,
+                failed: false,
+                ..Default::default()
+            })
+        };
         let ack = stream(0, 3, next()).await;
         assert_eq!(ack.outcomes[0].outcome, Some(proto::item_outcome::Outcome::Moved(2)));
         let ack = stream(1, 1, next()).await;

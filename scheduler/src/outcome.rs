@@ -62,7 +62,7 @@ impl Core {
         }
         match value {
             Err(failure) if failure.kind() == FailureKind::FailureWorkerDied => {
-                self.propose_next(task, attempt, true);
+                self.died_in(end);
             }
             Err(failure) => self.conclude(end, Err(failure)),
             Ok(value) => {
@@ -173,8 +173,24 @@ impl Core {
     pub(crate) fn durable(&mut self, task: TaskId, attempt: u32) {
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == attempt) else { return };
         let KeptState::Undurable(executor) = kept.state else { return };
-        let Some(result) = kept.result else { return };
-        self.send_done(task, attempt, executor, Ok(result));
+        match kept.result {
+            Some(result) => self.send_done(task, attempt, executor, Ok(result)),
+            None => self.propose_next(task, attempt, true),
+        }
+    }
+
+    /// A worker died in an attempt. What it had put by then may contain references: the next attempt is
+    /// proposed once their edges are there, so that they end with the record should no attempt follow.
+    fn died_in(&mut self, end: End) {
+        let End { task, attempt, executor, durable, contains } = end;
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        kept.result = None;
+        kept.contains = contains;
+        if durable || kept.contains.is_empty() {
+            self.propose_next(task, attempt, true);
+        } else {
+            self.set_kept_state(task, KeptState::Undurable(executor));
+        }
     }
 
     /// Ends a kept task that never ran.
@@ -190,9 +206,12 @@ impl Core {
 
     /// Proposes the next attempt: it starts only once that is granted (R7).
     pub(crate) fn propose_next(&mut self, task: TaskId, from: u32, failed: bool) {
-        let next = NextAttempt { task: task_bytes(task), from, failed };
+        let put = self.kept.get(&task).filter(|_| failed).map_or(&[][..], |kept| &kept.contains);
+        let contains = put.iter().copied().map(object_bytes).collect();
+        let next = NextAttempt { task: task_bytes(task), from, failed, contains };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
-        self.push_behind(task, Later { item, bytes: 40, about: About::Next(task) });
+        let bytes = prost::Message::encoded_len(&item);
+        self.push_behind(task, Later { item, bytes, about: About::Next(task) });
         self.set_kept_state(task, KeptState::AwaitAttempt);
         if mutant!("R7a")
             && let Some(kept) = self.kept.get_mut(&task)

@@ -451,8 +451,9 @@ impl Core {
         }
         let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node) && !mutant!("W6"));
         for task in undurable {
-            let attempt = self.kept[&task].attempt;
-            self.propose_next(task, attempt, false);
+            let kept = &self.kept[&task];
+            let (attempt, failed) = (kept.attempt, kept.result.is_none());
+            self.propose_next(task, attempt, failed);
         }
         let held = sorted_keys(
             &self.objects,

@@ -568,3 +568,26 @@ fn a_copy_from_elsewhere_does_not_pass_for_a_replayed_task_s_end() {
     let ran = |e: &Effect| matches!(e, Effect::Run { spec, .. } if spec.id == task_bytes(a));
     assert!(node.effects.iter().any(ran), "it is made again, with what lies inside");
 }
+
+#[test]
+fn an_attempt_that_died_after_a_put_is_followed_once_the_edges_of_the_put_are_there() {
+    let mut node = Node::new();
+    let (a, inner) = (task_in(0, 0), task_in(1, 3));
+    node.submit(DRIVER, spec(a, &[]));
+    node.settle();
+    let object = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
+    let value = Value::Inline(Bytes::from_static(b"v"));
+    let contains = vec![out(inner)];
+    node.step(Event::Put { client: WORKER, object, job: JOB, value, by_driver: false, contains });
+    node.step(Event::WorkerGone { worker: WORKER });
+    let is_next = |item: &Item| matches!(item, Item::Next(_));
+    let (edges, others): (VecDeque<_>, VecDeque<_>) =
+        std::mem::take(&mut node.batches).into_iter().partition(|(shard, _)| *shard == ShardId(1));
+    node.batches = others;
+    assert!(!node.settle().iter().any(is_next), "its edge is on its way");
+    node.batches = edges;
+    let sent = node.settle();
+    let next = sent.iter().find_map(|item| if let Item::Next(next) = item { Some(next) } else { None });
+    let next = next.expect("proposed by now");
+    assert_eq!((next.from, next.failed, &next.contains[..]), (1, true, &[object_bytes(out(inner))][..]));
+}

@@ -40,6 +40,19 @@ pub(super) fn ended(standing: Standing, done: &proto::Done, spec: &Bytes) -> (St
     (Standing { state, before: None, ..standing }, diverged)
 }
 
+/// What attempts so far have recorded, when `next` is to follow: also what the last one had put when it died.
+pub(super) fn recorded(standing: &Standing, next: &proto::NextAttempt) -> Option<Box<Before>> {
+    let recorded = standing.recorded();
+    if next.contains.is_empty() {
+        return recorded;
+    }
+    let before = recorded.map(|before| *before).unwrap_or_default();
+    let mut contains: Vec<_> = object_ids(&next.contains).into_iter().chain(before.contains).collect();
+    contains.sort_unstable();
+    contains.dedup();
+    Some(Box::new(Before { contains: contains.into(), ..before }))
+}
+
 fn message(done: &proto::Done, known: &[Output]) -> String {
     let task = TaskId::from_bytes(&done.task).map(|id| id.to_string()).unwrap_or_default();
     let say = |outputs: &[Output], at: usize| match outputs.get(at) {

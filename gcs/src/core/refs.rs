@@ -96,6 +96,11 @@ impl Needed {
         edge.contains |= contains;
     }
 
+    /// Its edges, by where they come from.
+    pub fn edges(&self) -> impl Iterator<Item = (ObjectId, Edge)> + '_ {
+        self.edges.iter().map(|(by, edge)| (*by, *edge))
+    }
+
     /// Whether it has any edge.
     pub fn has_edges(&self) -> bool {
         !self.edges.is_empty()

@@ -101,7 +101,7 @@ pub(super) fn done(id: TaskId, attempt: u32, crc: u32) -> Item {
 }
 
 pub(super) fn next(id: TaskId, from: u32) -> Item {
-    Item::Next(proto::NextAttempt { task: proto::task_bytes(id), from, failed: false })
+    Item::Next(proto::NextAttempt { task: proto::task_bytes(id), from, failed: false, ..Default::default() })
 }
 
 pub(super) fn edge(object: ObjectId, by: ObjectId, contains: bool) -> Item {
@@ -643,6 +643,28 @@ fn what_a_task_that_failed_had_put_ends_its_edges_with_the_task() {
     shard.settle();
     assert!(shard.has(inner), "what failed is held, and what it had put names this");
     shard.say(1, vec![release(outer.output(0))]);
+    shard.settle();
+    assert!(is_empty(&shard.state));
+}
+
+#[test]
+fn what_a_task_had_put_whose_executors_all_died_ends_its_edges_with_the_task() {
+    let mut shard = Shard::new(0, 1);
+    let (inner, outer) = (task(0), task(1));
+    shard.say(1, vec![submit(inner, &[]), done(inner, 1, 7), submit(outer, &[])]);
+    shard.say(1, vec![edge(inner.output(0), outer.output(0), true)]);
+    let contains = vec![proto::object_bytes(inner.output(0))];
+    let died = |from| {
+        let (task, contains) = (proto::task_bytes(outer), contains.clone());
+        Item::Next(proto::NextAttempt { task, from, failed: true, contains })
+    };
+    for from in 1..=3 {
+        let said = shard.say(1, vec![died(from)]);
+        assert!(matches!(&said[..], [Outcome::Granted(_)]), "{said:?}");
+        shard.start_again();
+    }
+    assert!(matches!(&shard.say(1, vec![died(4)])[..], [Outcome::Refused(_)]));
+    shard.say(1, vec![release(inner.output(0)), release(outer.output(0))]);
     shard.settle();
     assert!(is_empty(&shard.state));
 }

@@ -313,7 +313,7 @@ impl ShardState {
             return refused(self);
         }
         if self.tasks.look(id.run, |run| run.counts())? == Some(true) {
-            standing.before = standing.recorded();
+            standing.before = super::divergence::recorded(&standing, next);
         }
         standing.failures += u32::from(next.failed && !mutant!("R7c"));
         let max_retries = proto::TaskSpec::decode(record.spec).unwrap_or_default().max_retries;

@@ -59,7 +59,7 @@ fn done(n: u64, attempt: u32, executor: u64, crc: u32) -> Item {
 }
 
 fn next(n: u64, from: u32, failed: bool) -> Item {
-    Item::Next(proto::NextAttempt { task: proto::task_bytes(task(n)), from, failed })
+    Item::Next(proto::NextAttempt { task: proto::task_bytes(task(n)), from, failed, ..Default::default() })
 }
 
 fn batch(incarnation: u64, first_seq: u64, items: Vec<Item>) -> proto::Command {

@@ -60,7 +60,12 @@ fn said() -> Vec<(u64, Vec<Item>)> {
         // A later attempt is under way.
         (
             1,
-            vec![Item::Next(proto::NextAttempt { task: proto::task_bytes(task(1)), from: 1, failed: false })],
+            vec![Item::Next(proto::NextAttempt {
+                task: proto::task_bytes(task(1)),
+                from: 1,
+                failed: false,
+                ..Default::default()
+            })],
         ),
         (2, vec![name(out(2), None, false), put(0, vec![out(3)]), name(a_put(1), Some(a_put(2)), true)]),
         (

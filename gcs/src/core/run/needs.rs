@@ -217,6 +217,11 @@ impl Run {
         over
     }
 
+    /// Who needs the objects of a place beyond the hold of its record, by slot: for whoever asks why it stays.
+    pub fn needed_of(&self, place: u16) -> impl Iterator<Item = (u32, &Needed)> {
+        self.needed_at(place)
+    }
+
     fn needed_at(&self, place: u16) -> impl Iterator<Item = (u32, &Needed)> {
         let all = self.needed.range((place, 0)..=(place, u32::MAX));
         all.map(|((_, slot), needed)| (*slot, needed))

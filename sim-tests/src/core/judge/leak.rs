@@ -5,7 +5,9 @@
 use super::{Found, liveness};
 use crate::core::life::{DRIVER, Said};
 use crate::core::world::World;
-use mobula_base::{Instant, ShardId};
+use mobula_base::{Instant, ShardId, TaskId};
+use mobula_gcs::core::run::Run;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// What goes goes within this.
@@ -106,37 +108,8 @@ impl World {
         for (number, shard) in self.shards.iter().enumerate().filter(|_| !stays) {
             let (records, puts) = (shard.state.tasks.len(), shard.state.puts.len());
             if records > 0 || puts > 0 {
-                let all = || {
-                    let hot = shard.state.tasks.hot();
-                    hot.flat_map(|(run, record)| {
-                        record.present().iter().map(move |p| (run, record, p)).collect::<Vec<_>>()
-                    })
-                };
-                let fenced = &shard.state.fenced;
-                // What no other record is behind, if there is such a one.
-                let root = all().find(|(_, run, place)| {
-                    let need = run.need(*place, 0, fenced);
-                    !need.contained && !need.named
-                });
-                let which = root.or_else(|| all().next()).and_then(|(run, record, place)| {
-                    let standing = record.standing(place).map(|standing| (standing.attempt, standing.state));
-                    let need = record.need(place, 0, &shard.state.fenced);
-                    let task = mobula_base::TaskId { run, place };
-                    let retries = self.oracle.tasks.get(&task).map(|known| known.retries);
-                    let of = |id: &mobula_base::ObjectId| *id == task.output(0);
-                    let inside = self.oracle.objects.iter().filter(|(_, expected)| {
-                        matches!(expected, crate::core::program::Expected::Value(c) if c.refs.iter().any(of))
-                    });
-                    let inside: Vec<_> = inside
-                        .map(|(id, _)| {
-                            (*id, self.oracle.objects.get(&id.task.output(0)), self.why(id.task.output(0)))
-                        })
-                        .collect();
-                    Some(format!(
-                        "{task} (retries {retries:?}): {need:?}, {standing:?}; it lies in {inside:?}"
-                    ))
-                });
-                return Some(format!("shard {number} still has {records} records, {puts} puts: {which:?}"));
+                let why = self.why_it_stays(number);
+                return Some(format!("shard {number} still has {records} records, {puts} puts: {why}"));
             }
         }
         for (number, machine) in self.machines.iter().enumerate() {
@@ -150,6 +123,35 @@ impl World {
             }
         }
         None
+    }
+
+    /// From one record of a shard along the edges to what keeps it: the end says why all of them stay.
+    fn why_it_stays(&self, number: usize) -> String {
+        let state = &self.shards[number].state;
+        let first = state
+            .tasks
+            .hot()
+            .find_map(|(run, record)| record.present().iter().next().map(|place| TaskId { run, place }));
+        let (mut chain, mut next) = (Vec::new(), first);
+        let mut seen = BTreeSet::new();
+        while let Some(task) = next.take().filter(|task| seen.insert(*task)) {
+            let home = task.run.shard(self.shards.len() as u32).0 as usize;
+            let state = &self.shards[home].state;
+            let look = |run: &Run| {
+                let needed: Vec<_> = run.needed_of(task.place).map(|(slot, n)| (slot, n.clone())).collect();
+                (run.need(task.place, 0, &state.fenced), run.standing(task.place), needed)
+            };
+            let Ok(Some((need, standing, needed))) = state.tasks.look(task.run, look) else {
+                chain.push(format!("{task}, of which nothing is there"));
+                break;
+            };
+            let mut of = needed.iter().flat_map(|(slot, n)| n.edges().map(move |(by, edge)| (*slot, by, edge)));
+            let edge = of.find(|(_, by, _)| by.task != task);
+            next = edge.map(|(_, by, _)| by.task);
+            chain.push(format!("{task} ({need:?}, {standing:?}, {edge:?})"));
+        }
+        let around = next.map_or("", |_| " and so on in a ring");
+        format!("{}{around}", chain.join(", which is needed by "))
     }
 
     /// What is still in a store after the job's end, if anything.
