@@ -1,11 +1,11 @@
 //! What nodes say about references: names, releases, and which copies they may drop (decision 14).
 
+use super::ShardState;
 use super::places::Places;
 use super::prune::only;
-use super::run::Run;
+use super::run::{Run, TaskRecord};
 use super::stream::{failed, run_id};
 use super::tasks::Changing;
-use super::{ShardState, prune};
 use bytes::Bytes;
 use mobula_base::ids::RUN_LEN;
 use mobula_base::{ObjectId, RunId, mutant};
@@ -210,10 +210,12 @@ impl ShardState {
         let judge = |run: &Run, object: &ObjectId| {
             let (place, slot) = (object.task.place, object.slot);
             let need = run.need(place, slot, &self.fenced);
-            let is_free = mutant!("R13") || !need.held && !need.contained;
+            // Nearly all are held: the record is read only of those that are not.
+            if !run.counts() || (need.held || need.contained) && !mutant!("R13") {
+                return false;
+            }
             let is_pruned = run.was_pruned(place) && !need.named;
-            let may = is_pruned || run.has_ended(place) && (!need.named || can_be_made_again(run, place));
-            run.counts() && is_free && may
+            is_pruned || run.has_ended(place) && (!need.named || can_be_made_again(run, place))
         };
         let no_puts = objects.iter().copied().filter(|object| !self.puts.contains_key(object));
         let objects: Vec<ObjectId> = no_puts.collect();
@@ -226,8 +228,15 @@ impl ShardState {
 
 /// Whether the task at `place` may run again.
 fn can_be_made_again(run: &Run, place: u16) -> bool {
-    let spec = run.record(place).map(|record| proto::TaskSpec::decode(record.spec).unwrap_or_default());
-    spec.is_some_and(|spec| spec.max_retries > 0 && !prune::stays(&spec))
+    let read = |record: TaskRecord| Repeatable::decode(record.spec).unwrap_or_default();
+    run.record(place).is_some_and(|record| read(record).max_retries > 0)
+}
+
+/// What decides of a record whether its task may run again: the rest is passed over when it is read.
+#[derive(Clone, PartialEq, Message)]
+struct Repeatable {
+    #[prost(uint32, tag = "8")]
+    max_retries: u32,
 }
 
 fn id_of(bytes: &[u8]) -> Option<ObjectId> {

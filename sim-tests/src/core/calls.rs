@@ -28,8 +28,8 @@ const HOLDING_EVERY: Duration = Duration::from_millis(100);
 /// What proves that the driver's node lives is repeated soon.
 const PROOF_PATIENCE: Duration = Duration::from_millis(100);
 
-/// How often idle copies are asked about when there is nothing else to say. A node does it more often.
-const IDLE_EVERY: Duration = Duration::from_secs(1);
+/// How often idle copies are asked about. A node does it with every report.
+pub(super) const IDLE_EVERY: Duration = Duration::from_secs(1);
 
 /// A request.
 #[derive(Clone)]
@@ -270,7 +270,7 @@ impl World {
     /// Looks whether there is something to report. The node itself looks every 100 ms; here it looks when
     /// there is something to be seen.
     pub fn report(&mut self, machine: usize, epoch: u64, shard: usize) {
-        let term = self.shards[shard].term;
+        let (now, term) = (self.now(), self.shards[shard].term);
         let Some(life) = self.life(machine, epoch) else { return };
         let idle = life.core.has_idle();
         let reporter = &mut life.reporters[shard];
@@ -279,7 +279,16 @@ impl World {
             return;
         }
         let told = reporter.term == term && reporter.told >= life.acted && !reporter.open;
-        if told && reporter.waiting.is_empty() && reporter.held.is_empty() && !idle {
+        if told
+            && reporter.waiting.is_empty()
+            && reporter.held.is_empty()
+            && (!idle || reporter.idle_from > now)
+        {
+            if idle {
+                reporter.scheduled = true;
+                let at = reporter.idle_from;
+                self.queue.at(at, What::Report { machine, epoch, shard });
+            }
             return;
         }
         reporter.asking = true;

@@ -164,6 +164,8 @@ pub struct Reporter {
     pub told: u64,
     /// The last answer was no acceptance.
     pub open: bool,
+    /// Idle copies are asked about again from then on.
+    pub idle_from: Instant,
 }
 
 /// One life.

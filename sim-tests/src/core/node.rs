@@ -1,5 +1,6 @@
 //! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
 
+use super::calls::IDLE_EVERY;
 use super::life::{DRIVER, Input, Seen, TRANSFER, Told};
 use super::program::{Content, GARBAGE, JOB};
 use super::world::{What, World};
@@ -120,6 +121,7 @@ impl World {
     }
 
     fn take(&mut self, machine: usize, epoch: u64, input: Input, events: &mut Vec<Event>) {
+        let now = self.now();
         let Some(life) = self.life(machine, epoch) else { return };
         match input {
             Input::Core(event) => events.push(event),
@@ -150,7 +152,10 @@ impl World {
                 events.push(self.arrived(machine, object, from, content, large));
             }
             Input::Idle { shard } => {
-                let idle = life.core.idle(shard);
+                let reporter = &mut life.reporters[shard.0 as usize];
+                let due = reporter.idle_from <= now;
+                reporter.idle_from = if due { now + IDLE_EVERY } else { reporter.idle_from };
+                let idle = if due { life.core.idle(shard) } else { Vec::new() };
                 self.report_changes(machine, epoch, shard, &idle);
             }
             Input::Served { object, transfer } => life.store.unpin(object, Reader::Transfer(transfer)),

@@ -1,44 +1,28 @@
 //! What happens when: a queue of events by virtual time; what falls on one moment keeps its order.
 
 use mobula_base::Instant;
-use std::cmp::Ordering;
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::time::Duration;
 
-/// Events to come.
+/// Events to come. The heap has only their times: events are large, and a heap moves what it holds.
 pub struct Queue<E> {
-    heap: BinaryHeap<Entry<E>>,
+    heap: BinaryHeap<Reverse<(Instant, u64, u32)>>,
+    events: Vec<Option<E>>,
+    free: Vec<u32>,
     now: Instant,
     next: u64,
 }
 
-struct Entry<E> {
-    at: Instant,
-    number: u64,
-    event: E,
-}
-
-impl<E> PartialEq for Entry<E> {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-impl<E> Eq for Entry<E> {}
-impl<E> PartialOrd for Entry<E> {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl<E> Ord for Entry<E> {
-    // The heap gives the greatest first: that is the earliest.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.number).cmp(&(self.at, self.number))
-    }
-}
-
 impl<E> Default for Queue<E> {
     fn default() -> Self {
-        Queue { heap: BinaryHeap::new(), now: Instant::default(), next: 0 }
+        Queue {
+            heap: BinaryHeap::new(),
+            events: Vec::new(),
+            free: Vec::new(),
+            now: Instant::default(),
+            next: 0,
+        }
     }
 }
 
@@ -56,13 +40,19 @@ impl<E> Queue<E> {
     /// An event at a moment; one that has passed is now.
     pub fn at(&mut self, at: Instant, event: E) {
         self.next += 1;
-        self.heap.push(Entry { at: at.max(self.now), number: self.next, event });
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.events.push(None);
+            self.events.len() as u32 - 1
+        });
+        self.events[place as usize] = Some(event);
+        self.heap.push(Reverse((at.max(self.now), self.next, place)));
     }
 
     /// The next event; time moves on to it.
     pub fn pop(&mut self) -> Option<E> {
-        let entry = self.heap.pop()?;
-        self.now = entry.at;
-        Some(entry.event)
+        let Reverse((at, _, place)) = self.heap.pop()?;
+        self.now = at;
+        self.free.push(place);
+        self.events[place as usize].take()
     }
 }

@@ -25,6 +25,9 @@ use std::time::Duration;
 /// A run that takes more events than this goes round in circles.
 const EVENTS_MAX: u64 = 3_000_000;
 
+/// Judges are asked after so many events.
+const VERDICT_EVERY: u64 = 8;
+
 /// Something that happens.
 pub enum What {
     /// The control store forms; nodes start.
@@ -223,7 +226,9 @@ impl World {
 
     /// Runs until it is over or a judge objects.
     pub fn run(&mut self) {
-        while !self.over && self.judges.verdict().is_none() {
+        // A verdict is for good: it need not be asked for after each event.
+        while !self.over && (!self.happened.is_multiple_of(VERDICT_EVERY) || self.judges.verdict().is_none())
+        {
             let Some(what) = self.queue.pop() else { return };
             self.happened += 1;
             if self.happened > EVENTS_MAX {

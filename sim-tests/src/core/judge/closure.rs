@@ -5,7 +5,7 @@ use super::Found;
 use crate::core::program::Expected;
 use crate::core::world::World;
 use mobula_base::ObjectId;
-use mobula_gcs::core::run::State;
+use mobula_gcs::core::run::{Run, State};
 use std::collections::BTreeSet;
 
 /// Looks at what is referred to.
@@ -26,29 +26,34 @@ impl World {
         let mut seen: BTreeSet<ObjectId> = open.iter().copied().collect();
         while let Some(object) = open.pop() {
             self.judges.closure.looked += 1;
-            let Some(done) = self.stands(object) else {
+            let refs = match self.oracle.objects.get(&object) {
+                Some(Expected::Value(content)) => &content.refs[..],
+                Some(Expected::Failure) | None => &[],
+            };
+            let Some(made) = self.stands(object, !refs.is_empty()) else {
                 let text = format!("at {:?} {object} is referred to, and its record is gone", self.now());
                 self.judges.closure.found = Some(text);
                 return;
             };
-            if let (true, Some(Expected::Value(content))) = (done, self.oracle.objects.get(&object)) {
-                open.extend(content.refs.iter().copied().filter(|inner| seen.insert(*inner)));
-            }
+            open.extend(refs.iter().copied().filter(|inner| made && seen.insert(*inner)));
         }
     }
 
-    /// Whether what an object comes from is there (and then, whether it has been made); or gone.
-    fn stands(&self, object: ObjectId) -> Option<bool> {
+    /// Nothing when what an object comes from is gone; else whether it was made, if `asks` for that.
+    fn stands(&self, object: ObjectId, asks: bool) -> Option<bool> {
         let home = object.task.run.shard(self.shards.len() as u32).0 as usize;
         let state = &self.shards[home].state;
         if state.puts.contains_key(&object) {
             return Some(true);
         }
-        match state.tasks.get(object.task) {
-            Ok(Some(record)) => Some(matches!(record.standing.state, State::Done { .. })),
+        let place = object.task.place;
+        let made = |run: &Run| matches!(run.standing(place).map(|s| s.state), Some(State::Done { .. }));
+        let look = |run: &Run| run.present().contains(place).then(|| asks && made(run));
+        match state.tasks.look(object.task.run, look) {
+            Ok(Some(Some(made))) => Some(made),
             // It has never had one: it waits in its node's stream.
-            Ok(None) if !self.judges.order.was_committed(object.task) => Some(false),
-            Ok(None) | Err(_) => None,
+            Ok(_) if !self.judges.order.was_committed(object.task) => Some(false),
+            Ok(_) | Err(_) => None,
         }
     }
 }

@@ -145,7 +145,8 @@ impl World {
                 chain.push(format!("{task}, of which nothing is there"));
                 break;
             };
-            let mut of = needed.iter().flat_map(|(slot, n)| n.edges().map(move |(by, edge)| (*slot, by, edge)));
+            let mut of =
+                needed.iter().flat_map(|(slot, n)| n.edges().map(move |(by, edge)| (*slot, by, edge)));
             let edge = of.find(|(_, by, _)| by.task != task);
             next = edge.map(|(_, by, _)| by.task);
             chain.push(format!("{task} ({need:?}, {standing:?}, {edge:?})"));
