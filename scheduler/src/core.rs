@@ -132,6 +132,8 @@ pub struct Core {
     /// Last tickets of what each client took out of values.
     pub(crate) gates: BTreeMap<ClientId, BTreeMap<ShardId, u64>>,
     pub(crate) held_back: Vec<HeldBack>,
+    /// Edges from puts of drivers that may be on their way: a put is not released before them.
+    pub(crate) put_edges: BTreeMap<ObjectId, Vec<Ticket>>,
     /// Kept tasks whose records wait for edges.
     pub(crate) awaiting_edges: BTreeSet<TaskId>,
     /// What other nodes may drop.
@@ -181,6 +183,7 @@ impl Core {
             idle_asked: BTreeMap::new(),
             gates: BTreeMap::new(),
             held_back: Vec::new(),
+            put_edges: BTreeMap::new(),
             awaiting_edges: BTreeSet::new(),
             freed_at: BTreeMap::new(),
             recheck: false,
@@ -301,6 +304,7 @@ impl Core {
             self.check_edges();
             self.check_undurable();
             self.check_held_back();
+            self.check_put_edges();
             self.tidy_all();
         }
     }

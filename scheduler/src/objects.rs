@@ -355,10 +355,11 @@ impl Core {
     /// A driver's `put` has no task behind it: its record is in the store, small values with it; large
     /// ones get a second copy (R6, default k = 2).
     fn keep_put_safe(&mut self, id: ObjectId, job: JobId, value: Value, contains: Vec<ObjectId>) {
-        for inner in contains.iter().copied() {
-            self.name(inner, job, Some(id), true, false);
-        }
         let simple = contains.is_empty();
+        if !simple {
+            let edges = contains.iter().map(|inner| self.name(*inner, job, Some(id), true, false)).collect();
+            self.put_edges.insert(id, edges);
+        }
         let output = value.output(self.config.crc);
         let mut put = SmallPut { object: object_bytes(id), job: job.0, ..Default::default() };
         put.contains = contains.into_iter().map(object_bytes).collect();

@@ -157,6 +157,18 @@ impl Core {
         }
     }
 
+    /// Some items were acknowledged: which puts have all their edges now?
+    pub(crate) fn check_put_edges(&mut self) {
+        let (streams, to_tidy) = (&self.streams, &mut self.to_tidy);
+        self.put_edges.retain(|id, edges| {
+            edges.retain(|ticket| !streams.is_committed(*ticket));
+            if edges.is_empty() {
+                to_tidy.push_back(*id);
+            }
+            !edges.is_empty()
+        });
+    }
+
     fn unrefer(&mut self, client: ClientId, id: ObjectId) {
         let Some(object) = self.objects.get_mut(&id) else { return };
         object.refs.clients.retain(|other| *other != client);
@@ -306,6 +318,8 @@ impl Core {
             return;
         }
         match self.objects[&id].refs.home {
+            // It ends its edges: they come first.
+            Home::Held if self.put_edges.contains_key(&id) => {}
             Home::Held => self.release(id),
             Home::Releasing => {}
             Home::Nothing => self.keep_idle_or_forget(id),

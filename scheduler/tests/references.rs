@@ -591,3 +591,27 @@ fn an_attempt_that_died_after_a_put_is_followed_once_the_edges_of_the_put_are_th
     let next = next.expect("proposed by now");
     assert_eq!((next.from, next.failed, &next.contains[..]), (1, true, &[object_bytes(out(inner))][..]));
 }
+
+#[test]
+fn a_put_is_released_after_its_edges_in_other_shards() {
+    let mut node = Node::new();
+    let inner = task_in(1, 0);
+    node.submit(DRIVER, spec(inner, &[]));
+    node.settle();
+    // Shard 1 takes its time from here on.
+    node.finish(inner, 1, small(), &[]);
+    let slow = node.batch();
+    let object = (0..)
+        .map(|n| TaskId::new(JOB, TaskId::root(JOB), 1, n * 512).output(mobula_base::ids::FIRST_PUT_SLOT))
+        .find(|id| id.task.run.shard(2) == ShardId(0))
+        .expect("one of them");
+    let value = Value::Inline(Bytes::from_static(b"v"));
+    let contains = vec![out(inner)];
+    node.step(Event::Put { client: DRIVER, object, job: JOB, value, by_driver: true, contains });
+    node.drop_refs(DRIVER, &[object]);
+    let release = |item: &Item| matches!(item, Item::Release(_));
+    assert!(!node.settle().iter().any(release), "its edge has not come");
+    node.ack(slow, |_| None);
+    assert_eq!(node.settle().iter().filter(|item| release(item)).count(), 1);
+    assert_eq!(node.objects(), 1, "the task's value is still referred to");
+}

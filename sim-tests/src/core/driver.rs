@@ -289,7 +289,9 @@ impl World {
     }
 
     fn driver_drops(&mut self, object: ObjectId) {
-        if self.driver.wanted.contains(&object) || self.driver.rooms.contains_key(&object) {
+        // A program that waits for room in a put still has what it puts.
+        let lies_in_wait = self.driver.rooms.values().any(|content| content.refs.contains(&object));
+        if lies_in_wait || self.driver.wanted.contains(&object) || self.driver.rooms.contains_key(&object) {
             self.driver.dropping.insert(object);
         } else if self.driver.made.remove(&object) {
             let epoch = self.driver.epoch;
@@ -344,6 +346,7 @@ impl World {
         match told {
             Told::Created { object, room } => {
                 let Some(content) = self.driver.rooms.remove(&object) else { return };
+                let waited = content.refs.clone();
                 match room {
                     Ok(_) => self.say(0, epoch, DRIVER, Said::Seal { object, content }),
                     // A put that found no room: the program knows, and forgets it.
@@ -354,8 +357,10 @@ impl World {
                         self.judges.cause.no_put(object);
                     }
                 }
-                if self.driver.dropping.remove(&object) {
-                    self.driver_drops(object);
+                for object in waited.into_iter().chain([object]) {
+                    if self.driver.dropping.remove(&object) {
+                        self.driver_drops(object);
+                    }
                 }
             }
             Told::Ready { object, value: Seen::Here(value) } => {

@@ -4,7 +4,7 @@
 use super::Found;
 use crate::core::program::Expected;
 use crate::core::world::World;
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, TaskId};
 use mobula_gcs::core::run::{Run, State};
 use std::collections::BTreeSet;
 
@@ -53,7 +53,21 @@ impl World {
             Ok(Some(Some(made))) => Some(made),
             // It has never had one: it waits in its node's stream.
             Ok(_) if !self.judges.order.was_committed(object.task) => Some(false),
-            Ok(_) | Err(_) => None,
+            Ok(_) => self.comes_again(object.task).then_some(false),
+            Err(_) => None,
+        }
+    }
+
+    /// Whether what submitted a task is on its way to doing so again. Its value may have been read before its
+    /// end was recorded, and what it submitted gone with the node that ran it.
+    fn comes_again(&self, task: TaskId) -> bool {
+        let parent = self.oracle.tasks.iter().find(|(_, known)| known.children.contains(&task));
+        let Some((parent, _)) = parent else { return false };
+        let home = parent.run.shard(self.shards.len() as u32).0 as usize;
+        match self.shards[home].state.tasks.get(*parent) {
+            Ok(Some(record)) => record.standing.state == State::Pending,
+            Ok(None) => !self.judges.order.was_committed(*parent) || self.comes_again(*parent),
+            Err(_) => false,
         }
     }
 }
