@@ -1,7 +1,7 @@
 //! How much a node has of everything. Nothing is decided on it.
 
-use crate::core::{Core, KeptState};
-use mobula_base::ObjectId;
+use crate::core::{Core, Kept, KeptState, Record};
+use mobula_base::{ObjectId, ShardId, TaskId};
 
 /// Classes that are counted by themselves; the tasks of all further ones count as one.
 const CLASSES_MAX: usize = 32;
@@ -56,6 +56,24 @@ impl Core {
         known.sort_unstable();
         known.truncate(limit);
         known.into_iter().map(|id| (id, format!("{:?}", self.objects[&id]))).collect()
+    }
+
+    /// Up to `limit` of the tasks that this node keeps, and how far each stream is, in words: for whoever asks
+    /// why nothing moves.
+    pub fn why_waiting(&self, limit: usize) -> Vec<String> {
+        // Those whose records hold up whatever comes after them come first.
+        let place = |kept: &Kept| match &kept.record {
+            Record::Waits { ticket, .. } => (ticket.number, ticket.shard),
+            Record::Queued(_) | Record::Sent => (u64::MAX, ShardId(0)),
+        };
+        let mut kept: Vec<TaskId> = self.kept.keys().copied().collect();
+        kept.sort_unstable_by_key(|task| (place(&self.kept[task]), *task));
+        kept.truncate(limit);
+        let of_task = |task: TaskId| {
+            let kept = &self.kept[&task];
+            format!("{task}: {:?}, {:?}, done {:?}", kept.state, kept.record, kept.done)
+        };
+        kept.into_iter().map(of_task).chain(self.streams.progress()).collect()
     }
 
     fn count_kept(&self) -> Vec<(&'static str, u64)> {

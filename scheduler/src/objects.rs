@@ -211,7 +211,9 @@ impl Core {
     pub(crate) fn fetch_failed(&mut self, id: ObjectId, from: Incarnation, why: FetchError) {
         self.fetching.remove(&id);
         let Some(object) = self.objects.get_mut(&id) else { return };
-        self.to_tidy.push_back(id);
+        if !mutant!("W11") {
+            self.to_tidy.push_back(id);
+        }
         match why {
             FetchError::StoreFull(text) => {
                 let failure = Failure::new(FailureKind::FailureStoreFull, text);

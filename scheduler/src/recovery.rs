@@ -331,7 +331,17 @@ impl Core {
         }
         let recorded = view.outputs.first().copied();
         let (client, names) = match self.kept.remove(&task) {
-            Some(old) => (old.client, old.names),
+            Some(old) => {
+                if let Record::Waits { ticket, .. } = old.record
+                    && !mutant!("W10")
+                {
+                    // A replayed parent submitted it again meanwhile: its record is there.
+                    self.streams.give_up(ticket);
+                    self.awaiting_edges.remove(&task);
+                    self.recheck = true;
+                }
+                (old.client, old.names)
+            }
             None => (None, self.hold_for(&spec)),
         };
         self.object(task.output(0), job);

@@ -319,7 +319,7 @@ impl Core {
         }
         match self.objects[&id].refs.home {
             // It ends its edges: they come first.
-            Home::Held if self.put_edges.contains_key(&id) => {}
+            Home::Held if self.put_edges.contains_key(&id) && !mutant!("R6c") => {}
             Home::Held => self.release(id),
             Home::Releasing => {}
             Home::Nothing => self.keep_idle_or_forget(id),

@@ -132,6 +132,11 @@ impl Stream {
         self.strayed.last().copied()
     }
 
+    /// The first ticket whose item has left, or has not come, and is not acknowledged yet.
+    pub(crate) fn first_strayed(&self) -> Option<u64> {
+        self.strayed.first().copied()
+    }
+
     /// All items with a ticket up to this one are acknowledged.
     pub(crate) fn committed(&self) -> u64 {
         let here = if self.own == 0 { self.given } else { self.settled };

@@ -124,6 +124,17 @@ impl Streams {
         self.streams.iter().map(Stream::pending).sum::<u64>() + parked as u64
     }
 
+    /// How far each stream is, in words.
+    pub fn progress(&self) -> impl Iterator<Item = String> + '_ {
+        (0..).zip(&self.streams).map(|(shard, stream): (u32, &Stream)| {
+            let (given, first) = (stream.given(), stream.first_strayed());
+            format!(
+                "shard {shard}: {given} tickets, committed to {}, first strayed {first:?}",
+                stream.committed()
+            )
+        })
+    }
+
     /// The batches that can be sent now.
     pub fn next_batches(&mut self, incarnation: Incarnation) -> Vec<(ShardId, StreamBatch)> {
         let batch = |(shard, stream): (u32, &mut Stream)| {

@@ -615,3 +615,29 @@ fn a_put_is_released_after_its_edges_in_other_shards() {
     assert_eq!(node.settle().iter().filter(|item| release(item)).count(), 1);
     assert_eq!(node.objects(), 1, "the task's value is still referred to");
 }
+
+#[test]
+fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
+    let mut node = Node::new();
+    let (b, x, after) = (task_in(0, 0), task_in(1, 0), task_in(0, 1));
+    let objects = vec![out(x)];
+    node.step(Event::Held { client: DRIVER, job: JOB, objects: objects.clone() });
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: objects.clone(), want_value: true });
+    node.settle();
+    let answer = Some(mobula_proto::located::Answer::Lost(1));
+    let lost = mobula_proto::Located { object: object_bytes(out(x)), answer };
+    node.step(Event::Located { asked: objects, answers: vec![lost] });
+    let next = node.batch();
+    // A replayed parent submits it again meanwhile, with an argument in the other shard.
+    let record = TaskSpec { replay: true, ..spec(x, &[out(b)]) };
+    node.submit(WORKER, record.clone());
+    let edge = node.batch();
+    node.ack(next, |_| {
+        let spec = Some(record.clone());
+        Some(item_outcome::Outcome::Granted(TaskView { attempt: 2, spec, ..TaskView::default() }))
+    });
+    node.ack(edge, |_| None);
+    node.settle();
+    node.submit(DRIVER, spec(after, &[out(x)]));
+    assert!(told(&node.settle()).contains(&('s', out(after))), "its edge is in the shard of the other");
+}

@@ -47,7 +47,7 @@ impl Holdings {
 
     /// Whether `node` said that it no longer has what `attempt` made as `object`.
     pub fn is_gone(&self, object: ObjectId, node: u64, attempt: u32) -> bool {
-        self.gone.get(&(object, node)).is_some_and(|last| *last >= attempt)
+        self.gone.get(&(object, node)).is_some_and(|last| *last >= attempt || mutant!("R9c"))
     }
 
     /// Whether all of `live` are done: nothing that is not here can be with one of them, and none hears

@@ -113,6 +113,8 @@ pub const MUTANTS: &[Mutant] = &[
     product("R4c", "R4", "a record is taken back although other nodes know of its value", CORE),
     product("R6a", "R6", "a record is sent before its edges in other shards are there", CORE),
     product("R6b", "R6", "edges into other shards never end", CORE),
+    product("R6c", "R6", "a put is released before its edges in other shards are there", CORE),
+    product("R6d", "R6", "what a task had put when it died keeps its edges for ever", CORE),
     product("R7a", "R7", "the next attempt starts before it is granted", BOTH),
     product("R7b", "R7", "every proposal of an attempt is granted", BOTH),
     product("R7c", "R7", "attempts that failed are not counted: a poison task never ends", CORE),
@@ -122,6 +124,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R8b", "R8", "what a reference was taken out of may go before the reference is held", CORE),
     product("R9a", "R9", "what no node has reported is lost, whoever has not reported yet", FULL),
     product("R9b", "R9", "lost is said before all nodes have confirmed a death", FULL),
+    product("R9c", "R9", "a copy that was gone and is made again counts as gone", CORE),
     product("R10a", "R10", "a stream of a fenced node is applied", BOTH),
     product("R10b", "R10", "a death is fenced in shard 0 only", BOTH),
     product("R10c", "R10", "what the dead hold is held for ever", CORE),
@@ -150,6 +153,8 @@ pub const MUTANTS: &[Mutant] = &[
     product("W7", "G5", "whoever was refused an attempt does not ask again where the object is", BOTH),
     product("W8", "R7", "an attempt that an earlier one left in line is given to a second worker", BOTH),
     product("W9", "R4", "a copy of a value passes for the record of its task", CORE),
+    product("W10", "G5", "a record that was never sent holds up all that waits behind it", CORE),
+    product("W11", "G8", "what a transfer that failed was for is remembered for ever", CORE),
 ];
 
 /// The bug of this name.

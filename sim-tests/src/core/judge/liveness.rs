@@ -22,10 +22,10 @@ impl World {
         }
         let open: Vec<String> = self.driver.wanted.iter().take(3).map(|object| self.why(*object)).collect();
         let count = self.driver.wanted.len();
-        let busy =
-            self.machines.iter().filter_map(|machine| machine.life.as_deref()).map(|life| life.core.census());
+        let lives = self.machines.iter().filter_map(|machine| machine.life.as_deref());
+        let busy = lives.map(|life| &life.core).filter(|core| core.census().kept.iter().any(|(_, n)| *n > 0));
         let busy: Vec<String> =
-            busy.filter(|c| c.kept.iter().any(|(_, n)| *n > 0)).map(|c| format!("{c:?}")).collect();
+            busy.map(|core| format!("{:?}, {:?}", core.census(), core.why_waiting(100))).collect();
         let lives = self.machines.iter().filter_map(|machine| machine.life.as_deref());
         let runs = lives.flat_map(|life| life.clients.values()).filter_map(|client| client.run.as_ref());
         let waits: Vec<String> = runs
