@@ -245,6 +245,8 @@ impl Core {
         }
         let tasks = std::mem::take(&mut object.tasks_waiting);
         let here = !matches!(ready, Ready::Elsewhere(_));
+        // Of what will never exist there is no second copy.
+        object.replica &= !matches!(ready, Ready::Failed(_));
         let (runs, getters) = if here {
             (std::mem::take(&mut object.runs_waiting), std::mem::take(&mut object.getters))
         } else {

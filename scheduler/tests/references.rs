@@ -641,3 +641,21 @@ fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
     node.submit(DRIVER, spec(after, &[out(x)]));
     assert!(told(&node.settle()).contains(&('s', out(after))), "its edge is in the shard of the other");
 }
+
+#[test]
+fn a_second_copy_of_what_is_lost_is_not_waited_for() {
+    let mut node = Node::new();
+    let object = TaskId::root(JOB).output(mobula_base::ids::FIRST_PUT_SLOT);
+    let output = Output { crc: 3, size: 1 << 20 };
+    node.step(Event::Replicate { object, job: JOB, holder: OTHER, output });
+    node.step(Event::FetchFailed { object, from: OTHER, why: mobula_scheduler::FetchError::NotFound });
+    node.now = node.now + Duration::from_secs(1);
+    node.step(Event::Tick);
+    let asked = node.effects.iter().any(|e| matches!(e, Effect::Locate { .. }));
+    assert!(asked, "the home may know of another one");
+    let failure = Failure::new(FailureKind::FailureObjectLost, "every copy is gone");
+    let answer = Some(mobula_proto::located::Answer::Failed(failure));
+    let located = mobula_proto::Located { object: object_bytes(object), answer };
+    node.step(Event::Located { asked: vec![object], answers: vec![located] });
+    assert_eq!(node.objects(), 0);
+}

@@ -30,6 +30,8 @@ enum Stage {
 pub struct Leak {
     pub(super) found: Found,
     stage: Stage,
+    /// Everything was answered then.
+    answered: Duration,
     /// When the driver dropped its last references.
     dropped: Duration,
     /// Records or objects stayed until the job ended.
@@ -43,7 +45,12 @@ impl World {
             return true;
         }
         self.judge_liveness();
-        let late = self.now().since(Instant::default()) >= self.options.faults_end + liveness::BOUND * 2;
+        let now = self.now().since(Instant::default());
+        if !self.driver.is_content() {
+            self.judges.leak.answered = now;
+        }
+        let settled = (self.options.faults_end + liveness::BOUND).max(self.judges.leak.answered);
+        let late = now >= settled + liveness::BOUND;
         match self.judges.leak.stage {
             Stage::Answers => {
                 if !self.driver.is_content() {
