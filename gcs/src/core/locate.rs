@@ -8,7 +8,7 @@ use super::ShardState;
 use super::cluster::Cluster;
 use super::holdings::Holdings;
 use super::puts::Stored;
-use super::run::State;
+use super::run::{Run, State};
 use bytes::Bytes;
 use mobula_base::{ObjectId, mutant};
 use mobula_proto as proto;
@@ -106,6 +106,16 @@ impl<'a> Facts<'a> {
         Answer::Failed(proto::Failure::new(proto::FailureKind::FailureObjectLost, message))
     }
 
+    /// Who holds what a task has put: whoever put it does from then on, and reports its copy a little later.
+    fn holders_of(&self, object: ObjectId) -> Vec<u64> {
+        let holders = |run: &Run| {
+            let slots = run.needed_of(object.task.place);
+            let of_slot = slots.filter(|(slot, _)| *slot == object.slot);
+            of_slot.flat_map(|(_, needed)| needed.holders()).collect()
+        };
+        self.state.tasks.look(object.task.run, holders).ok().flatten().unwrap_or_default()
+    }
+
     /// Where one object is.
     pub fn answer(&self, object: ObjectId) -> Answer {
         if let Some(epoch) = self.state.slots.moved(object.task.run.slot()) {
@@ -133,6 +143,16 @@ impl<'a> Facts<'a> {
             }
         };
         match &record.state {
+            // What it had put before it failed is there as long as somebody has it.
+            State::Failed(failure) if object.is_put() => {
+                let holders = self.holders_of(object).into_iter();
+                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, record.attempt));
+                let here = self.here(copies.chain(holders), None);
+                here.unwrap_or_else(|| match self.settled {
+                    true => Answer::Failed((**failure).clone()),
+                    false => Answer::Making(0),
+                })
+            }
             State::Failed(failure) => Answer::Failed((**failure).clone()),
             State::Done { executor, outputs, holders, .. } => {
                 // A done-record describes what was returned. What the task put lies with its executor,

@@ -608,6 +608,32 @@ fn a_copy_that_was_gone_and_is_made_again_is_there_before_it_is_reported() {
 }
 
 #[test]
+fn what_a_task_had_put_before_it_failed_is_there_as_long_as_somebody_has_it() {
+    use crate::core::holdings::Holdings;
+    use crate::core::locate::{Facts, Members};
+    use proto::located::Answer as Where;
+    use std::time::Duration;
+
+    let mut shard = Shard::new(0, 1);
+    let object = task(0).output(FIRST_PUT_SLOT);
+    shard.say(1, vec![submit(task(0), &[])]);
+    shard.say(3, vec![hold(object)]);
+    let Item::Done(plain) = done(task(0), 1, 7) else { unreachable!() };
+    let failure = Some(proto::Failure::new(FailureKind::FailureUserError, "after it had put something"));
+    shard.say(1, vec![Item::Done(proto::Done { failure, outputs: Vec::new(), ..plain })]);
+    let members = Members { live: [(3, String::new())].into(), ..Members::default() };
+    let mut holdings = Holdings::default();
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert!(matches!(&answer, Where::Here(here) if here.holders[0].incarnation == 3), "{answer:?}");
+    let full = proto::HoldingRequest { incarnation: 3, term: 1, full: true, ..Default::default() };
+    holdings.hear(&full, 1, &shard.state, Duration::ZERO);
+    let gone = proto::HoldingRequest { full: false, remove: vec![proto::object_bytes(object)], ..full };
+    holdings.hear(&gone, 1, &shard.state, Duration::ZERO);
+    let answer = Facts::new(&shard.state, &holdings, &members, 4).answer(object);
+    assert!(matches!(&answer, Where::Failed(_)), "{answer:?}");
+}
+
+#[test]
 fn an_edge_from_a_value_outlives_the_node_that_made_it() {
     let mut shard = Shard::new(0, 1);
     let (inner, outer) = (task(0), task(600));
