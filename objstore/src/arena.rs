@@ -61,6 +61,11 @@ impl Arena {
         Some(offset)
     }
 
+    /// Whether there is an allocation at `offset`.
+    pub fn is_taken(&self, offset: u64) -> bool {
+        self.used.contains_key(&offset)
+    }
+
     /// Frees the allocation at `offset`. Panics when there is none: that is a bug of the caller.
     pub fn free(&mut self, offset: u64) {
         let len = self.used.remove(&offset).expect("only live allocations are freed");

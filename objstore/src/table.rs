@@ -275,6 +275,11 @@ impl Store {
         }
     }
 
+    /// Whether something is at an offset: an object, or one that is gone while somebody looks at it.
+    pub fn is_taken(&self, offset: u64) -> bool {
+        self.arena.is_taken(offset)
+    }
+
     /// Bytes in use, and in all.
     pub fn usage(&self) -> (u64, u64) {
         (self.arena.used_bytes(), self.arena.capacity())

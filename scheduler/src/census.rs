@@ -76,6 +76,18 @@ impl Core {
         kept.into_iter().map(of_task).chain(self.streams.progress()).collect()
     }
 
+    /// A re-execution in line for a node that some node could run: after a step there is none (R16).
+    pub fn urgent_waiting(&self) -> Option<TaskId> {
+        let in_line = self.classes.iter().filter(|class| !class.urgent.is_empty());
+        let fits = |class: &&crate::placement::Class| {
+            self.config.resources.fits(&class.demand)
+                || self.members.values().any(|member| member.total.fits(&class.demand))
+        };
+        let counts =
+            |task: &&TaskId| self.kept.get(*task).is_some_and(|kept| kept.state == KeptState::Queued);
+        in_line.filter(fits).flat_map(|class| &class.urgent).find(counts).copied()
+    }
+
     fn count_kept(&self) -> Vec<(&'static str, u64)> {
         const NAMES: [&str; 7] = [
             "await_commit",

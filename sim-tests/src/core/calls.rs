@@ -418,7 +418,7 @@ impl World {
             name: format!("node-{machine}"),
             address: machine.to_string(),
             cpu_milli: self.options.cpus[machine] as u32 * 1000,
-            store_bytes: self.options.store_bytes,
+            store_bytes: self.options.store_of(machine),
             follows_slots: true,
             ..Default::default()
         };
@@ -483,7 +483,7 @@ impl World {
 
     fn joined(&mut self, machine: usize, epoch: u64, incarnation: u64) {
         let (cpus, shards) = (self.options.cpus[machine], self.shards.len());
-        let life = super::life::Life::new(incarnation, cpus, shards, self.options.store_bytes);
+        let life = super::life::Life::new(incarnation, cpus, shards, self.options.store_of(machine));
         self.machines[machine].life = Some(Box::new(life));
         self.note("joins", machine as u64, incarnation, 0, String::new);
         self.judges.cpu.has(incarnation, cpus);

@@ -59,6 +59,8 @@ impl World {
                 objects.into_iter().for_each(|object| life.store.unpin(object, Reader::Link(client)));
             }
             Said::EndJob => {
+                self.judges.cause.job_over = true;
+                let Some(life) = self.life(machine, epoch) else { return };
                 let peers: Vec<u64> = life.outgoing.keys().copied().collect();
                 for to in peers {
                     let to = mobula_base::Incarnation(to);

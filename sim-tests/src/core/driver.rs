@@ -2,6 +2,7 @@
 
 use super::dice::Dice;
 use super::life::{DRIVER, Input, Said, Seen, Told};
+use super::node::LINK;
 use super::options::Options;
 use super::program::{self, Content, Expected, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
 use super::worker::Client;
@@ -51,6 +52,8 @@ pub struct Driver {
     pub lost: bool,
     /// The end of the job is committed.
     pub ended: bool,
+    /// It died, and its job with it.
+    pub gone: bool,
 }
 
 /// How a group of tasks hangs together.
@@ -60,6 +63,8 @@ enum Shape {
     FanOut,
     FanIn,
     Random,
+    /// All take something old, which may be lost by then.
+    Again,
 }
 
 impl Driver {
@@ -75,7 +80,15 @@ impl Driver {
         let end = options.faults_end.saturating_sub(Duration::from_millis(300));
         while at < end {
             let many = dice.from_to(1, burst * 2);
-            let shape = dice.pick(&[Shape::Chain, Shape::FanOut, Shape::FanIn, Shape::Random, Shape::Random]);
+            let shape = dice.pick(&[
+                Shape::Chain,
+                Shape::FanOut,
+                Shape::FanIn,
+                Shape::Random,
+                Shape::Random,
+                Shape::Again,
+            ]);
+            let old = dice.pick(&known);
             let mut group: Vec<ObjectId> = Vec::new();
             for n in 0..many {
                 let refs = options.style.pick_refs(dice, &group);
@@ -92,7 +105,10 @@ impl Driver {
                 }
                 let id = TaskId::new(JOB, root, 0, tasks);
                 tasks += 1;
-                let args = pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many);
+                let args = match (shape, old) {
+                    (Some(Shape::Again), Some(old)) => vec![old],
+                    _ => pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many),
+                };
                 let (seed, depth) = (dice.bits(), options.style.depth);
                 let task = Submission { id, parent: root, seed, depth, args, nested: refs };
                 oracle.run(&options.style, &task);
@@ -105,7 +121,17 @@ impl Driver {
                     script.push(((at + later).min(end), Step::Get(*object)));
                 }
             }
-            known.extend(group);
+            // Some are wanted for what lies inside, and dropped at once.
+            let mut left = Vec::new();
+            for object in group {
+                if dice.permille(options.drop_permille / 4) {
+                    let later = (at + Duration::from_millis(dice.log_uniform(5, 4_000))).min(end);
+                    script.extend([(later, Step::Get(object)), (later, Step::Drop(object))]);
+                } else {
+                    left.push(object);
+                }
+            }
+            known.extend(left);
             // Nothing that comes later names what is dropped here.
             let many = known.len().saturating_sub(dice.from_to(10, 64) as usize);
             for object in known.drain(..many) {
@@ -134,6 +160,7 @@ impl Driver {
             want_all: false,
             lost: false,
             ended: false,
+            gone: false,
         }
     }
 
@@ -149,7 +176,9 @@ impl Driver {
 
     /// Whether everything it wanted was answered.
     pub fn is_content(&self) -> bool {
-        self.lost || (self.next == self.script.len() && self.wanted.is_empty() && self.connected.is_some())
+        self.lost
+            || self.gone
+            || (self.next == self.script.len() && self.wanted.is_empty() && self.connected.is_some())
     }
 
     /// What it refers to, but for what it has not put yet.
@@ -158,6 +187,11 @@ impl Driver {
             .iter()
             .copied()
             .filter(|object| !self.rooms.contains_key(object) && !self.dropping.contains(object))
+    }
+
+    /// Whether the program refers to an object.
+    pub fn refers_to(&self, object: ObjectId) -> bool {
+        self.made.contains(&object) && !self.rooms.contains_key(&object) && !self.dropping.contains(&object)
     }
 
     /// Its node died.
@@ -216,7 +250,7 @@ fn pick_args(
         Shape::FanOut => group.first().copied().into_iter().collect(),
         Shape::FanIn if last => group.to_vec(),
         Shape::FanIn => Vec::new(),
-        Shape::Random => {
+        Shape::Random | Shape::Again => {
             let from: Vec<ObjectId> = known.iter().chain(group).rev().take(20).copied().collect();
             let many = dice.below(4);
             let mut args: Vec<ObjectId> = (0..many).filter_map(|_| dice.pick(&from)).collect();
@@ -325,9 +359,27 @@ impl World {
             return;
         }
         self.say(0, epoch, DRIVER, Said::Held(fresh.clone()));
-        if self.quiet {
-            fresh.into_iter().for_each(|object| self.driver_wants(object));
+        for object in fresh {
+            if self.quiet {
+                self.driver_wants(object);
+            } else if object.task.run.0 as u64 % 1000 < self.options.drop_permille / 2 {
+                // Held for a moment only. Should it have been the driver's own, no later step names it.
+                self.driver_drops(object);
+            }
         }
+    }
+
+    /// The driver's process dies: its job ends with its link.
+    pub fn driver_dies(&mut self) {
+        self.sometimes.hit("driver died");
+        let epoch = self.driver.epoch;
+        self.driver.gone = true;
+        self.driver.next = self.driver.script.len();
+        self.driver.made.clear();
+        let Some(life) = self.life(0, epoch) else { return };
+        life.clients.remove(&DRIVER);
+        self.queue.after(LINK, What::Input { machine: 0, epoch, input: Input::Closed { client: DRIVER } });
+        self.say(0, epoch, DRIVER, Said::EndJob);
     }
 
     fn driver_wants(&mut self, object: ObjectId) {
@@ -339,7 +391,7 @@ impl World {
 
     /// The driver hears from its daemon.
     pub fn driver_told(&mut self, machine: usize, epoch: u64, told: Told) {
-        if machine != 0 || epoch != self.driver.epoch {
+        if machine != 0 || epoch != self.driver.epoch || self.driver.gone {
             return;
         }
         let now = self.now();

@@ -14,6 +14,8 @@ use std::time::Duration;
 const TICK: Duration = Duration::from_millis(100);
 /// A node that says nothing for this long is declared dead.
 const SILENCE: Duration = Duration::from_millis(1500);
+/// Pause between looks for jobs that are over.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
 /// Fences proposed at once.
 const MAX_FENCES: usize = 64;
 
@@ -111,6 +113,21 @@ impl World {
         if let Some((node, since)) = self.beats.tick(now, root.term, TICK, SILENCE, live) {
             self.sometimes.hit("death by silence");
             self.declare_dead(node, since.as_millis() as u64);
+        }
+    }
+
+    /// Leaders forget jobs that are over.
+    pub fn forget_jobs(&mut self) {
+        self.queue.after(FORGET_EVERY, What::Forget);
+        let jobs = &self.shards[0].state.cluster.jobs;
+        let over: Vec<u64> = jobs.iter().filter(|(_, job)| job.ended).map(|(job, _)| *job).collect();
+        for shard in 0..self.shards.len() {
+            let here = self.shards[shard].state.jobs();
+            let leads = self.shards[shard].leader.is_some();
+            for job in over.iter().copied().filter(|job| leads && here.contains(job)) {
+                let forget = mobula_proto::ForgetJob { job };
+                self.propose(shard, Rc::new(Command::from(Op::Forget(forget))), Caller::Nobody);
+            }
         }
     }
 

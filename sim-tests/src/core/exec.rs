@@ -41,6 +41,7 @@ impl World {
                     self.submit(machine, epoch, client, seed, &args, &nested)
                 }
                 Op::Put { seed, len, refs } => self.put(machine, epoch, client, seed, len, &refs),
+                Op::Whim(seed) => self.submit_on_a_whim(machine, epoch, client, seed),
                 Op::Get(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Value),
                 Op::Wait(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Existence),
             }
@@ -78,6 +79,23 @@ impl World {
         run.asked.insert(id.output(0));
         let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
+        let spec = child.spec(&self.options.style, replay);
+        self.judges.order.submitted(parent, attempt, id);
+        self.say(machine, epoch, client, Said::Submit(Box::new(spec)));
+    }
+
+    /// Submits what is another task each time, and waits until it has ended.
+    fn submit_on_a_whim(&mut self, machine: usize, epoch: u64, client: ClientId, seed: u64) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let id = TaskId::new(JOB, run.task, 0, run.children);
+        run.children += 1;
+        let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
+        let seed = super::trace::mix(seed, run.mood);
+        let (args, nested) = (Vec::new(), Vec::new());
+        let child = Submission { id, parent, seed, depth: program::WHIM, args, nested };
+        run.whims.push(id.output(0));
+        run.asked.insert(id.output(0));
+        run.waits = Some(Waits::Existence(id.output(0)));
         let spec = child.spec(&self.options.style, replay);
         self.judges.order.submitted(parent, attempt, id);
         self.say(machine, epoch, client, Said::Submit(Box::new(spec)));

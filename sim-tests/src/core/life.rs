@@ -11,6 +11,8 @@ use std::rc::Rc;
 
 /// The driver's link.
 pub const DRIVER: ClientId = 1;
+/// A store's invariants are looked at after so many changes: it takes as long as there are objects.
+const STORE_CHECKED_EVERY: u64 = 32;
 /// Creator of transfers in the store: no link has this number.
 pub const TRANSFER: u64 = 0;
 
@@ -226,6 +228,8 @@ pub struct Life {
     pub fresh: Vec<ObjectId>,
     /// Events for the core, kept for its memory.
     pub events: Vec<Event>,
+    /// Bytes of its store when its memory was looked at last, and how often that was.
+    pub used: (u64, u64),
 }
 
 impl Life {
@@ -267,6 +271,20 @@ impl Life {
             next_transfer: 0,
             fresh: Vec::new(),
             events: Vec::new(),
+            used: (0, 0),
+        }
+    }
+
+    /// What was freed is there no more: who still reads it reads something else.
+    pub fn forget_freed(&mut self) {
+        let used = self.store.usage().0;
+        if used != self.used.0 {
+            let store = &self.store;
+            self.memory.retain(|offset, _| store.is_taken(*offset));
+            self.used = (used, self.used.1 + 1);
+            if self.used.1.is_multiple_of(STORE_CHECKED_EVERY) {
+                self.store.check_invariants();
+            }
         }
     }
 

@@ -15,7 +15,7 @@
 //! - [`life`], [`node`], [`clients`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`driver`]
 //!   — what runs the programs.
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
-//! - [`shard`], [`server`], [`duties`], [`references`] — the control store.
+//! - [`shard`], [`server`], [`duties`], [`references`], [`snapshots`] — the control store.
 //! - [`faults`] — what goes wrong. [`judge`] — what must hold all the same, a file each.
 //! - [`scenario`] — a run as a file; [`shrink`] — a failing one made small; [`explain`], [`report`] — what led to it.
 //! - [`command`], [`tools`] — the command line.
@@ -43,6 +43,7 @@ pub mod scenario;
 pub mod server;
 pub mod shard;
 pub mod shrink;
+pub mod snapshots;
 pub mod sometimes;
 pub mod tools;
 pub mod trace;

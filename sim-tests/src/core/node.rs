@@ -78,6 +78,10 @@ impl World {
         }
         let Some(life) = self.life(machine, epoch) else { return };
         life.discard_strays();
+        life.forget_freed();
+        let waiting = life.core.urgent_waiting();
+        self.judges.outrank.stepped(incarnation, waiting);
+        let Some(life) = self.life(machine, epoch) else { return };
         life.acted = life.view_version;
         if std::mem::take(&mut life.has_buried) {
             self.poke_reporters(machine, epoch, Duration::ZERO);
@@ -303,7 +307,14 @@ impl World {
             }
             Effect::Notice { job: _, notice } => match &notice.kind[..] {
                 "rebuild-start" => self.judges.redo.rebuilds(task_id(&notice.task).ok(), &mut self.sometimes),
-                "diverged" => self.judges.diverged(&notice.text),
+                "diverged" => {
+                    let task = task_id(&notice.task).ok();
+                    let known = task.and_then(|task| self.oracle.tasks.get(&task));
+                    match known.is_some_and(|known| known.moody) {
+                        true => self.sometimes.hit("divergence told"),
+                        false => self.judges.diverged(&notice.text),
+                    }
+                }
                 _ => {}
             },
             Effect::FreeJob(job) => self.free_job(machine, epoch, job),
@@ -317,7 +328,11 @@ impl World {
         let workers: Vec<ClientId> =
             life.clients.keys().copied().filter(|client| *client != DRIVER).collect();
         for client in workers {
-            life.clients.remove(&client);
+            if let Some(life) = self.life(machine, epoch) {
+                life.clients.remove(&client);
+            }
+            let closed = What::Input { machine, epoch, input: Input::Closed { client } };
+            self.queue.after(LINK, closed);
         }
     }
 

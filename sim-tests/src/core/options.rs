@@ -35,7 +35,7 @@ pub struct Options {
     pub heads: usize,
     /// Shards.
     pub shards: usize,
-    /// Bytes of a node's store.
+    /// Bytes of a node's store; the driver's has room for all.
     pub store_bytes: u64,
     /// Bytes of runs that a shard keeps in memory.
     pub hot_bytes: usize,
@@ -51,6 +51,10 @@ pub struct Options {
     pub drop_permille: u64,
     /// References are counted.
     pub counts: bool,
+    /// Whoever leads a shard next has started from a snapshot, so many times in a thousand.
+    pub snapshot_permille: u64,
+    /// The driver dies in the end, and its job with it, instead of waiting for all that it made.
+    pub driver_dies: bool,
     /// Kinds of faults with their weights.
     pub faults: Vec<(Kind, u64)>,
     /// Pause between faults, in milliseconds.
@@ -68,6 +72,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Bytes of a machine's store: a program whose put finds no room cannot go on as written.
+    pub fn store_of(&self, machine: usize) -> u64 {
+        if machine == 0 { AMPLE } else { self.store_bytes }
+    }
+
     /// Draws a run.
     pub fn draw(seed: u64, profile: Option<Profile>) -> Self {
         let dice = &mut Dice::new(seed, "options");
@@ -89,14 +98,16 @@ impl Options {
             cpus,
             heads: 3,
             shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
-            store_bytes: 4 << 30,
-            hot_bytes: if dice.permille(60) { 256 << 10 } else { 8 << 20 },
+            store_bytes: if dice.permille(80) { 16 << 20 } else { AMPLE },
+            hot_bytes: if dice.permille(80) { 1 << 20 } else { 8 << 20 },
             commit_us: dice.pick(&[(300, 2_000), (1_000, 8_000), (5_000, 60_000)]).unwrap_or((300, 2_000)),
             latency_us: dice.pick(&[(50, 300), (200, 2_000), (1_000, 15_000)]).unwrap_or((50, 300)),
             turn_us: dice.pick(&[20, 100, 1_000]).unwrap_or(100),
             rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
             counts: !dice.permille(100),
+            snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
+            driver_dies: dice.permille(120),
             faults: faults(dice, profile),
             pause_ms: pause_ms(dice, profile),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
@@ -107,6 +118,9 @@ impl Options {
         }
     }
 }
+
+/// A store that nothing fills.
+pub const AMPLE: u64 = 4 << 30;
 
 /// Draws the pause between faults. One kind alone often finds nothing to strike: then it tries again soon.
 fn pause_ms(dice: &mut Dice, profile: Profile) -> (u64, u64) {

@@ -32,6 +32,10 @@ pub struct Style {
     pub poison_permille: u64,
     /// Values that have references in them, in a thousand.
     pub refs_permille: u64,
+    /// Tasks that make other bytes each time, in a thousand.
+    pub moody_permille: u64,
+    /// The job accepts that (G3).
+    pub accepts: bool,
     /// A task runs so long, in microseconds.
     pub work_us: (u64, u64),
 }
@@ -49,7 +53,13 @@ pub enum Op {
     Wait(u64),
     /// Stores a value with references in it.
     Put { seed: u64, len: u64, refs: Vec<u64> },
+    /// Submits another task each time under the same number (R2), waits until it has ended, and goes on
+    /// whatever came of it.
+    Whim(u64),
 }
+
+/// Depth of a task that was submitted on a whim: it is like all of its kind.
+pub const WHIM: u8 = u8::MAX;
 
 /// What a pick stands for.
 pub fn picked(locals: &[ObjectId], pick: u64) -> Option<ObjectId> {
@@ -139,6 +149,8 @@ pub struct Body {
     pub cpu_milli: u32,
     /// Which function it is.
     pub function: u64,
+    /// It makes other bytes each time, though nothing that comes of its value differs.
+    pub moody: bool,
 }
 
 /// Values beyond this are large.
@@ -154,7 +166,9 @@ impl Style {
             once_permille: dice.pick(&[0, 0, 50, 200]).unwrap_or(0),
             error_permille: dice.pick(&[0, 0, 10, 40]).unwrap_or(0),
             poison_permille: dice.pick(&[0, 0, 0, 5]).unwrap_or(0),
-            refs_permille: dice.pick(&[0, 100, 400]).unwrap_or(0),
+            refs_permille: dice.pick(&[0, 100, 400, 800]).unwrap_or(0),
+            moody_permille: dice.pick(&[0, 0, 0, 20, 80]).unwrap_or(0),
+            accepts: dice.permille(500),
             // Very short ones queue up at their workers.
             work_us: dice
                 .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000)])
@@ -175,6 +189,15 @@ impl Style {
         let dice = &mut Dice::new(seed, "body");
         let work = |dice: &mut Dice| Op::Work(dice.log_uniform(self.work_us.0, self.work_us.1) * 1000);
         let mut ops = vec![work(dice)];
+        if depth == WHIM {
+            let (end, function) = (End::Value, seed % 5 + 1);
+            let returns = Vec::new();
+            return Body { ops, len: 16, returns, end, retries: 3, cpu_milli: 500, function, moody: false };
+        }
+        let moody = dice.permille(self.moody_permille);
+        if moody && depth > 0 && dice.permille(500) {
+            ops.push(Op::Whim(dice.bits()));
+        }
         if depth > 0 && dice.permille(self.nest_permille) {
             self.nest(dice, &mut ops);
             ops.push(work(dice));
@@ -187,7 +210,7 @@ impl Style {
         let retries = if dice.permille(self.once_permille) { 0 } else { dice.from_to(2, 6) as u32 };
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
-        Body { ops, len: self.len(dice), returns, end, retries, cpu_milli, function: seed % 5 + 1 }
+        Body { ops, len: self.len(dice), returns, end, retries, cpu_milli, function: seed % 5 + 1, moody }
     }
 
     /// Some of `among`, or mostly none.
@@ -231,18 +254,21 @@ pub struct Content {
     pub hash: u64,
     /// Bytes it takes.
     pub len: u64,
+    /// What was different this time: in its bytes, but nowhere else.
+    pub mood: u64,
     /// References that lie in it.
     pub refs: Vec<ObjectId>,
 }
 
 /// What memory reads as that was freed under its reader.
-pub const GARBAGE: Content = Content { hash: 0xdead, len: 16, refs: Vec::new() };
+pub const GARBAGE: Content = Content { hash: 0xdead, len: 16, mood: 0, refs: Vec::new() };
 
 impl Content {
     /// Small values travel as their bytes.
     pub fn encode(&self) -> Bytes {
         let mut bytes = self.hash.to_le_bytes().to_vec();
         bytes.extend(self.len.to_le_bytes());
+        bytes.extend(self.mood.to_le_bytes());
         self.refs.iter().for_each(|id| bytes.extend(id.to_bytes()));
         bytes.into()
     }
@@ -250,7 +276,7 @@ impl Content {
     /// The inverse of [`Content::encode`].
     pub fn decode(bytes: &[u8]) -> Option<Self> {
         let word = |at: usize| Some(u64::from_le_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
-        Some(Content { hash: word(0)?, len: word(8)?, refs: refs_of(bytes.get(16..)?) })
+        Some(Content { hash: word(0)?, len: word(8)?, mood: word(16)?, refs: refs_of(bytes.get(24..)?) })
     }
 
     /// Stands for the CRC-32 of its bytes.
@@ -276,12 +302,12 @@ fn with_refs(hash: u64, refs: &[ObjectId]) -> u64 {
 
 /// A value that was put.
 pub fn put_content(seed: u64, len: u64, refs: Vec<ObjectId>) -> Content {
-    Content { hash: with_refs(mix(seed, 0x707574), &refs), len, refs }
+    Content { hash: with_refs(mix(seed, 0x707574), &refs), len, mood: 0, refs }
 }
 
 /// A task's value, from what it was given and what it got.
 pub fn task_content(seed: u64, inputs: impl Iterator<Item = u64>, len: u64, refs: Vec<ObjectId>) -> Content {
-    Content { hash: with_refs(inputs.fold(mix(seed, 0x7461736b), mix), &refs), len, refs }
+    Content { hash: with_refs(inputs.fold(mix(seed, 0x7461736b), mix), &refs), len, mood: 0, refs }
 }
 
 /// A task to be submitted.
@@ -320,6 +346,7 @@ impl Submission {
             cpu_milli: body.cpu_milli,
             max_retries: body.retries,
             replay,
+            accept_divergence: style.accepts,
             ..TaskSpec::default()
         };
         spec.digest = spec.compute_digest();
@@ -355,6 +382,18 @@ pub struct Known {
     pub retries: u32,
     /// Whether it kills its workers.
     pub poison: bool,
+    /// It makes other bytes each time.
+    pub moody: bool,
+    /// Whether it may fail because of that.
+    pub diverges: bool,
+}
+
+impl Known {
+    /// A task that was submitted on a whim.
+    fn whim() -> Self {
+        let (args, uses, children) = (Vec::new(), Vec::new(), Vec::new());
+        Known { args, uses, children, retries: 3, poison: false, moody: false, diverges: false }
+    }
 }
 
 /// Runs programs one step after the other.
@@ -389,6 +428,11 @@ impl Oracle {
                     children.push(child.id);
                     locals.child(child.id.output(0), &given);
                 }
+                Op::Whim(_) => {
+                    let child = TaskId::new(JOB, *id, 0, children.len() as u64);
+                    self.tasks.insert(child, Known::whim());
+                    children.push(child);
+                }
                 Op::Put { seed, len, refs } => {
                     let object = id.output(FIRST_PUT_SLOT + puts);
                     puts += 1;
@@ -411,7 +455,9 @@ impl Oracle {
             false => Expected::Failure,
         };
         let poison = given && body.end == End::Poison;
-        let known = Known { args: args.clone(), uses: locals.all, children, retries: body.retries, poison };
+        let diverges = body.moody && !style.accepts;
+        let (args, uses, retries) = (args.clone(), locals.all, body.retries);
+        let known = Known { args, uses, children, retries, poison, moody: body.moody, diverges };
         self.tasks.insert(*id, known);
         self.objects.insert(id.output(0), value);
     }

@@ -34,6 +34,7 @@ impl World {
         self.propose(0, Rc::new(Command::from(Op::Init(init))), Caller::Nobody);
         self.raise_level();
         self.queue.after(Duration::from_millis(100), What::Detect);
+        self.queue.after(Duration::from_millis(1_000), What::Forget);
     }
 
     fn time(&self) -> Duration {
@@ -215,6 +216,7 @@ impl World {
                 self.judges.lost.reported(shard, term, report);
                 self.wake_soon(shard);
                 let drop = self.shards[shard].state.to_drop(&report.idle);
+                self.judges.drops.said(shard, report.incarnation, &drop, &self.driver);
                 Answer::Accepted { term, drop }
             }
             Held::ReportInFull(term) => Answer::ReportInFull(term),
@@ -382,6 +384,7 @@ impl World {
                 Caller::Nobody => {}
             }
         }
+        self.may_start_from_snapshot(shard);
         self.note("leaderless", 1000 + shard as u64, term, survive as u64, || format!("head {head}"));
         let running: Vec<usize> =
             (0..self.heads.len()).filter(|other| self.heads[*other] && *other != head).collect();

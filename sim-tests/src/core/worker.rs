@@ -68,6 +68,10 @@ pub struct Run {
     pub cpu_milli: u64,
     pub(super) failure: Option<Failure>,
     pub(super) ran_ns: u64,
+    /// What is different this time, if it makes something else each time.
+    pub(super) mood: u64,
+    /// What it submitted on a whim.
+    pub(super) whims: Vec<ObjectId>,
 }
 
 /// What a run waits for.
@@ -145,7 +149,7 @@ impl World {
             Told::Ready { object, value } => {
                 let place = matches!(value, Seen::Here(Value::Shared { .. }));
                 // A reference that was dropped meanwhile: nobody wants the value.
-                let Some(run) = worker.run.as_mut().filter(|run| run.locals.all.contains(&object)) else {
+                let Some(run) = worker.run.as_mut().filter(|run| run.refers_to(object)) else {
                     if place {
                         self.say(machine, epoch, client, Said::Unpin(vec![object]));
                     }
@@ -179,9 +183,12 @@ impl World {
         worker.runs += 1;
         let number = worker.runs;
         let contents: Vec<Content> = args.iter().skip(1).map(|value| self.read(machine, value)).collect();
-        let Some(run) = Run::new(&self.options.style, &spec, attempt, &contents) else {
+        let Some(mut run) = Run::new(&self.options.style, &spec, attempt, &contents) else {
             return self.judges.harness("a task without its number".into());
         };
+        if run.body.moody {
+            run.mood = self.dice.bits();
+        }
         let (task, attempt) = (run.task, run.attempt);
         self.judges.started(task, attempt, incarnation, self.queue.now(), &mut self.sometimes);
         let what = super::trace::mix(task.run.0 as u64, u64::from(attempt));
@@ -249,7 +256,16 @@ impl World {
             return self.worker_dies(machine, epoch, client);
         }
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let content = run.content();
+        let mut content = run.content();
+        let object = run.task.output(0);
+        if let (true, Ok(Some(crc))) = (self.options.style.accepts, &room)
+            && *crc != content.crc()
+        {
+            // What an earlier attempt made stands.
+            let life = self.machines[machine].life.as_deref();
+            let there = life.and_then(|life| life.memory.get(&life.store.get(object)?.offset).cloned());
+            content = there.unwrap_or(GARBAGE);
+        }
         let value = same(room, &content).map(|()| Written::Shared(content));
         self.finish(machine, epoch, client, value);
     }
@@ -270,12 +286,14 @@ impl World {
         };
         let unpin: Vec<ObjectId> =
             run.pins.iter().flat_map(|(object, times)| std::iter::repeat_n(*object, *times)).collect();
-        let (inside, dropped): (Vec<_>, Vec<_>) =
-            run.locals.all.iter().copied().partition(|object| contains.contains(object));
+        let all = run.locals.all.iter().chain(&run.whims).copied();
+        let (inside, dropped): (Vec<_>, Vec<_>) = all.partition(|object| contains.contains(object));
         for said in [Said::Unpin(unpin), Said::Dropped(dropped)] {
             self.say(machine, epoch, client, said);
         }
         let (task, attempt, ran_ns) = (run.task, run.attempt, run.ran_ns.max(1));
+        self.judge_returned(task, attempt, run.replay, incarnation, &inside);
+        self.judges.ended.finished(task, attempt, incarnation);
         self.say(machine, epoch, client, Said::Finished { task, attempt, value, contains, ran_ns });
         if !inside.is_empty() {
             self.say(machine, epoch, client, Said::Dropped(inside));
@@ -331,7 +349,13 @@ impl Run {
             blocked: false,
             failure: None,
             ran_ns: 0,
+            mood: 0,
+            whims: Vec::new(),
         })
+    }
+
+    fn refers_to(&self, object: ObjectId) -> bool {
+        self.locals.all.contains(&object) || self.whims.contains(&object)
     }
 
     /// What it waits for, if it does.
@@ -345,6 +369,7 @@ impl Run {
 
     fn content(&self) -> Content {
         let refs = self.locals.for_value(&self.body.returns);
-        program::task_content(self.seed, self.inputs.iter().copied(), self.body.len, refs)
+        let content = program::task_content(self.seed, self.inputs.iter().copied(), self.body.len, refs);
+        Content { mood: self.mood, ..content }
     }
 }

@@ -96,6 +96,8 @@ pub enum What {
     EndsTold { from: usize, round: u64, to: usize, again: Option<Vec<u64>> },
     /// A leader looks at what waits in its shard.
     Sweep { shard: usize },
+    /// Leaders look for jobs that are over.
+    Forget,
     /// A view comes to a node.
     ViewComes { machine: usize, epoch: u64, view: Rc<ClusterView> },
     /// A fault is drawn.
@@ -215,6 +217,7 @@ impl World {
             happened: 0,
             options,
         };
+        world.judges.cause.store_full = world.options.store_bytes < super::options::AMPLE;
         world.queue.after(Duration::ZERO, What::Begin);
         world
     }
@@ -305,6 +308,7 @@ impl World {
             | What::Detect
             | What::EndsTold { .. }
             | What::Sweep { .. }
+            | What::Forget
             | What::Fence { .. }
             | What::Strike
             | What::Heal(_)
@@ -354,6 +358,7 @@ impl World {
             What::Fence { shard } => self.fence(shard),
             What::EndsTold { from, round, to, again } => self.ends_told(from, round, to, again),
             What::Sweep { shard } => self.look_after_references(shard),
+            What::Forget => self.forget_jobs(),
             What::ViewComes { machine, epoch, view } => self.view_comes(machine, epoch, view),
             What::Strike => self.strike(),
             What::Heal(healing) => self.heal(healing),
@@ -361,7 +366,8 @@ impl World {
             What::Check => self.check(),
             What::Look => {
                 self.judge_closure();
-                self.queue.after(super::judge::LOOK * 4, What::Look);
+                self.judge_running();
+                self.queue.after(super::judge::LOOK * 6, What::Look);
             }
         }
     }
@@ -375,7 +381,7 @@ impl World {
             self.queue.after(after, What::Start { machine, epoch });
         }
         self.plan_strikes();
-        self.queue.after(super::judge::LOOK * 4, What::Look);
+        self.queue.after(super::judge::LOOK * 6, What::Look);
         self.queue.after(self.options.faults_end, What::Quiet);
     }
 
@@ -384,7 +390,10 @@ impl World {
         self.quiet = true;
         self.note("quiet", 0, 0, 0, String::new);
         self.heal_all();
-        self.driver.want_all();
+        match self.options.driver_dies {
+            true => self.driver_dies(),
+            false => self.driver.want_all(),
+        }
         self.queue.after(Duration::from_millis(1), What::Drive);
         self.queue.after(super::judge::LOOK, What::Check);
     }

@@ -139,6 +139,11 @@ impl Run {
         need
     }
 
+    /// Who holds anything of it beyond what records imply.
+    pub fn explicit_holders(&self) -> impl Iterator<Item = u64> + '_ {
+        self.needed.values().flat_map(Needed::holders)
+    }
+
     /// Places among these whose first value has an entry.
     pub fn with_entries(&self, places: &Places) -> Vec<u16> {
         self.first_values(places).map(|(place, _)| place).collect()

@@ -16,11 +16,26 @@ pub struct Cause {
     assigned: BTreeMap<u64, Vec<TaskId>>,
     dead: BTreeSet<u64>,
     no_puts: BTreeSet<ObjectId>,
+    /// How often each began.
+    began: BTreeMap<TaskId, u32>,
     /// Some store was full.
     pub store_full: bool,
+    /// The job has ended: what is not finished is cancelled.
+    pub job_over: bool,
 }
 
 impl Cause {
+    /// A task begins.
+    pub fn began(&mut self, task: TaskId) {
+        *self.began.entry(task).or_default() += 1;
+    }
+
+    /// Whether a task that makes other bytes each time ran more than once.
+    fn may_have_diverged(&self, oracle: &Oracle, task: TaskId) -> bool {
+        let diverges = oracle.tasks.get(&task).is_some_and(|known| known.diverges);
+        diverges && self.began.get(&task).copied().unwrap_or(0) > 1
+    }
+
     /// An execution of a task died with its worker or node.
     pub fn died(&mut self, task: TaskId) {
         *self.died.entry(task).or_default() += 1;
@@ -57,6 +72,9 @@ impl Cause {
         now: Instant,
         sometimes: &mut Sometimes,
     ) {
+        if self.job_over {
+            return;
+        }
         let (kind, task) = (failure.kind(), object.task);
         let retries = oracle.tasks.get(&task).map_or(0, |known| known.retries);
         let died = self.died.get(&task).copied().unwrap_or(0);
@@ -73,6 +91,10 @@ impl Cause {
                 retries == 0 && died > 0
             }
             FailureKind::FailureStoreFull => self.store_full,
+            FailureKind::FailureDiverged => {
+                sometimes.hit("divergence refused");
+                self.may_have_diverged(oracle, task)
+            }
             FailureKind::FailureUserError | FailureKind::FailureDependency => {
                 oracle.objects.get(&object) == Some(&Expected::Failure)
                     || self.explains(oracle, task, &mut BTreeSet::new())
@@ -83,7 +105,6 @@ impl Cause {
             | FailureKind::FailureBadArguments
             | FailureKind::FailureInfeasible
             | FailureKind::FailureUnknownObject
-            | FailureKind::FailureDiverged
             | FailureKind::FailureObjectLost
             | FailureKind::FailureCancelled
             | FailureKind::FailureWorkerMismatch
@@ -104,7 +125,8 @@ impl Cause {
             return true;
         }
         let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
-        if self.died.get(&task).copied().unwrap_or(0) > known.retries {
+        let died = self.died.get(&task).copied().unwrap_or(0) > known.retries;
+        if died || self.may_have_diverged(oracle, task) {
             return true;
         }
         known.args.iter().chain(&known.uses).any(|arg| {

@@ -1,5 +1,5 @@
 //! R6, S11, S12: *what the driver refers to, and what lies inside of that, has a record or is on its way to
-//! one: nothing that is referred to is pruned.* Looked at every other second.
+//! one: nothing that is referred to is pruned.* Looked at every three seconds.
 
 use super::Found;
 use crate::core::program::Expected;
@@ -40,7 +40,7 @@ impl World {
     }
 
     /// Nothing when what an object comes from is gone; else whether it was made, if `asks` for that.
-    fn stands(&self, object: ObjectId, asks: bool) -> Option<bool> {
+    pub(super) fn stands(&self, object: ObjectId, asks: bool) -> Option<bool> {
         let home = object.task.run.shard(self.shards.len() as u32).0 as usize;
         let state = &self.shards[home].state;
         if state.puts.contains_key(&object) {

@@ -2,7 +2,6 @@
 
 use super::{Found, object};
 use crate::core::sometimes::Sometimes;
-use mobula_gcs::core::ShardState;
 use mobula_gcs::core::locate::Members;
 use mobula_proto::{Reply, StreamBatch, reply};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,6 +12,8 @@ pub struct Fenced {
     pub(super) found: Found,
     was_fenced: bool,
     dead: BTreeSet<u64>,
+    /// Which shards have fenced whom, by the entries that say so.
+    fences: BTreeSet<(usize, u64)>,
     lives: BTreeMap<usize, u64>,
     given: BTreeSet<u64>,
     /// Deaths so far.
@@ -20,9 +21,24 @@ pub struct Fenced {
 }
 
 impl Fenced {
+    /// An entry fences an incarnation in a shard.
+    pub fn fence(&mut self, shard: usize, incarnation: u64) {
+        self.fences.insert((shard, incarnation));
+    }
+
+    /// Whether entries of an incarnation must be rejected by a shard.
+    pub fn is_fenced(&self, shard: usize, incarnation: u64) -> bool {
+        self.fences.contains(&(shard, incarnation)) || (shard == 0 && self.dead.contains(&incarnation))
+    }
+
+    /// Whether anybody may take an incarnation for dead.
+    pub fn is_dead_somewhere(&self, incarnation: u64) -> bool {
+        self.dead.contains(&incarnation) || self.fences.iter().any(|(_, who)| *who == incarnation)
+    }
+
     /// A batch is about to be applied.
-    pub fn before(&mut self, state: &ShardState, incarnation: u64) {
-        self.was_fenced = state.is_fenced(incarnation);
+    pub fn before(&mut self, shard: usize, incarnation: u64) {
+        self.was_fenced = self.is_fenced(shard, incarnation);
     }
 
     /// It has been.

@@ -1,6 +1,6 @@
 //! G8, V4: *when all is answered, nothing is kept, nothing runs, every CPU is free, no record waits; when nothing
 //! is referred to any more, no record and no object is left, unless a node has died: what it had named may then
-//! stay until the job ends, which is counted; when the job has ended, no object is left.*
+//! stay until the job ends, which is counted; when the job has ended, neither an object nor a record is left.*
 
 use super::{Found, liveness};
 use crate::core::life::{DRIVER, Said};
@@ -56,8 +56,10 @@ impl World {
                 if !self.driver.is_content() {
                     return false;
                 }
-                let left = self.left();
-                if left.is_none() {
+                let left = self.left().or_else(|| self.held_by_the_dead());
+                if self.driver.gone {
+                    self.judges.leak.stage = Stage::Ending;
+                } else if left.is_none() {
                     self.judges.leak.stage = Stage::Dropped;
                     self.judges.leak.dropped = self.now().since(Instant::default());
                     self.driver_drops_all();
@@ -81,7 +83,7 @@ impl World {
                 false
             }
             Stage::Ending => {
-                let left = self.objects_left();
+                let left = self.left().or_else(|| self.objects_left()).or_else(|| self.records_left());
                 if left.is_some() && late {
                     self.judges.leak.found = left.clone();
                 }

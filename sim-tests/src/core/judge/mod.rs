@@ -1,16 +1,22 @@
 //! What must hold, a file each. Each looks at changes as they happen, and keeps the first thing that it
 //! objects to.
 
+pub mod answers;
+mod buried;
 pub mod cause;
 pub mod closure;
 pub mod cpu;
+pub mod drops;
+pub mod ended;
 pub mod fenced;
 pub mod leak;
 pub mod liveness;
 pub mod lost;
 pub mod once;
 pub mod order;
+pub mod outrank;
 pub mod redo;
+pub mod running;
 pub mod stream;
 pub mod value;
 
@@ -87,19 +93,30 @@ pub struct Judges {
     pub lost: lost::Lost,
     /// What is referred to stays.
     pub closure: closure::Closure,
+    /// What a shard answers follows from what it has.
+    pub answers: answers::Answers,
+    /// Who is said to have made something has.
+    pub ended: ended::Ended,
+    /// What tasks refer to stays.
+    pub running: running::Running,
+    /// What the driver refers to is not dropped.
+    pub drops: drops::Drops,
+    /// Re-executions come first.
+    pub outrank: outrank::Outrank,
     /// Everything ends.
     pub liveness: liveness::Liveness,
     /// Nothing stays.
     pub leak: leak::Leak,
     harness: Found,
     diverged: Found,
+    snapshot: Found,
 }
 
 impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 14] = [
+        let all: [(&Found, &'static str, &'static str, Class); 20] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -111,6 +128,12 @@ impl Judges {
             (&self.stream.found, "stream", "R12", Safety),
             (&self.lost.found, "lost", "R9", Safety),
             (&self.closure.found, "closure", "R6, S11, S12", Safety),
+            (&self.answers.found, "answers", "R2, R3, R7, R10, R12", Safety),
+            (&self.ended.found, "ended", "R3, R7", Safety),
+            (&self.running.found, "running", "R6, R8", Safety),
+            (&self.drops.found, "drops", "R13", Safety),
+            (&self.outrank.found, "outrank", "R16", Safety),
+            (&self.snapshot, "snapshot", "S6, R14", Safety),
             (&self.diverged, "diverged", "R1, R2, G3", Safety),
             (&self.liveness.found, "liveness", "G5, R16", Liveness),
             (&self.leak.found, "leak", "G8, V4", Safety),
@@ -124,7 +147,12 @@ impl Judges {
         self.harness.get_or_insert(text);
     }
 
-    /// Programs here are deterministic: nothing diverges.
+    /// A replica that starts from a snapshot is another than the one that wrote it.
+    pub fn snapshot(&mut self, text: String) {
+        self.snapshot.get_or_insert(text);
+    }
+
+    /// A task that makes the same each time does not diverge.
     pub fn diverged(&mut self, text: &str) {
         self.diverged.get_or_insert(text.to_owned());
     }
@@ -139,6 +167,7 @@ impl Judges {
         sometimes: &mut Sometimes,
     ) {
         self.once.started(task, attempt, node, now);
+        self.cause.began(task);
         self.redo.started(task, sometimes);
     }
 
@@ -173,10 +202,11 @@ impl Judges {
     }
 
     /// An entry is about to be applied.
-    pub fn before_apply(&mut self, _shard: usize, state: &ShardState, command: &Command) {
+    pub fn before_apply(&mut self, shard: usize, state: &ShardState, command: &Command) {
         if let Some(Op::Stream(batch)) = &command.op {
-            self.fenced.before(state, batch.incarnation);
-            self.once.before(state, batch);
+            let Judges { fenced, answers, .. } = self;
+            fenced.before(shard, batch.incarnation);
+            answers.before(state, batch, |who| fenced.is_fenced(shard, who));
         }
     }
 
@@ -189,12 +219,19 @@ impl Judges {
         reply: &Reply,
         sometimes: &mut Sometimes,
     ) {
-        let Some(Op::Stream(batch)) = &command.op else { return };
+        let batch = match &command.op {
+            Some(Op::Stream(batch)) => batch,
+            Some(Op::Fence(fence)) => return self.fenced.fence(shard, fence.incarnation),
+            _ => return,
+        };
         self.fenced.after(shard, index, batch, reply, sometimes);
         let fresh = self.stream.applied(shard, batch, reply, sometimes);
-        if let (true, Some(mobula_proto::reply::Reply::Stream(ack))) = (fresh, &reply.reply) {
+        let Some(mobula_proto::reply::Reply::Stream(ack)) = &reply.reply else { return };
+        self.answers.applied(shard, batch, ack, fresh);
+        if fresh {
             self.once.applied(batch, ack, sometimes);
             self.order.applied(batch, ack);
+            self.ended.applied(batch, ack);
         }
     }
 }
