@@ -38,6 +38,8 @@ pub(crate) struct Kept {
     pub state: KeptState,
     /// What it came to and whether that is inline, once it has finished.
     pub result: Option<(mobula_proto::Output, bool)>,
+    /// Why it failed for good, until that is recorded.
+    pub failure: Option<Box<mobula_proto::Failure>>,
     /// What an earlier attempt came to, as recorded (G3).
     pub recorded: Option<mobula_proto::Output>,
     /// Objects whose references lie inside what it made.

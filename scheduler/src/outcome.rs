@@ -117,10 +117,11 @@ impl Core {
         let bytes = result.as_ref().map(|(output, _)| output.size).unwrap_or(0);
         kept.result = result.as_ref().ok().copied();
         kept.contains = contains;
+        kept.failure = result.as_ref().err().cloned().map(Box::new);
         if let Err(failure) = &result {
             self.make_known(task.output(0), job, State::Failed(failure.clone()));
         }
-        if result.is_ok() && !durable {
+        if !durable {
             self.set_kept_state(task, KeptState::Undurable(executor));
         } else {
             self.send_done(task, attempt, executor, result);
@@ -173,9 +174,10 @@ impl Core {
     pub(crate) fn durable(&mut self, task: TaskId, attempt: u32) {
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == attempt) else { return };
         let KeptState::Undurable(executor) = kept.state else { return };
-        match kept.result {
-            Some(result) => self.send_done(task, attempt, executor, Ok(result)),
-            None => self.propose_next(task, attempt, true),
+        match (kept.result, kept.failure.as_deref()) {
+            (Some(result), _) => self.send_done(task, attempt, executor, Ok(result)),
+            (None, Some(failure)) => self.send_done(task, attempt, executor, Err(failure.clone())),
+            (None, None) => self.propose_next(task, attempt, true),
         }
     }
 

@@ -354,6 +354,7 @@ impl Core {
             client,
             state: KeptState::AwaitDeps(0),
             result: None,
+            failure: None,
             recorded,
             contains: Vec::new(),
             names,
@@ -462,7 +463,7 @@ impl Core {
         let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node) && !mutant!("W6"));
         for task in undurable {
             let kept = &self.kept[&task];
-            let (attempt, failed) = (kept.attempt, kept.result.is_none());
+            let (attempt, failed) = (kept.attempt, kept.result.is_none() && kept.failure.is_none());
             self.propose_next(task, attempt, failed);
         }
         let held = sorted_keys(

@@ -113,6 +113,7 @@ impl Core {
             client: Some(client),
             state,
             result: None,
+            failure: None,
             recorded: None,
             contains: Vec::new(),
             names,

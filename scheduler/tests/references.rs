@@ -659,3 +659,21 @@ fn a_second_copy_of_what_is_lost_is_not_waited_for() {
     node.step(Event::Located { asked: vec![object], answers: vec![located] });
     assert_eq!(node.objects(), 0);
 }
+
+#[test]
+fn the_failure_of_a_parent_is_recorded_after_the_records_of_its_children() {
+    let mut node = Node::new();
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, spec(parent, &[]));
+    node.settle();
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    let child_record = node.batch();
+    node.finish(parent, 1, Err(Failure::new(FailureKind::FailureUserError, "later")), &[]);
+    let told = |e: &Effect| matches!(e, Effect::Ready { ready: Ready::Failed(_), .. });
+    assert!(node.effects.iter().any(told), "who asked for it hears of it at once");
+    assert!(node.batches.is_empty(), "somebody else may have been given the child's reference");
+    node.ack(child_record, |_| None);
+    let sent = node.settle();
+    let failed = |item: &Item| matches!(item, Item::Done(done) if done.failure.is_some());
+    assert_eq!(sent.iter().filter(|item| failed(item)).count(), 1);
+}

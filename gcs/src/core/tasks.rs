@@ -13,7 +13,7 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 /// Runs of a shard that are kept in memory; older ones go to the cold store. In bytes.
-pub const HOT_BYTES: usize = 6 << 20;
+pub const HOT_BYTES: usize = 4 << 20;
 
 /// A run in memory and when it was last touched.
 #[derive(Clone)]

@@ -49,7 +49,7 @@ impl Order {
                         self.committed.extend((run.first..run.first + count).map(task));
                     }
                 }
-                Some(Item::Done(done)) if done.failure.is_none() && !said.contains(&seq) => {
+                Some(Item::Done(done)) if !said.contains(&seq) => {
                     if let Ok(task) = task_id(&done.task) {
                         self.done(task, done.attempt);
                     }
