@@ -255,6 +255,11 @@ impl Bygone {
         self.puts.push_back(put);
     }
 
+    /// Which places of a run that is gone had records.
+    pub fn of(&self, run: RunId) -> Places {
+        self.runs.get(&run).map(|(_, places)| *places).unwrap_or_default()
+    }
+
     /// Whether an object was known, and nobody needs it.
     pub fn has(&self, object: ObjectId) -> bool {
         let run = self.runs.get(&object.task.run);

@@ -2,6 +2,7 @@
 
 use super::ShardState;
 use super::places::Places;
+use super::puts::Stored;
 use super::run::all_places;
 use mobula_base::{JobId, ObjectId, RunId, TaskId, mutant};
 use mobula_proto as proto;
@@ -173,8 +174,11 @@ impl ShardState {
         }
         let (targets, by) = match self.puts.get(&object) {
             Some(put) if !put.is_over() => return Ok(1),
-            Some(_) => {
-                self.counting.bygone.add_put(object);
+            Some(put) => {
+                // Of what never came nobody can say that it is over.
+                if put.stored != Stored::Coming || mutant!("R8c") {
+                    self.counting.bygone.add_put(object);
+                }
                 (self.puts.remove(&object).map(|put| put.contains.to_vec()), object)
             }
             None => (self.prune(object.task)?, object.task.output(0)),

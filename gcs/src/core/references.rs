@@ -3,6 +3,7 @@
 use super::ShardState;
 use super::places::Places;
 use super::prune::only;
+use super::puts::Stored;
 use super::run::{Run, TaskRecord};
 use super::stream::{failed, run_id};
 use super::tasks::Changing;
@@ -123,17 +124,22 @@ impl ShardState {
             if is_over {
                 self.counting.waiting.objects.insert(object);
             }
-            return Ok(kept(!is_over));
+            // What is still to come is held by whoever put it.
+            return Ok(kept(!is_over || put.stored == Stored::Coming && !mutant!("R8c")));
         }
         let (id, slot) = (object.task, object.slot);
-        let Some(mut run) = self.tasks.get_mut(id.run)? else { return Ok(None) };
+        let Some(mut run) = self.tasks.get_mut(id.run)? else {
+            return Ok(kept(!self.counting.bygone.has(object)));
+        };
         if !run.counts() {
             return Ok(kept(true));
         }
         run.let_go(id.place, slot, who);
         let concerns = run.concerns(who);
         let need = run.need(id.place, slot, &self.fenced);
-        let stays = need.held || need.contained || need.named && !can_be_made_again(&run, id.place);
+        let is_to_come = !run.present().contains(id.place) && !run.was_pruned(id.place);
+        let is_needed = need.held || need.contained || need.named && !can_be_made_again(&run, id.place);
+        let stays = is_needed || is_to_come;
         drop(run);
         if !concerns {
             self.counting.concerns.remove(who, id.run);
@@ -155,13 +161,21 @@ impl ShardState {
             return Ok(vec![say(first_seq, Some(malformed()))]);
         };
         let seq_of = |place| first_seq + places.rank(place) as u64;
-        let Some(mut run) = self.tasks.get_mut(id)? else { return Ok(Vec::new()) };
+        let all_but = |gone: &Places| {
+            let places = places.without(gone);
+            places.iter().map(|place| say(seq_of(place), kept(true))).collect()
+        };
+        let Some(mut run) = self.tasks.get_mut(id)? else {
+            return Ok(all_but(&self.counting.bygone.of(id)));
+        };
         if !run.counts() {
             return Ok(places.iter().map(|place| say(seq_of(place), kept(true))).collect());
         }
         run.let_go_of_many(&places, who);
         let concerns = run.concerns(who);
-        let mut staying = run.held_by_submitters(&places, &self.fenced);
+        // Records that are to come hold, too.
+        let to_come = places.without(run.present()).without(&run.past());
+        let mut staying = run.held_by_submitters(&places, &self.fenced).union(&to_come);
         for place in run.with_entries(&places) {
             let need = run.need(place, 0, &self.fenced);
             if need.held || need.contained || need.named && !can_be_made_again(&run, place) {

@@ -694,3 +694,21 @@ fn what_a_task_had_put_whose_executors_all_died_ends_its_edges_with_the_task() {
     shard.settle();
     assert!(is_empty(&shard.state));
 }
+
+#[test]
+fn whoever_lets_go_of_what_is_still_to_come_keeps_its_copy() {
+    let mut shard = Shard::new(0, 1);
+    for object in [a_put(0), task(0).output(0)] {
+        let said = shard.say(2, vec![hold(object), release(object)]);
+        assert!(matches!(said[..], [Outcome::Kept(true)]), "its record is under way: {said:?}");
+        shard.settle();
+        assert!(!shard.state.may_drop(object).expect("memory"));
+    }
+    shard.say(1, vec![put(a_put(0), &[]), submit(task(0), &[]), done(task(0), 1, 7)]);
+    for object in [a_put(0), task(0).output(0)] {
+        assert!(!shard.state.may_drop(object).expect("memory"), "held by who put or submitted it");
+        shard.say(1, vec![release(object)]);
+        shard.settle();
+        assert!(shard.state.may_drop(object).expect("memory"), "{object}");
+    }
+}

@@ -204,7 +204,8 @@ impl Judges {
     /// An entry is about to be applied.
     pub fn before_apply(&mut self, shard: usize, state: &ShardState, command: &Command) {
         if let Some(Op::Stream(batch)) = &command.op {
-            let Judges { fenced, answers, .. } = self;
+            let Judges { fenced, answers, once, .. } = self;
+            once.before(state, batch);
             fenced.before(shard, batch.incarnation);
             answers.before(state, batch, |who| fenced.is_fenced(shard, who));
         }
