@@ -9,6 +9,7 @@ use std::io;
 use std::num::NonZeroU64;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Bytes of a page: whoever writes whole ones never has to wait for the rest of one to be read.
 pub const PAGE: u64 = 4096;
@@ -34,6 +35,11 @@ pub trait Disk: Send + Sync + 'static {
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
     /// Whether calls may block for long, so that a thread of its own is due.
     fn blocks(&self) -> bool;
+    /// How long a write waits before it reaches the disk, where that is not felt by the caller's thread: a
+    /// simulated disk that is slow.
+    fn lag(&self) -> Duration {
+        Duration::ZERO
+    }
     /// Where this is on the real file system, if it is: for stores that cannot be simulated.
     fn real_path(&self, path: &str) -> Option<PathBuf>;
 }

@@ -10,12 +10,32 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
 
 #[derive(Clone, Default)]
 struct Inode {
     now: Vec<u8>,
     synced: Vec<u8>,
     last_write: Option<(u64, Vec<u8>)>,
+    /// Where the two differ: from the first byte written since the last sync to the last.
+    dirty: Option<(usize, usize)>,
+}
+
+impl Inode {
+    fn touch(&mut self, from: usize, to: usize) {
+        let (a, b) = self.dirty.unwrap_or((from, to));
+        self.dirty = Some((a.min(from), b.max(to)));
+    }
+
+    /// Makes what is seen durable. Copies what was written, not the file.
+    fn sync(&mut self) {
+        self.synced.resize(self.now.len(), 0);
+        if let Some((from, to)) = self.dirty.take() {
+            let (from, to) = (from.min(self.now.len()), to.min(self.now.len()));
+            self.synced[from..to].copy_from_slice(&self.now[from..to]);
+        }
+        self.last_write = None;
+    }
 }
 
 struct State {
@@ -27,6 +47,7 @@ struct State {
     random: Random,
     full: bool,
     fail_sync: bool,
+    lag: Duration,
     syncs: u64,
     failed_syncs: u64,
 }
@@ -57,6 +78,7 @@ impl SimDisk {
             random: Random::new(seed),
             full: false,
             fail_sync: false,
+            lag: Duration::ZERO,
             syncs: 0,
             failed_syncs: 0,
         })))
@@ -71,7 +93,7 @@ impl SimDisk {
             for (name, bytes) in files {
                 let inode = state.next_inode;
                 state.next_inode += 1;
-                state.inodes.insert(inode, Inode { now: bytes.clone(), synced: bytes, last_write: None });
+                state.inodes.insert(inode, Inode { now: bytes.clone(), synced: bytes, last_write: None, dirty: None });
                 state.names.insert(name.clone(), inode);
                 state.durable_names.insert(name, inode);
             }
@@ -99,6 +121,7 @@ impl SimDisk {
             }
             inode.now.clone_from(&left);
             inode.synced = left;
+            inode.dirty = None;
         }
         state.random = random;
     }
@@ -111,6 +134,11 @@ impl SimDisk {
     /// From now on every sync fails.
     pub fn set_fail_sync(&self, fail: bool) {
         self.state().fail_sync = fail;
+    }
+
+    /// From now on a write waits so long before it reaches the disk.
+    pub fn set_lag(&self, lag: Duration) {
+        self.state().lag = lag;
     }
 
     /// Syncs so far.
@@ -250,6 +278,9 @@ impl Disk for SimDisk {
     fn blocks(&self) -> bool {
         false
     }
+    fn lag(&self) -> Duration {
+        self.state().lag
+    }
     fn real_path(&self, _path: &str) -> Option<PathBuf> {
         None
     }
@@ -276,6 +307,7 @@ impl DiskFile for SimFile {
                 return Err(io::Error::new(io::ErrorKind::StorageFull, "simulated disk is full"));
             }
             overwrite(&mut inode.now, offset, bytes);
+            inode.touch(offset as usize, offset as usize + bytes.len());
             inode.last_write = Some((offset, bytes.to_vec()));
             Ok(())
         })?
@@ -289,16 +321,18 @@ impl DiskFile for SimFile {
             }
             state.syncs += 1;
         }
-        self.with(|inode| {
-            inode.synced.clone_from(&inode.now);
-            inode.last_write = None;
-        })
+        self.with(Inode::sync)
     }
     fn len(&self) -> io::Result<u64> {
         self.with(|inode| inode.now.len() as u64)
     }
     fn set_len(&mut self, len: u64) -> io::Result<()> {
-        self.with(|inode| inode.now.resize(len as usize, 0))
+        self.with(|inode| {
+            let (len, had) = (len as usize, inode.now.len());
+            inode.now.resize(len, 0);
+            // Bytes that were cut off may lie beyond the end of what is durable when it grows again.
+            inode.touch(len.min(had), len.max(had));
+        })
     }
     fn read_at(&mut self, offset: u64, len: usize) -> io::Result<Vec<u8>> {
         self.with(|inode| {
@@ -330,6 +364,27 @@ mod tests {
             let left = disk.read("log/kept").expect("its name was synced");
             assert!(left.starts_with(b"AAAA") && b"AAAABBBB".starts_with(&left[..]), "{left:?}");
             assert!(disk.read("log/unnamed").is_err(), "its directory was not synced");
+        }
+    }
+
+    #[test]
+    fn a_sync_makes_durable_what_is_seen_whatever_was_written_cut_and_grown_before() {
+        for seed in 0..200 {
+            let mut random = Random::new(seed);
+            let disk = SimDisk::new(seed);
+            let mut file = disk.open("f", true).expect("memory");
+            disk.sync_dir("").expect("memory");
+            for step in 0..40u8 {
+                match random.below(5) {
+                    0 => file.sync().expect("memory"),
+                    1 => file.set_len(random.below(64)).expect("memory"),
+                    _ => file.write_at(random.below(64), &vec![step + 1; random.below(9) as usize]).expect("memory"),
+                }
+            }
+            file.sync().expect("memory");
+            let seen = disk.read("f").expect("there");
+            disk.power_cut();
+            assert_eq!(disk.read("f").expect("its name was synced"), seen, "seed {seed}");
         }
     }
 

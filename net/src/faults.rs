@@ -6,9 +6,11 @@
 //! A network without a switch costs nothing: production does not wrap its own.
 
 use crate::auth::Token;
+use crate::calls::Calls;
 use crate::seam::{BoxFuture, Listener, Net, SharedNet, Stream};
 use std::io;
 use std::str::FromStr;
+use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
 
@@ -84,7 +86,7 @@ impl Switch {
 
     /// `inner`, cut by this switch.
     pub fn wrap(&self, inner: SharedNet) -> SharedNet {
-        std::sync::Arc::new(Faulty { inner, switch: self.clone() })
+        Arc::new(Faulty { inner, switch: self.clone() })
     }
 
     fn gate(&self, direction: Direction) -> Gate {
@@ -140,6 +142,10 @@ impl Net for Faulty {
 
     fn token(&self) -> Option<&Token> {
         self.inner.token()
+    }
+
+    fn calls(&self) -> Option<Arc<dyn Calls>> {
+        self.inner.calls()
     }
 }
 

@@ -1,6 +1,7 @@
 //! tonic over a [`crate::Net`]: lazily connected channels, and servers on our listeners.
 
 use crate::auth::ShowToken;
+use crate::calls::Bent;
 use crate::seam::{Listener, SharedNet, Stream};
 use http::Uri;
 use hyper_util::rt::TokioIo;
@@ -20,7 +21,7 @@ pub const MESSAGE_MAX: usize = 64 << 20;
 pub const KEEPALIVE: Duration = Duration::from_millis(1000);
 
 /// A connection to one server; every call on it shows the network's token.
-pub type Channel = InterceptedService<tonic::transport::Channel, ShowToken>;
+pub type Channel = InterceptedService<Bent, ShowToken>;
 
 /// A channel that connects when first used and reconnects by itself.
 ///
@@ -28,7 +29,7 @@ pub type Channel = InterceptedService<tonic::transport::Channel, ShowToken>;
 /// `address` is not `host:port`.
 pub fn channel(net: SharedNet, address: &str) -> Result<Channel, tonic::transport::Error> {
     let target = address.to_owned();
-    let show = ShowToken::new(net.token());
+    let (show, calls) = (ShowToken::new(net.token()), net.calls());
     let channel = Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(CONNECT_TIMEOUT)
         .http2_keep_alive_interval(KEEPALIVE)
@@ -41,7 +42,7 @@ pub fn channel(net: SharedNet, address: &str) -> Result<Channel, tonic::transpor
             let (net, target) = (net.clone(), target.clone());
             async move { net.dial(&target).await.map(TokioIo::new) }
         }));
-    Ok(InterceptedService::new(channel, show))
+    Ok(InterceptedService::new(Bent::new(channel, address, calls), show))
 }
 
 /// A server connection as tonic wants it.

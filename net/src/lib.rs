@@ -8,13 +8,14 @@
 //! - [`seam`] — the [`Net`] and [`Listener`] traits and the boxed byte stream.
 //! - [`tcp`] — the real network.
 //! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
-//! - [`faults`] — a network that can fall silent.
+//! - [`faults`] — a network that can fall silent; [`calls`] — calls that go wrong, method by method.
 //! - [`auth`] — the cluster token; [`tls`] — a guarded network: TLS, token or both.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
 //! - [`front`] — several protocols on one port; [`http`] — what every port answers beside its own.
 //! - [`pipe`] — many requests over one gRPC stream.
 
 pub mod auth;
+pub mod calls;
 pub mod faults;
 pub mod frame;
 pub mod front;

@@ -1,6 +1,7 @@
 //! The network seam. Addresses are `host:port` strings: a name in simulation, an IP in production.
 
 use crate::auth::Token;
+use crate::calls::Calls;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
@@ -25,6 +26,10 @@ pub trait Net: Send + Sync + 'static {
     fn dial<'a>(&'a self, address: &'a str) -> BoxFuture<'a, io::Result<Stream>>;
     /// What callers must show here, and what this process shows to others.
     fn token(&self) -> Option<&Token> {
+        None
+    }
+    /// Who decides which calls go wrong; nobody in production.
+    fn calls(&self) -> Option<Arc<dyn Calls>> {
         None
     }
 }

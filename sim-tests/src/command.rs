@@ -2,8 +2,11 @@
 //! commands.
 
 use crate::judge::Verdict;
-use crate::{clock, scenario, store, trace};
+use crate::full::command::{RunArgs, run_one};
+use crate::full::sweep::{SweepArgs, sweep};
+use crate::{clock, store, trace};
 use clap::{Parser, Subcommand};
+use mobula_sim_tests::core::command::parse_seeds;
 use mobula_sim_tests::mutants;
 use mobula_sim_tests::processes::{fingerprint, for_seeds, one};
 use std::process::ExitCode;
@@ -19,21 +22,8 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum What {
-    /// One seed: a job, a crashed leader, a crashed node, a leader cut off.
-    Run {
-        /// Decides everything.
-        #[arg(long)]
-        seed: u64,
-        /// Writes every event to this file.
-        #[arg(long)]
-        trace: Option<std::path::PathBuf>,
-        /// Lets no fault land.
-        #[arg(long)]
-        no_faults: bool,
-        /// Plants a bug of the product.
-        #[arg(long)]
-        mutant: Option<String>,
-    },
+    /// One seed: whole daemons, a random program, a swarm of faults.
+    Run(RunArgs),
     /// One seed of the control store alone: clients, and a swarm of faults.
     Store {
         /// Decides everything.
@@ -73,22 +63,7 @@ enum What {
         store: bool,
     },
     /// Runs many seeds, one process each.
-    Sweep {
-        /// First and last seed, `A..B`.
-        #[arg(long, value_parser = parse_seeds)]
-        seeds: (u64, u64),
-        /// The control store alone.
-        #[arg(long)]
-        store: bool,
-    },
-}
-
-fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
-    let parsed = match text.split_once("..") {
-        Some((a, b)) => a.parse().ok().zip(b.trim_start_matches('=').parse().ok()),
-        None => text.parse().ok().map(|n| (n, n)),
-    };
-    parsed.filter(|(a, b)| a <= b).ok_or_else(|| format!("{text} is no range of seeds; write 1..20"))
+    Sweep(SweepArgs),
 }
 
 /// Parses the command line and runs it.
@@ -104,16 +79,18 @@ pub fn main() -> ExitCode {
         }
     };
     match arguments.what {
-        What::Run { seed, trace, no_faults, mutant } => {
-            with_mutant(mutant.as_deref(), || run(seed, trace, !no_faults))
-        }
+        What::Run(args) => with_mutant(args.mutant.as_deref(), || {
+            log_to_stderr();
+            run_one(&args)
+        }),
         What::Store { seed, trace, plant, mutant } => {
             with_mutant(mutant.as_deref(), || run_store(seed, trace, plant.as_deref()))
         }
         What::Mutants { what } => mutants::run(what),
         What::Plants { max_seeds, only } => plants(max_seeds, only.as_deref()),
         What::Meta { seeds, store } => meta(seeds, kind(store)),
-        What::Sweep { seeds, store } => sweep(seeds, kind(store)),
+        What::Sweep(args) if args.store => sweep_store(args.seeds.unwrap_or((1, 1))),
+        What::Sweep(args) => sweep(&args),
     }
 }
 
@@ -163,40 +140,13 @@ fn log_to_stderr() {
         .try_init();
 }
 
-fn write_trace(file: Option<std::path::PathBuf>) -> Result<(), ExitCode> {
+/// Writes every event to a file, if one is named.
+pub fn write_trace(file: Option<std::path::PathBuf>) -> Result<(), ExitCode> {
     let Some(file) = file else { return Ok(()) };
     std::fs::write(&file, trace::events().join("\n") + "\n").map_err(|error| {
         eprintln!("cannot write the trace to {}: {error}", file.display());
         ExitCode::from(5)
     })
-}
-
-fn run(seed: u64, file: Option<std::path::PathBuf>, faults: bool) -> ExitCode {
-    log_to_stderr();
-    // The speed of the simulator is wall time by nature; nothing inside depends on it.
-    let started = Instant::now();
-    let outcome = scenario::run(seed, faults);
-    clock::thaw();
-    let wall = started.elapsed().as_secs_f64();
-    if let Err(code) = write_trace(file) {
-        return code;
-    }
-    let simulated = outcome.simulated.as_secs_f64();
-    println!(
-        "seed {seed} trace {:016x} {} events, {} rounds, {} records acknowledged{}, {simulated:.1} s simulated in \
-         {wall:.1} s ({:.0} s/s): {:?}",
-        outcome.fingerprint,
-        trace::events().len(),
-        outcome.rounds,
-        outcome.acknowledged,
-        said_of_the_bug(),
-        simulated / wall.max(0.001),
-        outcome.verdict
-    );
-    if outcome.verdict != Verdict::Pass {
-        eprintln!("run it again: mobula sim run --seed {seed} --trace events.txt");
-    }
-    ExitCode::from(outcome.verdict.code())
 }
 
 fn run_store(seed: u64, file: Option<std::path::PathBuf>, plant: Option<&str>) -> ExitCode {
@@ -285,9 +235,10 @@ fn meta(seeds: (u64, u64), kind: &str) -> ExitCode {
     ExitCode::from(worst as u8)
 }
 
-fn sweep(seeds: (u64, u64), kind: &str) -> ExitCode {
+/// Runs many seeds of the control store.
+fn sweep_store(seeds: (u64, u64)) -> ExitCode {
     let (mut passed, mut failed, mut worst) = (0, 0, 0);
-    for (seed, result) in for_seeds(seeds, |seed| one(&[kind], seed)) {
+    for (seed, result) in for_seeds(seeds, |seed| one(&["store"], seed)) {
         let (line, code) = result.unwrap_or_else(|e| (format!("seed {seed}: cannot run: {e}"), 5));
         println!("{}", if line.is_empty() { format!("seed {seed}: no verdict (exit {code})") } else { line });
         if code == 0 {

@@ -5,13 +5,11 @@
 //!
 //! Read it in this order:
 //!
-//! - [`scenario`] — a seed's faults, and the loop that lets them land.
-//! - [`cluster`] — heads and nodes as simulated hosts.
-//! - [`job`] — the work they do, and the interpreter that knows its answers.
+//! - [`full`] — whole clusters: random programs, a swarm of faults, and what they come to.
 //! - [`judge`] — what must hold, a file each.
 //! - [`store`] — the control store alone: its own clients, faults and planted bugs.
 //! - [`mobula_sim_tests::mutants`] — bugs planted in the product, and who finds them.
-//! - [`net`], [`local`] — the simulated seams.
+//! - [`net`] — the simulated network.
 //! - [`clock`] — no wall clock, not even below the seams.
 //! - [`trace`] — what happened, event by event; two runs of a seed must agree.
 
@@ -21,14 +19,15 @@ compile_error!(
      use `mobula sim` or `cargo test -p mobula-sim-tests`, which set it"
 );
 
+/// Half of what the simulator does is to allocate.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 mod clock;
-mod cluster;
 mod command;
-mod job;
+mod full;
 mod judge;
-mod local;
 mod net;
-mod scenario;
 mod store;
 mod trace;
 

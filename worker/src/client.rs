@@ -11,7 +11,7 @@ use crate::error::Error;
 use crate::options::{ConnectOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
-use crate::value;
+use crate::value::{self, Encoded};
 use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
@@ -85,7 +85,7 @@ pub(crate) struct Shell {
 #[derive(Clone)]
 pub struct Client {
     pub(crate) shell: Arc<Shell>,
-    context: Arc<Context>,
+    pub(crate) context: Arc<Context>,
     pub(crate) on_divergence: OnDivergence,
 }
 
@@ -112,7 +112,7 @@ impl Client {
         };
         Client {
             shell: Arc::new(shell),
-            context: Context::new(job, TaskId::root(job), false),
+            context: Context::new(job, TaskId::root(job), 0, false),
             on_divergence: OnDivergence::Fail,
         }
     }
@@ -168,15 +168,20 @@ impl Client {
     pub fn put<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
         let encoded = value::encode(value).map_err(Error::Value)?;
         let id = self.context.next_put();
+        let large = encoded.bytes.len() > INLINE_MAX;
+        let placed = if large { Some(self.place(id, &encoded.bytes)?) } else { None };
+        Ok(self.made(id, encoded, placed.map(|placed| placed.crc)))
+    }
+
+    /// The reference to a value that was put: its bytes travel, or lie in shared memory with this checksum.
+    pub(crate) fn made<T>(&self, id: ObjectId, encoded: Encoded, placed: Option<u32>) -> ObjectRef<T> {
         let (object, contains) = (object_bytes(id), encoded.contains());
-        let msg = if encoded.bytes.len() <= INLINE_MAX {
-            client_msg::Msg::PutInline(PutInline { object, value: encoded.bytes.into(), contains })
-        } else {
-            let crc = self.place(id, &encoded.bytes)?.crc;
-            client_msg::Msg::Seal(Seal { object, crc, contains })
+        let msg = match placed {
+            None => client_msg::Msg::PutInline(PutInline { object, value: encoded.bytes.into(), contains }),
+            Some(crc) => client_msg::Msg::Seal(Seal { object, crc, contains }),
         };
         self.own(id, None, Some(msg));
-        Ok(ObjectRef::new(id, Some(self.clone())))
+        ObjectRef::new(id, Some(self.clone()))
     }
 
     pub(crate) fn wait_created(&self, object: ObjectId) -> Result<Created, Error> {
@@ -274,7 +279,7 @@ impl Client {
     }
 
     /// Asks the daemon about objects that it does not tell of by itself.
-    fn ask(&self, ids: &[ObjectId], want_value: bool) {
+    pub(crate) fn ask(&self, ids: &[ObjectId], want_value: bool) {
         let mut state = self.state();
         let mut objects = Vec::new();
         for id in ids {
@@ -340,7 +345,7 @@ impl Client {
         result
     }
 
-    fn block(&self) {
+    pub(crate) fn block(&self) {
         if try_current().is_none() {
             return;
         }
@@ -351,7 +356,7 @@ impl Client {
         self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned }));
     }
 
-    fn unblock(&self) {
+    pub(crate) fn unblock(&self) {
         if try_current().is_some() {
             self.state().blocked = false;
             self.send(client_msg::Msg::Unblocked(mobula_proto::Unblocked {}));

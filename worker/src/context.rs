@@ -12,6 +12,8 @@ pub struct Context {
     pub job: JobId,
     /// The task that runs; the job's root for the driver.
     pub task: TaskId,
+    /// Which attempt of it; 0 for the driver.
+    pub attempt: u32,
     /// Submissions are looked up before they are scheduled (R7).
     pub replay: bool,
     next_index: AtomicU64,
@@ -23,11 +25,12 @@ const STRAND: u64 = 0;
 
 impl Context {
     /// A fresh context: the first submission has index 0.
-    pub fn new(job: JobId, task: TaskId, replay: bool) -> Arc<Self> {
+    pub fn new(job: JobId, task: TaskId, attempt: u32, replay: bool) -> Arc<Self> {
         let first = u64::from(replay && mutant!("R1"));
         Arc::new(Context {
             job,
             task,
+            attempt,
             replay,
             next_index: AtomicU64::new(first),
             next_put: AtomicU32::new(0),

@@ -224,7 +224,7 @@ mod tests {
     fn a_second_submission_of_the_same_is_not_overtaken_by_the_first_ones_drop() {
         let client = client();
         let again = |replay| {
-            let context = crate::context::Context::new(client.job(), Default::default(), replay);
+            let context = crate::context::Context::new(client.job(), Default::default(), 1, replay);
             client.for_task(context, crate::options::OnDivergence::Fail)
         };
         drop(again(false).submit(task(|_| {})));

@@ -28,6 +28,7 @@
 //! - [`client`] — [`Client`]: submit, put, wait, what is committed; [`options`] — how it connects.
 //! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
 //! - `holds` — what this program refers to, and how its daemon hears of it.
+//! - `later` — put and wait in `async` tasks; which task and attempt this is.
 //! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`function`] — the registry that `#[remote]` fills.
@@ -47,6 +48,7 @@ mod holds;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod hostile;
+mod later;
 pub mod link;
 pub mod options;
 mod pump;

@@ -93,7 +93,7 @@ impl LogWriter {
         sizes: Sizes,
     ) -> Result<(Self, BTreeMap<u32, ShardIndex>), Error> {
         let blocks = disk.blocks();
-        let (files, found) = Files::open(disk, identity, sizes)?;
+        let (files, found) = Files::open(disk.clone(), identity, sizes)?;
         let shared = Arc::new(Shared::default());
         shared.bytes.store(files.bytes(), Ordering::Relaxed);
         let sync_seconds = files.sync_seconds();
@@ -107,7 +107,7 @@ impl LogWriter {
             Queue::Thread(queue)
         } else {
             let (queue, jobs) = tokio::sync::mpsc::unbounded_channel();
-            tokio::spawn(async move { writer.run_as_task(jobs).await });
+            tokio::spawn(async move { writer.run_as_task(&*disk, jobs).await });
             Queue::Task(queue)
         };
         let room = Arc::new(Semaphore::new(LOG_QUEUE_KIB as usize));
@@ -237,7 +237,11 @@ impl Writer {
         }
     }
 
-    async fn run_as_task(&mut self, mut jobs: tokio::sync::mpsc::UnboundedReceiver<Message>) {
+    async fn run_as_task(
+        &mut self,
+        disk: &dyn Disk,
+        mut jobs: tokio::sync::mpsc::UnboundedReceiver<Message>,
+    ) {
         loop {
             let first = match self.patience() {
                 None => jobs.recv().await,
@@ -250,6 +254,10 @@ impl Writer {
                 },
             };
             let Some(first) = first else { return };
+            let lag = disk.lag();
+            if !lag.is_zero() {
+                tokio::time::sleep(lag).await;
+            }
             if let Some(close) = self.drain(first, || jobs.try_recv().ok()) {
                 close.send(()).ok();
                 return;

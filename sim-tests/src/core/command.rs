@@ -152,7 +152,8 @@ pub fn parse_seeds(text: &str) -> Result<(u64, u64), String> {
     parsed.filter(|(a, b)| a <= b).ok_or_else(|| format!("{text} is no range of seeds; write 1..20"))
 }
 
-fn parse_budget(text: &str) -> Result<Duration, String> {
+/// Reads a time.
+pub fn parse_budget(text: &str) -> Result<Duration, String> {
     let (number, unit) = text.split_at(text.find(|c: char| c.is_alphabetic()).unwrap_or(text.len()));
     let times = match unit {
         "s" => Some(1),

@@ -164,6 +164,11 @@ impl Driver {
         }
     }
 
+    /// What it does when, counted from its connection: for a driver of another layer.
+    pub fn into_script(self) -> Vec<(Duration, Step)> {
+        self.script
+    }
+
     /// How many steps it takes.
     pub fn steps(&self) -> usize {
         self.script.len()

@@ -52,6 +52,43 @@ pub const POINTS: &[&str] = &[
     "worker waited inside a task",
 ];
 
+/// Every point of the full layer.
+pub const FULL_POINTS: &[&str] = &[
+    "all copies dropped with their job",
+    "attempt granted",
+    "attempt refused",
+    "batch applied twice",
+    "batch from the fenced",
+    "death declared",
+    "head crashed",
+    "head cut off",
+    "head lost power",
+    "head stopped by its disk",
+    "leader changed",
+    "messages between nodes lost",
+    "node back after its death",
+    "node crashed",
+    "node cut off",
+    "node paused",
+    "node paused beyond its death",
+    "poison ended",
+    "reference taken out of a value",
+    "request in flight when the caller gave up",
+    "request lost",
+    "request unanswered",
+    "retries exhausted",
+    "submit known already",
+    "task executed again",
+    "task executed for the third time",
+    "task may have run",
+    "value moved to another node",
+    "worker died before start",
+    "worker died before its report",
+    "worker died in mid-run",
+    "worker died after its report",
+    "worker waited inside a task",
+];
+
 /// How often each point was reached.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Sometimes(BTreeMap<&'static str, u64>);
@@ -62,7 +99,7 @@ impl Sometimes {
     /// # Panics
     /// It is not among [`POINTS`].
     pub fn hit(&mut self, point: &'static str) {
-        debug_assert!(POINTS.contains(&point), "{point} is no point");
+        debug_assert!(POINTS.contains(&point) || FULL_POINTS.contains(&point), "{point} is no point");
         *self.0.entry(point).or_default() += 1;
     }
 
@@ -76,6 +113,11 @@ impl Sometimes {
     /// How often a point was reached.
     pub fn hits(&self, point: &str) -> u64 {
         self.0.get(point).copied().unwrap_or(0)
+    }
+
+    /// All that were reached.
+    pub fn reached(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.0.iter().map(|(point, hits)| (*point, *hits))
     }
 
     /// Points that were never reached.

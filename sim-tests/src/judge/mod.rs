@@ -12,7 +12,6 @@ pub mod once;
 pub mod slots;
 pub mod watch;
 
-use crate::cluster::{Reach, SHARDS};
 use mobula::TaskId;
 use mobula_gcs::Client;
 use mobula_proto::task_bytes;
@@ -66,25 +65,6 @@ pub async fn audit(store: &Client, acknowledged: &[(TaskId, u64)]) -> Verdict {
                 return Verdict::Safety(format!(
                     "the record of {task} was acknowledged at revision {revision} and is {:?} now",
                     found.get(&id[..])
-                ));
-            }
-        }
-    }
-    Verdict::Pass
-}
-
-/// Replicas that have applied the same index must be in the same state.
-pub fn replicas_agree(reach: &Reach) -> Verdict {
-    let heads = reach.heads.borrow();
-    for shard in 0..SHARDS {
-        let mut seen: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
-        for (n, head) in heads.iter() {
-            let (index, digest) = head.digest(shard);
-            if let Some((other, first)) = seen.insert(index, (*n, digest))
-                && first != digest
-            {
-                return Verdict::Safety(format!(
-                    "heads {other} and {n} differ in shard {shard} at index {index}: {first:016x}, {digest:016x}"
                 ));
             }
         }

@@ -6,15 +6,14 @@
 //! and the same clients must be served; then everything that was acknowledged is looked for.
 
 mod clients;
-mod docket;
+pub mod docket;
 pub mod draw;
 mod faults;
 pub mod planted;
-mod wire;
+pub mod wire;
 mod world;
 
 use crate::clock;
-use crate::cluster::simulation;
 use crate::judge::linear::{self, Found};
 use crate::judge::{self, Verdict, durable, once, watch};
 use crate::trace;
@@ -96,6 +95,19 @@ fn run_drawn(seed: u64, draw: Draw, bug: Option<Bug>) -> Outcome {
         faults.landed
     );
     Outcome { verdict, fingerprint: trace::fingerprint(), simulated: sim.elapsed(), figures }
+}
+
+fn simulation(seed: u64, limit: Duration) -> Sim<'static> {
+    clock::freeze();
+    turmoil::Builder::new()
+        .rng_seed(seed)
+        .epoch(std::time::UNIX_EPOCH + Duration::from_secs(1_700_000_000))
+        .simulation_duration(limit)
+        .tick_duration(Duration::from_millis(1))
+        .min_message_latency(Duration::from_millis(1))
+        .max_message_latency(Duration::from_millis(4))
+        .tcp_capacity(65_536)
+        .build()
 }
 
 /// Adds everybody who works; the names of their hosts.

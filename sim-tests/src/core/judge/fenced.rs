@@ -41,6 +41,11 @@ impl Fenced {
         self.was_fenced = self.is_fenced(shard, incarnation);
     }
 
+    /// As [`Fenced::before`], for one who knows it from the log.
+    pub fn before_known(&mut self, is_fenced: bool) {
+        self.was_fenced = is_fenced;
+    }
+
     /// It has been.
     pub fn after(
         &mut self,
