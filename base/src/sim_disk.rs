@@ -93,7 +93,10 @@ impl SimDisk {
             for (name, bytes) in files {
                 let inode = state.next_inode;
                 state.next_inode += 1;
-                state.inodes.insert(inode, Inode { now: bytes.clone(), synced: bytes, last_write: None, dirty: None });
+                state.inodes.insert(
+                    inode,
+                    Inode { now: bytes.clone(), synced: bytes, last_write: None, dirty: None },
+                );
                 state.names.insert(name.clone(), inode);
                 state.durable_names.insert(name, inode);
             }
@@ -378,7 +381,9 @@ mod tests {
                 match random.below(5) {
                     0 => file.sync().expect("memory"),
                     1 => file.set_len(random.below(64)).expect("memory"),
-                    _ => file.write_at(random.below(64), &vec![step + 1; random.below(9) as usize]).expect("memory"),
+                    _ => file
+                        .write_at(random.below(64), &vec![step + 1; random.below(9) as usize])
+                        .expect("memory"),
                 }
             }
             file.sync().expect("memory");

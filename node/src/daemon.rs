@@ -200,6 +200,7 @@ impl Life {
             control: control.clone(),
             welcome,
             unacknowledged: std::sync::atomic::AtomicU64::new(0),
+            level: std::sync::atomic::AtomicU32::new(0),
             drained: tokio::sync::Notify::new(),
         });
         let resources = Resources {

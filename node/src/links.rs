@@ -7,12 +7,12 @@ use mobula_gcs::Client;
 use mobula_net::Stream;
 use mobula_net::frame::{FrameReader, Outbox};
 use mobula_proto::{
-    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome,
-    client_msg, daemon_msg,
+    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, LEVEL_REFERENCES, MAGIC, ToClient, ToDaemon,
+    WIRE_VERSION, Welcome, client_msg, daemon_msg,
 };
 use mobula_scheduler::ClientId;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 
@@ -32,6 +32,8 @@ pub struct Links {
     pub welcome: Welcome,
     /// Unacknowledged lineage records, kept up to date by the loop.
     pub unacknowledged: AtomicU64,
+    /// Level of the cluster's formats as the newest view has it; 0 before the first.
+    pub level: AtomicU32,
     /// Rung when they have become fewer.
     pub drained: Notify,
 }
@@ -110,6 +112,17 @@ async fn greet<R: tokio::io::AsyncRead + Unpin>(
     Ok(())
 }
 
+/// Level of the cluster's formats. Before the first view it is asked for.
+async fn level(links: &Links) -> u32 {
+    match links.level.load(Ordering::Relaxed) {
+        0 => {
+            let view = links.control.client.watch(0, Duration::ZERO, HELLO_TIMEOUT).await;
+            view.map_or(0, |view| view.level)
+        }
+        known => known,
+    }
+}
+
 /// Commits the job, then opens the link.
 async fn driver_up(
     links: &Links,
@@ -121,6 +134,8 @@ async fn driver_up(
     let mut start = hello.job.ok_or_else(|| refuse("a driver's hello names its job".into()))?;
     start.incarnation = links.welcome.incarnation;
     start.executable_hash = hello.executable_hash;
+    // Decided once: nodes that counted and nodes that did not would let go of each other's objects.
+    start.counted = level(links).await >= LEVEL_REFERENCES;
     let store: &Client = &links.control.client;
     if let Err(why) = crate::control::start_job(store, start.clone()).await {
         // It may have been committed all the same: nobody would end it.

@@ -15,6 +15,7 @@ use mobula_proto::{
     value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
+use std::sync::atomic::Ordering;
 
 /// Copies that were asked for in vain and are remembered, so that their home is told when they are made
 /// after all. One that is forgotten is made again once too often.
@@ -29,9 +30,10 @@ impl Life {
         match input {
             Input::Core(event) => events.push(event),
             Input::DriverUp { client, job, start, outbox } => {
+                let counted = start.counted;
                 self.jobs.insert(job, start);
                 self.open.insert(client, Link { outbox, job, token: None });
-                events.push(Event::JobStarted(job));
+                events.push(Event::JobStarted { job, counted });
             }
             Input::WorkerHello { client, hello, outbox, taken } => {
                 let _ = taken.send(self.worker_hello(client, &hello, outbox, events));
@@ -241,6 +243,7 @@ impl Life {
             return;
         }
         self.view_version = view.version;
+        self.links.level.fetch_max(view.level, Ordering::Relaxed);
         for node in &view.nodes {
             let incarnation = Incarnation(node.incarnation);
             if node.alive {

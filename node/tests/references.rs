@@ -40,6 +40,12 @@ fn consists_of(blob: Blob, byte: u8) -> bool {
     blob.iter().all(|b| *b == byte)
 }
 
+/// Its parameters are called as what the macro itself makes: it must not matter.
+#[remote]
+fn named(args: u64, reader: u64) -> u64 {
+    args + reader
+}
+
 #[remote]
 fn length(blob: Blob) -> usize {
     blob.len()
@@ -392,7 +398,7 @@ fn make_much(client: &Client) {
     for n in 0..2000 {
         drop(client.submit(add::task(n, 1)));
     }
-    let sums: Vec<_> = (0..500).map(|n| client.submit(add::task(n, 2))).collect();
+    let sums: Vec<_> = (0..500).map(|n| client.submit(named::task(n, 2))).collect();
     for (n, sum) in sums.iter().enumerate() {
         assert_eq!(sum.get_timeout(SOON).expect("runs"), n as u64 + 2);
     }

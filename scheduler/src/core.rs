@@ -122,8 +122,6 @@ pub struct Core {
     pub(crate) blocked_runs: u32,
     /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
     pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
-    /// Level of the cluster's formats.
-    pub(crate) level: u32,
     /// Jobs whose references are counted.
     pub(crate) counted: BTreeSet<JobId>,
     /// Objects that somebody may have lost interest in.
@@ -178,7 +176,6 @@ impl Core {
             jobs_ended: BTreeSet::new(),
             blocked_runs: 0,
             to_fail: VecDeque::new(),
-            level: mobula_proto::LEVEL_REFERENCES,
             counted: BTreeSet::new(),
             to_tidy: VecDeque::new(),
             idle: BTreeSet::new(),
@@ -249,7 +246,7 @@ impl Core {
             Event::Fetched { object, value } => self.fetched(object, value),
             Event::FetchFailed { object, from, why } => self.fetch_failed(object, from, why),
             Event::View(view) => self.view(view),
-            Event::JobStarted(job) => self.job_started(job),
+            Event::JobStarted { job, counted } => self.job_started(job, counted),
             Event::JobEnded(job) => self.job_ended(job),
             Event::Tick => {}
         }

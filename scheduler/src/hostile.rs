@@ -89,7 +89,7 @@ impl World {
             }
             8 => Event::WorkerGone { worker: u64::from(who) },
             9 => self.finished(who),
-            10 => Event::JobStarted(job),
+            10 => Event::JobStarted { job, counted: true },
             11 if who > 200 => Event::JobEnded(job),
             11 => Event::Blocked { worker: u64::from(who), returned: self.returned(u64::from(who)) },
             12 => Event::Unblocked { worker: u64::from(who) },

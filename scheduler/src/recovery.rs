@@ -406,9 +406,6 @@ impl Core {
         {
             self.streams.learn(map);
         }
-        if view.level > 0 {
-            self.level = view.level;
-        }
         let mut alive = BTreeSet::new();
         for node in &view.nodes {
             if node.alive {
@@ -432,15 +429,18 @@ impl Core {
                     self.job_ended(id);
                 }
             } else {
-                self.job_started(id);
+                let counted = job.start.as_ref().is_some_and(|start| start.counted);
+                self.job_started(id, counted);
             }
         }
     }
 
     /// Workers start while the job's first tasks are on their way.
-    pub(crate) fn job_started(&mut self, job: JobId) {
+    pub(crate) fn job_started(&mut self, job: JobId, counted: bool) {
         if !self.jobs_ended.contains(&job) && self.jobs_seen.insert(job) {
-            self.count_from_now_on(job);
+            if counted {
+                self.counted.insert(job);
+            }
             for _ in 0..self.config.workers {
                 self.start_worker(job);
             }

@@ -12,9 +12,7 @@ use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
-use mobula_proto::{
-    LEVEL_REFERENCES, Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item,
-};
+use mobula_proto::{Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item};
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -78,13 +76,6 @@ impl Core {
     /// Whether references of a job are counted; else its objects stay until it ends.
     pub(crate) fn counts(&self, job: JobId) -> bool {
         self.counted.contains(&job)
-    }
-
-    /// From the start of a job on, or never.
-    pub(crate) fn count_from_now_on(&mut self, job: JobId) {
-        if self.level >= LEVEL_REFERENCES {
-            self.counted.insert(job);
-        }
     }
 
     /// A client refers to an object.

@@ -131,7 +131,12 @@ pub enum Event {
     /// The membership and the jobs, as committed.
     View(ClusterView),
     /// A driver of this node started a job.
-    JobStarted(JobId),
+    JobStarted {
+        /// The job.
+        job: JobId,
+        /// Whether its references are counted; else its objects stay until it ends.
+        counted: bool,
+    },
     /// The job of a driver of this node ended.
     JobEnded(JobId),
     /// The deadline passed.

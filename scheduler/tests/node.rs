@@ -36,7 +36,7 @@ impl Node {
         };
         let core = Core::new(config);
         let mut node = Node { core, now: Instant(0), effects: vec![], batches: vec![], auto_ack: true };
-        node.step(Event::JobStarted(JOB));
+        node.step(Event::JobStarted { job: JOB, counted: true });
         node.effects.clear();
         node
     }

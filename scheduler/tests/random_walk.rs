@@ -106,7 +106,7 @@ impl World {
             next: 10,
         };
         world.view();
-        world.event(Event::JobStarted(JOB));
+        world.event(Event::JobStarted { job: JOB, counted: true });
         world
     }
 

@@ -4,7 +4,8 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, RunId, ShardId, TaskId};
 use mobula_proto::{
-    Arg, ArgHint, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, NodeView, Output, PeerResult,
+    Arg, ArgHint, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, JobStart, JobView, NodeView,
+    Output, PeerResult,
     StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome, object_bytes, object_id,
     stream_item, task_bytes, task_id,
 };
@@ -37,7 +38,7 @@ impl Node {
         };
         let mut node =
             Node { core: Core::new(config), now: Instant(0), effects: vec![], batches: VecDeque::new() };
-        node.step(Event::JobStarted(JOB));
+        node.step(Event::JobStarted { job: JOB, counted: true });
         node.step(Event::WorkerUp { worker: WORKER, job: JOB });
         node.effects.clear();
         node
@@ -271,6 +272,30 @@ fn the_done_record_of_a_parent_comes_after_the_edges_of_what_its_value_contains(
     assert_eq!(done.map(|done: Done| done.contains), Some(vec![object_bytes(out(child))]));
     let told = told(&sent);
     assert!(told.ends_with(&[('d', out(child)), ('r', out(child))]) || told.contains(&('r', out(child))));
+}
+
+#[test]
+fn whether_references_are_counted_is_said_by_the_job_and_not_by_what_a_node_knows_of_formats() {
+    for counted in [true, false] {
+        let mut node = Node::new();
+        let job = JobId(8);
+        let start = Some(JobStart { job: job.0, counted, ..JobStart::default() });
+        let jobs = vec![JobView { job: job.0, start, ..JobView::default() }];
+        // The level has been raised since, or this node hears of the job late.
+        node.step(Event::View(ClusterView { version: 1, level: 3, jobs, ..ClusterView::default() }));
+        node.step(Event::WorkerUp { worker: WORKER + 1, job });
+        let (parent, child) = (task_in(0, 0), task_in(1, 0));
+        let of_job = |spec: TaskSpec| TaskSpec { job: job.0, ..spec };
+        node.submit(DRIVER, of_job(spec(parent, &[])));
+        node.settle();
+        node.submit(WORKER + 1, of_job(TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) }));
+        node.settle();
+        let contains = vec![out(child)];
+        let outcome = TaskOutcome { task: parent, attempt: 1, value: small(), ran_ns: 5_000, contains };
+        node.step(Event::Finished { worker: WORKER + 1, outcomes: vec![outcome] });
+        let named = told(&node.settle()).contains(&('n', out(child)));
+        assert_eq!(named, counted);
+    }
 }
 
 #[test]

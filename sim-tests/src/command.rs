@@ -1,9 +1,9 @@
 //! `mobula-sim run | store | meta | sweep | plants | mutants`; with `--layer core`, the core simulation's own
 //! commands.
 
-use crate::judge::Verdict;
 use crate::full::command::{RunArgs, run_one};
 use crate::full::sweep::{SweepArgs, sweep};
+use crate::judge::Verdict;
 use crate::{clock, store, trace};
 use clap::{Parser, Subcommand};
 use mobula_sim_tests::core::command::parse_seeds;
@@ -55,6 +55,9 @@ enum What {
     },
     /// Runs each seed twice in fresh processes: the traces must agree, event for event.
     Meta {
+        /// The full layer; the core layer has options of its own.
+        #[arg(long, value_parser = ["full"], default_value = "full", hide = true)]
+        layer: String,
         /// First and last seed, `A..B`.
         #[arg(long, value_parser = parse_seeds)]
         seeds: (u64, u64),
@@ -88,7 +91,7 @@ pub fn main() -> ExitCode {
         }
         What::Mutants { what } => mutants::run(what),
         What::Plants { max_seeds, only } => plants(max_seeds, only.as_deref()),
-        What::Meta { seeds, store } => meta(seeds, kind(store)),
+        What::Meta { seeds, store, .. } => meta(seeds, kind(store)),
         What::Sweep(args) if args.store => sweep_store(args.seeds.unwrap_or((1, 1))),
         What::Sweep(args) => sweep(&args),
     }

@@ -48,15 +48,15 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn jobs_stay_right_while_a_leader_and_a_node_crash_and_a_leader_is_cut_off() {
-    let output = sim(&["sweep", "--seeds", "1..8"]);
+fn random_programs_come_to_what_the_interpreter_knows_under_a_swarm_of_faults() {
+    let output = sim(&["sweep", "--layer", "full", "--seeds", "1..8"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("8 passed, 0 failed"), "{}", text(&output));
 }
 
 #[test]
 fn one_seed_twice_is_one_trace() {
-    let output = sim(&["meta", "--seeds", "21..23"]);
+    let output = sim(&["meta", "--layer", "full", "--seeds", "21..23"]);
     assert!(output.status.success(), "{}", text(&output));
     assert_eq!(text(&output).lines().filter(|l| l.ends_with("twice")).count(), 3, "{}", text(&output));
 }
@@ -87,14 +87,14 @@ fn planted_bugs_are_found() {
 #[test]
 fn the_faults_land() {
     let file = std::env::temp_dir().join(format!("mobula-sim-trace-{}", std::process::id()));
-    let output = sim(&["run", "--seed", "5", "--trace", &file.display().to_string()]);
+    let output = sim(&["run", "--seed", "5", "--profile", "lite", "--trace", &file.display().to_string()]);
     let events = std::fs::read_to_string(&file).expect("the trace is there");
     let _ = std::fs::remove_file(&file);
     assert!(output.status.success(), "{}", text(&output));
-    for fault in ["CrashLeader", "CrashNode", "CutLeader"] {
+    for fault in ["HeadKill", "NodeKill"] {
         assert!(events.contains(&format!("fault {fault}")), "{fault} did not land");
     }
-    assert_eq!(events.matches("healed").count(), 3);
+    assert!(events.contains("healed"));
 }
 
 #[test]

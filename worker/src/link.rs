@@ -54,6 +54,7 @@ pub fn driver_hello(options: &ConnectOptions, job: u64, executable: String, exec
             incarnation: 0,
             args: options.args.clone(),
             job,
+            counted: false,
         }),
     }
 }

@@ -271,7 +271,8 @@ impl World {
         if self.driver.connected.is_some() || self.driver.lost {
             return;
         }
-        let start = JobStart { name: "simulated".into(), incarnation, job: JOB.0, ..JobStart::default() };
+        let (name, counted) = ("simulated".into(), self.options.counts);
+        let start = JobStart { name, incarnation, job: JOB.0, counted, ..JobStart::default() };
         self.driver.epoch = epoch;
         self.call(0, epoch, call::Op::JobStart(start));
     }

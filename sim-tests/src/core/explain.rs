@@ -129,7 +129,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::Unblocked { .. }
         | Event::ClientGone { .. }
         | Event::View(_)
-        | Event::JobStarted(_)
+        | Event::JobStarted { .. }
         | Event::JobEnded(_)
         | Event::Tick => return None,
     })

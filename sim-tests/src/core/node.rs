@@ -140,7 +140,7 @@ impl World {
             }
             Input::DriverUp => {
                 life.has_job = true;
-                events.push(Event::JobStarted(JOB));
+                events.push(Event::JobStarted { job: JOB, counted: self.options.counts });
             }
             Input::FromPeer { from, msgs } => {
                 // It may have been on its way here when its death was announced (R10).

@@ -38,7 +38,8 @@ pub fn applied(shard: u32, index: u64, command: &proto::Command, reply: &proto::
     let Some(task) = ABOUT.get() else { return };
     let (id, run) = (task.to_bytes(), task.run.0.to_be_bytes());
     // Lists of places are shown whole: they may have this one.
-    let is_packed = |item: &proto::StreamItem| matches!(item.item, Some(Item::RunDone(_) | Item::RunRelease(_)));
+    let is_packed =
+        |item: &proto::StreamItem| matches!(item.item, Some(Item::RunDone(_) | Item::RunRelease(_)));
     let names = |bytes: &[u8], id: &[u8]| bytes.windows(id.len()).any(|window| window == id);
     let is_about = |item: &proto::StreamItem| {
         let bytes = item.encode_to_vec();
@@ -49,7 +50,9 @@ pub fn applied(shard: u32, index: u64, command: &proto::Command, reply: &proto::
         Some(Op::Stream(batch)) => {
             for (seq, item) in unpack(batch).into_iter().filter(|(_, item)| is_about(item)) {
                 let outcome = match &reply.reply {
-                    Some(proto::reply::Reply::Stream(ack)) => ack.outcomes.iter().find(|o| o.seq == seq).cloned(),
+                    Some(proto::reply::Reply::Stream(ack)) => {
+                        ack.outcomes.iter().find(|o| o.seq == seq).cloned()
+                    }
                     _ => None,
                 };
                 let who = batch.incarnation;

@@ -49,7 +49,11 @@ impl Cause {
         let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
         let fails = |id: &ObjectId| oracle.objects.get(id) == Some(&Expected::Failure);
         self.may_have_died(oracle, task)
-            || known.args.iter().chain(&known.uses).any(|id| fails(id) || self.explains(oracle, id.task, seen))
+            || known
+                .args
+                .iter()
+                .chain(&known.uses)
+                .any(|id| fails(id) || self.explains(oracle, id.task, seen))
             || known.children.iter().any(|child| self.explains(oracle, *child, seen))
     }
 }

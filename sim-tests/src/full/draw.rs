@@ -100,6 +100,8 @@ pub struct Draw {
     pub pause_ms: (u64, u64),
     /// How long a fault lasts, in ms.
     pub lasts_ms: (u64, u64),
+    /// The driver connects at once, before the cluster writes its newest formats.
+    pub early: bool,
     /// Faults begin after this.
     pub warm_up: Duration,
     /// No more faults and no more tasks after this.
@@ -132,6 +134,7 @@ impl Draw {
             pause_ms: dice.pick(&[(200, 2_500), (800, 5_000), (2_000, 8_000)]).unwrap_or((800, 5_000)),
             // Many short ones, or few long ones.
             lasts_ms: dice.pick(&[(20, 1_200), (300, 4_000), (1_500, 9_000)]).unwrap_or((300, 4_000)),
+            early: dice.permille(100),
             warm_up: Duration::from_millis(4_000),
             faults_end: program.faults_end,
             program,

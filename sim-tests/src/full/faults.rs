@@ -95,7 +95,8 @@ impl Faults {
         let now = sim.elapsed();
         let is_due = |trouble: &Trouble| calm || trouble.heals <= now;
         if self.open.iter().any(is_due) {
-            let (healed, open): (Vec<_>, Vec<_>) = std::mem::take(&mut self.open).into_iter().partition(is_due);
+            let (healed, open): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut self.open).into_iter().partition(is_due);
             self.open = open;
             healed.into_iter().for_each(|trouble| self.heal(sim, trouble.cure));
         }
@@ -114,7 +115,10 @@ impl Faults {
             }
         }
         if !calm && now >= self.due {
-            self.due = now + Duration::from_millis(self.dice.from_to(self.world.draw.pause_ms.0, self.world.draw.pause_ms.1));
+            self.due = now
+                + Duration::from_millis(
+                    self.dice.from_to(self.world.draw.pause_ms.0, self.world.draw.pause_ms.1),
+                );
             let Some(kind) = self.pick() else { return };
             let lasts = self.dice.log_uniform(self.world.draw.lasts_ms.0, self.world.draw.lasts_ms.1);
             let heals = now + Duration::from_millis(lasts);
@@ -127,7 +131,10 @@ impl Faults {
 
     fn landed_one(&mut self, sim: &Sim<'_>, kind: Kind, lasts: Duration) {
         *self.landed.entry(kind).or_default() += 1;
-        trace::note_at(sim.elapsed(), format!("fault {kind:?} for {lasts:?}, out {:?} {:?}", self.out, self.nodes_out));
+        trace::note_at(
+            sim.elapsed(),
+            format!("fault {kind:?} for {lasts:?}, out {:?} {:?}", self.out, self.nodes_out),
+        );
         let point = match kind {
             Kind::HeadKill => Some("head crashed"),
             Kind::HeadPower | Kind::AllPower => Some("head lost power"),
@@ -210,8 +217,13 @@ impl Faults {
         let well: Vec<u64> =
             (1..=heads).filter(|n| !self.out.contains(n) && !self.down.contains(n)).collect();
         // A leader, mostly: it is there that things are under way.
-        let leaders: Vec<u64> = self.world.leaders().into_iter().flatten().filter(|n| well.contains(n)).collect();
-        if self.dice.permille(600) { self.dice.pick(&leaders).or(self.dice.pick(&well)) } else { self.dice.pick(&well) }
+        let leaders: Vec<u64> =
+            self.world.leaders().into_iter().flatten().filter(|n| well.contains(n)).collect();
+        if self.dice.permille(600) {
+            self.dice.pick(&leaders).or(self.dice.pick(&well))
+        } else {
+            self.dice.pick(&well)
+        }
     }
 
     /// A node other than the driver's that nothing is wrong with, if one more may fail.
@@ -315,7 +327,8 @@ impl Faults {
         for method in METHODS {
             if self.dice.permille(400) {
                 let dice = &mut self.dice;
-                let odds = Odds { request: odd(dice, &of), response: odd(dice, &of), in_flight: odd(dice, &of) };
+                let odds =
+                    Odds { request: odd(dice, &of), response: odd(dice, &of), in_flight: odd(dice, &of) };
                 all.insert(method, odds);
             }
         }
@@ -346,13 +359,20 @@ impl Faults {
             Kind::HeadPair => {
                 let head = self.dice.from_to(1, self.world.draw.heads);
                 let others = self.heads_but(head);
-                (how(&mut self.dice), head_name(head), vec![others[self.dice.below(others.len() as u64) as usize].clone()], None)
+                (
+                    how(&mut self.dice),
+                    head_name(head),
+                    vec![others[self.dice.below(others.len() as u64) as usize].clone()],
+                    None,
+                )
             }
             Kind::NodePause | Kind::NodeCut | Kind::NodeHeads => {
                 let node = self.node()?;
                 let mut others = self.heads_but(0);
                 match kind {
-                    Kind::NodeHeads if self.dice.permille(500) => others.truncate(self.dice.from_to(1, 2) as usize),
+                    Kind::NodeHeads if self.dice.permille(500) => {
+                        others.truncate(self.dice.from_to(1, 2) as usize)
+                    }
                     Kind::NodeHeads => {}
                     _ => others.extend(self.nodes_but(node)),
                 }
@@ -362,11 +382,17 @@ impl Faults {
             Kind::NodePair => {
                 let node = self.dice.from_to(1, self.world.draw.nodes);
                 let others = self.nodes_but(node);
-                (how(&mut self.dice), node_name(node), vec![others[self.dice.below(others.len() as u64) as usize].clone()], None)
+                (
+                    how(&mut self.dice),
+                    node_name(node),
+                    vec![others[self.dice.below(others.len() as u64) as usize].clone()],
+                    None,
+                )
             }
             Kind::Delay => {
                 let is_head = self.dice.permille(500);
-                let n = self.dice.from_to(1, if is_head { self.world.draw.heads } else { self.world.draw.nodes });
+                let n =
+                    self.dice.from_to(1, if is_head { self.world.draw.heads } else { self.world.draw.nodes });
                 let host = if is_head { head_name(n) } else { node_name(n) };
                 let others = self.everybody_but(&host);
                 (Wrong::late(Duration::from_millis(self.dice.log_uniform(10, 300))), host, others, None)

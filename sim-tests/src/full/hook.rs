@@ -78,8 +78,7 @@ impl Nodes {
         match (&command.op, &reply.reply) {
             (Some(Op::Batch(commands)), Some(Answer::Batch(replies))) => {
                 for (command, reply) in commands.commands.iter().zip(&replies.replies) {
-                    let decoded =
-                        (proto::Command::decode(&command[..]), proto::Reply::decode(&reply[..]));
+                    let decoded = (proto::Command::decode(&command[..]), proto::Reply::decode(&reply[..]));
                     if let (Ok(command), Ok(reply)) = decoded {
                         self.applied(shard, index, &command, &reply);
                     }
@@ -93,7 +92,9 @@ impl Nodes {
                 self.0.lock().expect("one thread").deaths += 1;
                 state::hit("death declared");
             }
-            (Some(Op::Call(proto::Call { op: Some(CallOp::NodeJoin(join)), .. })), _) => self.joined(&join.name),
+            (Some(Op::Call(proto::Call { op: Some(CallOp::NodeJoin(join)), .. })), _) => {
+                self.joined(&join.name)
+            }
             (Some(Op::Stream(batch)), _) => {
                 let known = (shard, batch.incarnation);
                 let is_fenced = self.0.lock().expect("one thread").fenced.contains(&known);

@@ -11,7 +11,9 @@ pub const LATENCY: Duration = Duration::from_millis(4);
 enum How {
     Cut,
     /// From the host to the others, or the other way.
-    OneWay { out: bool },
+    OneWay {
+        out: bool,
+    },
     Held,
     Late(Duration),
 }

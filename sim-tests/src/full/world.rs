@@ -208,6 +208,13 @@ impl World {
         stopped
     }
 
+    /// Whether all heads write the newest formats.
+    pub fn is_of_newest_level(&self) -> bool {
+        let heads = self.heads.borrow();
+        heads.len() as u64 == self.draw.heads
+            && heads.values().all(|head| head.writes() >= mobula_proto::LEVEL_REFERENCES)
+    }
+
     /// Who leads each shard, by what the running heads believe of themselves.
     pub fn leaders(&self) -> Vec<Option<u64>> {
         let heads = self.heads.borrow();
@@ -228,7 +235,10 @@ impl World {
                 let shards = head.status().shards;
                 let left = shards.iter().find(|s| s.shard == shard as u32).map_or(0, |s| s.tasks);
                 if left > 0 {
-                    records.push(format!("{left} records in shard {shard} (formats of level {})", head.writes()));
+                    records.push(format!(
+                        "{left} records in shard {shard} (formats of level {})",
+                        head.writes()
+                    ));
                 }
             }
         }

@@ -47,14 +47,14 @@ fn expand(function: &ItemFn) -> syn::Result<proc_macro2::TokenStream> {
     } else {
         quote!(::mobula::function::encode_value(&out))
     };
-    let take = quote!(#(let #names: #types = ::mobula::FromArgs::take(&mut reader)?;)*);
+    let take = quote!(#(let #names: #types = ::mobula::FromArgs::take(&mut __reader)?;)*);
     let run = if signature.asyncness.is_some() {
         quote! {
-            fn run(mut reader: ::mobula::ArgReader)
+            fn run(mut __reader: ::mobula::ArgReader)
                 -> ::mobula::function::RunFuture {
                 Box::pin(async move {
                     #take
-                    reader.finish()?;
+                    __reader.finish()?;
                     let out = #call.await;
                     #encode
                 })
@@ -65,9 +65,9 @@ fn expand(function: &ItemFn) -> syn::Result<proc_macro2::TokenStream> {
         }
     } else {
         quote! {
-            fn run(mut reader: ::mobula::ArgReader) -> ::mobula::function::RunResult {
+            fn run(mut __reader: ::mobula::ArgReader) -> ::mobula::function::RunResult {
                 #take
-                reader.finish()?;
+                __reader.finish()?;
                 let out = #call;
                 #encode
             }
@@ -87,9 +87,9 @@ fn expand(function: &ItemFn) -> syn::Result<proc_macro2::TokenStream> {
 
             /// The task, ready to be given options and submitted.
             pub fn task(#(#names: impl ::mobula::IntoArg<#types>),*) -> ::mobula::Task<#returned> {
-                let mut args = ::mobula::Args::default();
-                #(#names.into_arg(&mut args);)*
-                ::mobula::Task::new(module_path!(), args)
+                let mut __args = ::mobula::Args::default();
+                #(#names.into_arg(&mut __args);)*
+                ::mobula::Task::new(module_path!(), __args)
             }
 
             /// Submits it from inside a running task.
