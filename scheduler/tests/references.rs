@@ -5,9 +5,8 @@ use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, RunId, ShardId, TaskId};
 use mobula_proto::{
     Arg, ArgHint, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, JobStart, JobView, NodeView,
-    Output, PeerResult,
-    StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome, object_bytes, object_id,
-    stream_item, task_bytes, task_id,
+    Output, PeerResult, StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome,
+    object_bytes, object_id, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
 use std::collections::VecDeque;
