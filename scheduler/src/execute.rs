@@ -501,6 +501,10 @@ impl Core {
         self.undurable = waiting;
         for UndurableRun { task, attempt, keepers, report, .. } in done {
             if let Some(report) = report {
+                // What is told after its job has ended would be remembered for ever.
+                if self.jobs_ended.contains(&report.job) {
+                    continue;
+                }
                 self.report_to_all(task, attempt, &keepers, *report, true);
                 continue;
             }

@@ -701,3 +701,23 @@ fn the_failure_of_a_parent_is_recorded_after_the_records_of_its_children() {
     let failed = |item: &Item| matches!(item, Item::Done(done) if done.failure.is_some());
     assert_eq!(sent.iter().filter(|item| failed(item)).count(), 1);
 }
+
+#[test]
+fn a_value_that_waits_to_be_told_goes_with_its_job() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, child) = (task_in(0, 0), task_in(1, 0));
+    let assign =
+        Assign { spec: Some(TaskSpec { max_retries: 0, ..spec(a, &[]) }), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.submit(WORKER, TaskSpec { parent: task_bytes(a), ..spec(child, &[]) });
+    let record = node.batch();
+    node.finish(a, 1, small(), &[]);
+    let ended = mobula_proto::JobView { job: JOB.0, ended: true, ..Default::default() };
+    let alive = |n: Incarnation| NodeView { incarnation: n.0, alive: true, ..NodeView::default() };
+    let nodes = vec![alive(ME), alive(OTHER)];
+    node.step(Event::View(ClusterView { version: 2, nodes, jobs: vec![ended], ..ClusterView::default() }));
+    node.ack(record, |_| None);
+    node.settle();
+    assert_eq!(node.objects(), 0);
+}

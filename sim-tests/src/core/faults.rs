@@ -1,6 +1,7 @@
 //! What goes wrong, when, and the governor that keeps a run recoverable: the driver's machine lives, and so
 //! do half of the others, and most heads.
 
+use super::FAULTS_MIN;
 use super::dice::Dice;
 use super::net::Place;
 use super::options::Options;
@@ -148,6 +149,9 @@ impl Faults {
     }
 }
 
+/// Faults are at least so far apart.
+const SOON: Duration = Duration::from_millis(20);
+
 impl World {
     /// When a fault may come.
     pub fn plan_strikes(&mut self) {
@@ -173,16 +177,23 @@ impl World {
             return;
         }
         let at = Duration::from_nanos(self.now().0);
+        let mut struck = false;
         for _ in 0..8 {
             let Some(kind) = self.faults.draw() else { break };
             self.faults.drawn += 1;
-            if self.strike_with(Planned::of(at, kind, self.faults.drawn)) {
+            struck = self.strike_with(Planned::of(at, kind, self.faults.drawn));
+            if struck {
                 break;
             }
         }
         let (low, high) = self.faults.pause_ms;
         let wait = self.faults.order.ms(low, high);
-        self.queue.after(wait, What::Strike);
+        // A run that has seen few does not wait long for the rest.
+        let landed: u64 = self.faults.landed.values().sum();
+        let left = self.options.faults_end.saturating_sub(at) / (FAULTS_MIN as u32 + 1);
+        let wait =
+            if landed >= FAULTS_MIN || (struck && landed * 2 >= FAULTS_MIN) { wait } else { wait.min(left) };
+        self.queue.after(wait.max(SOON), What::Strike);
     }
 
     fn strike_with(&mut self, planned: Planned) -> bool {
