@@ -261,9 +261,19 @@ pub fn time_text(time: Duration) -> String {
     }
 }
 
+/// A file that may be anything: what is understood can be drawn a run of, and comes back from its text. The
+/// fuzz target `scenario` and a test here call this.
+pub fn hostile(bytes: &[u8]) {
+    let Ok(scenario) = Scenario::parse(&String::from_utf8_lossy(bytes)) else { return };
+    let again = Scenario::parse(&scenario.to_text()).expect("it was written here");
+    assert_eq!(again, scenario);
+    assert_eq!(scenario.options().nodes, scenario.options().cpus.len());
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn scenario() -> Scenario {
         let options = Options::draw(3, None);
@@ -296,5 +306,22 @@ mod tests {
         assert!(refused(text.replace("\"2s\"", "\"2 parsecs\"")).contains("2 parsecs"));
         assert!(refused(text.replace("shard = 0", "shard = 64")).contains("no shard 64"));
         assert!(refused(text.replace("\"core\"", "\"full\"")).contains("full"));
+    }
+
+    proptest! {
+        #[test]
+        fn a_scenario_with_changed_bytes_is_understood_or_refused(
+            changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..6),
+            cut in any::<prop::sample::Index>(),
+        ) {
+            let mut bytes = scenario().to_text().into_bytes();
+            for (at, to) in changes {
+                let at = at.index(bytes.len());
+                bytes[at] = to;
+            }
+            hostile(&bytes);
+            bytes.truncate(cut.index(bytes.len()));
+            hostile(&bytes);
+        }
     }
 }
