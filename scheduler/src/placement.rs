@@ -233,6 +233,8 @@ impl Core {
         {
             self.unplace(node);
         }
+        // Whoever referred to its value may have gone while it was kept.
+        self.to_tidy.push_back(task.output(0));
     }
 
     pub(crate) fn set_kept_state(&mut self, task: TaskId, state: KeptState) {

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, RunId, ShardId, TaskId};
 use mobula_proto::{
     Arg, ArgHint, Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, JobStart, JobView, NodeView,
-    Output, PeerResult, StreamAck, StreamBatch, StreamItem, TaskSpec, TaskView, arg, item_outcome,
+    Output, PeerResult, StreamAck, StreamBatch, StreamItem, TaskSpec, TaskState, TaskView, arg, item_outcome,
     object_bytes, object_id, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
@@ -720,4 +720,27 @@ fn a_value_that_waits_to_be_told_goes_with_its_job() {
     node.ack(record, |_| None);
     node.settle();
     assert_eq!(node.objects(), 0);
+}
+
+#[test]
+fn a_child_that_is_known_already_is_let_go_when_its_replayed_parent_has_died() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    let child_spec = TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) };
+    let assign = Assign { spec: Some(child_spec.clone()), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.finish(child, 1, small(), &[]);
+    node.submit(DRIVER, spec(parent, &[]));
+    node.settle();
+    node.submit(WORKER, TaskSpec { replay: true, ..child_spec });
+    let record = node.batch();
+    node.step(Event::WorkerGone { worker: WORKER });
+    let view = TaskView { state: TaskState::TaskDone as i32, attempt: 1, ..TaskView::default() };
+    let known =
+        |item: &Item| matches!(item, Item::Submit(_)).then(|| item_outcome::Outcome::Known(view.clone()));
+    node.ack(record, known);
+    let sent = node.settle();
+    let let_go = |item: &&Item| matches!(item, Item::Release(r) if r.object == object_bytes(out(child)));
+    assert_eq!(sent.iter().filter(let_go).count(), 1, "{sent:?}");
 }
