@@ -91,7 +91,7 @@ impl Driver {
             let old = dice.pick(&known);
             let mut group: Vec<ObjectId> = Vec::new();
             for n in 0..many {
-                let refs = options.style.pick_refs(dice, &group);
+                let mut refs = options.style.pick_refs(dice, &group);
                 if dice.permille(80) {
                     let object = root.output(FIRST_PUT_SLOT + puts);
                     puts += 1;
@@ -106,6 +106,11 @@ impl Driver {
                 let id = TaskId::new(JOB, root, 0, tasks);
                 tasks += 1;
                 let args = match (shape, old) {
+                    // Whoever runs it looks for it, or whoever submitted it does.
+                    (Some(Shape::Again), Some(old)) if n % 2 == 0 => {
+                        refs = vec![old];
+                        Vec::new()
+                    }
                     (Some(Shape::Again), Some(old)) => vec![old],
                     _ => pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many),
                 };

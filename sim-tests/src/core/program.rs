@@ -171,7 +171,7 @@ impl Style {
             accepts: dice.permille(500),
             // Very short ones queue up at their workers.
             work_us: dice
-                .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000)])
+                .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000), (20_000, 1_000_000)])
                 .unwrap_or((500, 20_000)),
         }
     }
@@ -193,6 +193,10 @@ impl Style {
             let (end, function) = (End::Value, seed % 5 + 1);
             let returns = Vec::new();
             return Body { ops, len: 16, returns, end, retries: 3, cpu_milli: 500, function, moody: false };
+        }
+        // Of what it was given as a reference it wants the first.
+        if dice.permille(300) {
+            ops.push(Op::Get(0));
         }
         let moody = dice.permille(self.moody_permille);
         if moody && depth > 0 && dice.permille(500) {

@@ -50,6 +50,9 @@ pub struct How {
     /// As JSON.
     #[arg(long)]
     json: bool,
+    /// As rows for the table in `docs/mutants.md`.
+    #[arg(long, conflicts_with = "json")]
+    table: bool,
 }
 
 fn parse_layer(name: &str) -> Result<Layer, String> {
@@ -120,8 +123,10 @@ fn look_for(only: &[String], how: &How) -> ExitCode {
             let found = hunt::hunt(layer, mutant, how.max_seeds);
             let row = report::Row { mutant, layer, found };
             // As soon as it is known: all of them together take long.
-            if !how.json {
-                println!("{row}");
+            match (how.json, how.table) {
+                (true, _) => {}
+                (_, true) => println!("{}", row.in_table()),
+                (_, false) => println!("{row}"),
             }
             rows.push(row);
         }

@@ -28,6 +28,33 @@ impl fmt::Display for Row {
     }
 }
 
+impl Row {
+    /// As a row of the table of all bugs: by which judge it was found, or how far anybody came.
+    pub fn in_table(&self) -> String {
+        let Mutant { id, breaks, what, .. } = self.mutant;
+        let (seeds, how) = match &self.found {
+            Found::At { seed, how } => (seed.to_string(), judge(how)),
+            Found::Not { seeds, reached } => {
+                let place = if *reached { "was reached" } else { "was not reached" };
+                (format!("not in {seeds}"), format!("its place {place}"))
+            }
+        };
+        format!("| `{id}` | {breaks} | {what} | {} | {seeds} | {how} |", self.layer.name())
+    }
+}
+
+/// Who objected, of what a finding says: `safety: leak (G8, V4): ..` is by `leak`, for those rules.
+fn judge(how: &str) -> String {
+    let said = how.split_once(": ").map_or(how, |(_, said)| said);
+    match said.split_once(" (") {
+        Some(("panic", _)) => "an invariant of the core".to_owned(),
+        Some((judge, rest)) if !judge.contains(' ') => {
+            format!("`{judge}` ({})", rest.split(')').next().unwrap_or_default())
+        }
+        _ => said.replace('|', "/"),
+    }
+}
+
 /// Bugs that no layer found.
 pub fn survivors(rows: &[Row]) -> Vec<&'static str> {
     let mut open: Vec<&'static str> = rows.iter().map(|row| row.mutant.id).collect();
@@ -97,5 +124,17 @@ pub fn list(as_json: bool) {
     for Mutant { id, breaks, what, layers, .. } in MUTANTS {
         let layers: Vec<&str> = layers.iter().map(|layer| layer.name()).collect();
         println!("{id:<5} {breaks:<12} {:<11} {what}", layers.join(","));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::judge;
+
+    #[test]
+    fn a_row_of_the_table_names_the_judge_and_its_rules() {
+        assert_eq!(judge("safety: leak (G8, V4): shard 0 still has 3 records"), "`leak` (G8, V4)");
+        assert_eq!(judge("safety: panic (-): panicked at 0.4s: assertion"), "an invariant of the core");
+        assert_eq!(judge("determinism: two runs differ"), "two runs differ");
     }
 }

@@ -1,6 +1,8 @@
-//! R10, G8: *when all has settled, the dead hold nothing: neither an object nor a record.*
+//! What is left when all has settled. R10, G8: *the dead hold nothing.* R4: *no record waits for an end that nobody
+//! will bring: who answers for it keeps it, or is dead.* G8: *no record is left of a job that is over.*
 
 use crate::core::world::World;
+use mobula_base::TaskId;
 
 impl World {
     /// What one of the dead still holds in some shard, if anything.
@@ -18,6 +20,25 @@ impl World {
             for (object, put) in &state.puts {
                 if let Some(who) = put.needed.holders().find(dead) {
                     return Some(format!("shard {number}: {who} is dead, and holds {object}"));
+                }
+            }
+        }
+        None
+    }
+
+    /// A record without an end, although nobody keeps a task any more.
+    pub(super) fn waits_in_vain(&self) -> Option<String> {
+        for (number, shard) in self.shards.iter().enumerate() {
+            for (run, record) in shard.state.tasks.hot() {
+                for place in record.present().iter().filter(|place| !record.has_ended(*place)) {
+                    let Some(standing) = record.standing(place) else { continue };
+                    let task = TaskId { run, place };
+                    let (attempt, keeper) = (standing.attempt, standing.keeper);
+                    if !self.judges.fenced.is_dead_somewhere(keeper) {
+                        return Some(format!(
+                            "shard {number} waits for the end of attempt {attempt} of {task}, and {keeper} keeps nothing"
+                        ));
+                    }
                 }
             }
         }

@@ -56,7 +56,7 @@ impl World {
                 if !self.driver.is_content() {
                     return false;
                 }
-                let left = self.left().or_else(|| self.held_by_the_dead());
+                let left = self.left().or_else(|| self.held_by_the_dead()).or_else(|| self.waits_in_vain());
                 if self.driver.gone {
                     self.judges.leak.stage = Stage::Ending;
                 } else if left.is_none() {

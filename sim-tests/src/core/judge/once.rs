@@ -78,8 +78,42 @@ impl Once {
         }
     }
 
+    /// A record is new. Had there been one before, it was pruned with all that was granted of it: then whoever
+    /// held that is dead, and its task begins anew.
+    fn is_new(&mut self, task: TaskId) {
+        let beyond_first = (task, 2)..=(task, u32::MAX);
+        let old: Vec<u32> = self.granted.range(beyond_first).map(|((_, attempt), _)| *attempt).collect();
+        for attempt in old {
+            self.granted.remove(&(task, attempt));
+            self.starts.remove(&(task, attempt));
+        }
+    }
+
+    fn submitted(&mut self, batch: &StreamBatch, ack: &StreamAck) {
+        let said: BTreeSet<u64> = ack.outcomes.iter().map(|outcome| outcome.seq).collect();
+        let mut seq = batch.first_seq;
+        for item in &batch.items {
+            match &item.item {
+                Some(Item::Submit(spec)) if !said.contains(&seq) => {
+                    task_id(&spec.id).into_iter().for_each(|task| self.is_new(task));
+                }
+                Some(Item::Run(run)) => {
+                    let count = (run.digests.len() / 8) as u64;
+                    let id = <[u8; 16]>::try_from(&run.run[..]).map(u128::from_be_bytes);
+                    for at in (0..count).filter(|at| !said.contains(&(seq + at))) {
+                        let place = (u64::from(run.first) + at) as u16;
+                        id.iter().for_each(|id| self.is_new(TaskId { run: RunId(*id), place }));
+                    }
+                }
+                _ => {}
+            }
+            seq += mobula_gcs::core::seqs_of(item);
+        }
+    }
+
     /// A batch is applied.
     pub fn applied(&mut self, batch: &StreamBatch, ack: &StreamAck, sometimes: &mut Sometimes) {
+        self.submitted(batch, ack);
         for outcome in &ack.outcomes {
             match &outcome.outcome {
                 Some(Outcome::Granted(view)) => {
