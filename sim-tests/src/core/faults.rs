@@ -186,13 +186,18 @@ impl World {
                 break;
             }
         }
+        let landed: u64 = self.faults.landed.values().sum();
+        let missing = FAULTS_MIN.saturating_sub(landed) as u32;
+        if !struck && missing > 0 && at > self.options.faults_end / 2 {
+            // What was drawn finds no target in this run; this always does.
+            self.faults.drawn += 1;
+            self.strike_with(Planned::of(at, Kind::Delay, self.faults.drawn));
+        }
         let (low, high) = self.faults.pause_ms;
         let wait = self.faults.order.ms(low, high);
         // A run that has seen few does not wait long for the rest.
-        let landed: u64 = self.faults.landed.values().sum();
-        let left = self.options.faults_end.saturating_sub(at) / (FAULTS_MIN as u32 + 1);
-        let wait =
-            if landed >= FAULTS_MIN || (struck && landed * 2 >= FAULTS_MIN) { wait } else { wait.min(left) };
+        let left = self.options.faults_end.saturating_sub(at) / (missing + 1);
+        let wait = if missing == 0 { wait } else { wait.min(left) };
         self.queue.after(wait.max(SOON), What::Strike);
     }
 
