@@ -744,3 +744,21 @@ fn a_child_that_is_known_already_is_let_go_when_its_replayed_parent_has_died() {
     let let_go = |item: &&Item| matches!(item, Item::Release(r) if r.object == object_bytes(out(child)));
     assert_eq!(sent.iter().filter(let_go).count(), 1, "{sent:?}");
 }
+
+#[test]
+fn what_was_let_go_and_is_referred_to_again_does_not_pass_for_known() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    node.submit(DRIVER, spec(a, &[]));
+    node.settle();
+    node.finish(a, 1, small(), &[]);
+    node.settle();
+    node.drop_refs(DRIVER, &[out(a)]);
+    let release = node.batch();
+    // Out of an older value, while the release is on its way: by then nobody needs the record.
+    node.step(Event::Held { client: WORKER, job: JOB, objects: vec![out(a)] });
+    node.ack(release, |_| None);
+    node.settle();
+    node.submit(WORKER, TaskSpec { replay: true, ..spec(a, &[]) });
+    assert!(told(&node.settle()).contains(&('s', out(a))));
+}
