@@ -81,7 +81,6 @@ pub const FULL_POINTS: &[&str] = &[
     "task executed again",
     "task executed for the third time",
     "task may have run",
-    "value moved to another node",
     "worker died before start",
     "worker died before its report",
     "worker died in mid-run",

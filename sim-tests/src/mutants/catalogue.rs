@@ -155,7 +155,6 @@ pub const MUTANTS: &[Mutant] = &[
     product("W8", "R7", "an attempt that an earlier one left in line is given to a second worker", BOTH),
     product("W9", "R4", "a copy of a value passes for the record of its task", CORE),
     product("W10", "G5", "a record that was never sent holds up all that waits behind it", CORE),
-    product("W12", "R4", "what was let go passes for known when it is submitted again", CORE),
     product("W11", "G8", "what a transfer that failed was for is remembered for ever", CORE),
     product("W12", "R4", "what was let go passes for known when it is submitted again", CORE),
 ];
