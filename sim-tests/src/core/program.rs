@@ -32,6 +32,8 @@ pub struct Style {
     pub poison_permille: u64,
     /// Values that have references in them, in a thousand.
     pub refs_permille: u64,
+    /// Tasks that kill their worker the first time, in a thousand.
+    pub stumble_permille: u64,
     /// Tasks that make other bytes each time, in a thousand.
     pub moody_permille: u64,
     /// The job accepts that (G3).
@@ -151,6 +153,8 @@ pub struct Body {
     pub function: u64,
     /// It makes other bytes each time, though nothing that comes of its value differs.
     pub moody: bool,
+    /// It kills its worker the first time, having done all that it does.
+    pub stumbles: bool,
 }
 
 /// Values beyond this are large.
@@ -167,6 +171,7 @@ impl Style {
             error_permille: dice.pick(&[0, 0, 10, 40]).unwrap_or(0),
             poison_permille: dice.pick(&[0, 0, 0, 5]).unwrap_or(0),
             refs_permille: dice.pick(&[0, 100, 400, 800]).unwrap_or(0),
+            stumble_permille: dice.pick(&[0, 0, 20, 60]).unwrap_or(0),
             moody_permille: dice.pick(&[0, 0, 0, 20, 80]).unwrap_or(0),
             accepts: dice.permille(500),
             // Very short ones queue up at their workers.
@@ -192,7 +197,17 @@ impl Style {
         if depth == WHIM {
             let (end, function) = (End::Value, seed % 5 + 1);
             let returns = Vec::new();
-            return Body { ops, len: 16, returns, end, retries: 3, cpu_milli: 500, function, moody: false };
+            return Body {
+                ops,
+                len: 16,
+                returns,
+                end,
+                retries: 3,
+                cpu_milli: 500,
+                function,
+                moody: false,
+                stumbles: false,
+            };
         }
         // Of what it was given as a reference it wants the first.
         if dice.permille(300) {
@@ -212,9 +227,20 @@ impl Style {
             _ => End::Value,
         };
         let retries = if dice.permille(self.once_permille) { 0 } else { dice.from_to(2, 6) as u32 };
+        let stumbles = retries > 0 && dice.permille(self.stumble_permille);
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
-        Body { ops, len: self.len(dice), returns, end, retries, cpu_milli, function: seed % 5 + 1, moody }
+        Body {
+            ops,
+            len: self.len(dice),
+            returns,
+            end,
+            retries,
+            cpu_milli,
+            function: seed % 5 + 1,
+            moody,
+            stumbles,
+        }
     }
 
     /// Some of `among`, or mostly none.

@@ -214,6 +214,7 @@ impl World {
         match answer {
             Held::AcceptedTerm(term) => {
                 self.judges.lost.reported(shard, term, report);
+                self.judges.settled.reported(shard, term, report);
                 self.wake_soon(shard);
                 let drop = self.shards[shard].state.to_drop(&report.idle);
                 self.judges.drops.said(shard, report.incarnation, &drop, &self.driver);
@@ -254,6 +255,7 @@ impl World {
         for located in &answers {
             let Some(Where::Lost(attempt)) = located.answer else { continue };
             self.sometimes.hit("lost said");
+            self.judges.settled.said(shard, located, &self.shards[shard], &self.machines);
             self.judges.lost.said(shard, located, attempt, &self.shards[shard], &self.machines);
         }
         let head = self.shards[shard].leader?;

@@ -221,7 +221,8 @@ impl World {
     pub(super) fn end_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
         let doomed = self.doom_of(machine, epoch, client) == Some(Doom::BeforeReport);
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        if run.failure.is_none() && run.body.end == End::Poison {
+        let stumbles = run.body.stumbles && run.attempt == 1;
+        if run.failure.is_none() && (run.body.end == End::Poison || stumbles) {
             return self.worker_dies(machine, epoch, client);
         }
         if run.failure.is_none() && run.body.end == End::Error {

@@ -17,6 +17,7 @@ pub mod order;
 pub mod outrank;
 pub mod redo;
 pub mod running;
+pub mod settled;
 pub mod stream;
 pub mod value;
 
@@ -99,6 +100,8 @@ pub struct Judges {
     pub ended: ended::Ended,
     /// What tasks refer to stays.
     pub running: running::Running,
+    /// Lost is not said too early.
+    pub settled: settled::Settled,
     /// What the driver refers to is not dropped.
     pub drops: drops::Drops,
     /// Re-executions come first.
@@ -116,7 +119,7 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 20] = [
+        let all: [(&Found, &'static str, &'static str, Class); 21] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -131,6 +134,7 @@ impl Judges {
             (&self.answers.found, "answers", "R2, R3, R7, R10, R12", Safety),
             (&self.ended.found, "ended", "R3, R7", Safety),
             (&self.running.found, "running", "R6, R8", Safety),
+            (&self.settled.found, "settled", "R9", Safety),
             (&self.drops.found, "drops", "R13", Safety),
             (&self.outrank.found, "outrank", "R16", Safety),
             (&self.snapshot, "snapshot", "S6, R14", Safety),
