@@ -25,7 +25,7 @@ fn programs_come_out_right_under_a_swarm_of_faults() {
 
 #[test]
 fn without_faults_nothing_fails_and_nothing_runs_twice() {
-    let outcome = passes(11, Some(Profile::Calm));
+    let outcome = passes(13, Some(Profile::Calm));
     assert_eq!((outcome.landed(), outcome.deaths, outcome.runs.1), (0, 0, 0));
     assert_eq!(outcome.runs.0, outcome.tasks);
 }
