@@ -297,7 +297,9 @@ impl Core {
         if object.is_wanted() || object.refs.is_referred() || object.refs.used > 0 {
             return;
         }
-        if !self.counts(object.job) || self.recovering.contains_key(&id.task) {
+        // What is being made again is looked at when that has ended.
+        let is_awaited = self.recovering.get(&id.task).is_some_and(|awaited| awaited.contains(&id));
+        if !self.counts(object.job) || is_awaited {
             return;
         }
         if let Some(kept) = self.kept.get(&id.task).filter(|_| !id.is_put()) {

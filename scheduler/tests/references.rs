@@ -762,3 +762,21 @@ fn what_was_let_go_and_is_referred_to_again_does_not_pass_for_known() {
     node.submit(WORKER, TaskSpec { replay: true, ..spec(a, &[]) });
     assert!(told(&node.settle()).contains(&('s', out(a))));
 }
+
+#[test]
+fn what_is_dropped_while_its_task_is_run_again_for_something_else_is_let_go() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    let put = |n| ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT + n };
+    node.step(Event::Held { client: DRIVER, job: JOB, objects: vec![put(0), put(1)] });
+    node.settle();
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![put(0)], want_value: true });
+    let answer = Some(mobula_proto::located::Answer::Lost(1));
+    let lost = mobula_proto::Located { object: object_bytes(put(0)), answer };
+    node.step(Event::Located { asked: vec![put(0)], answers: vec![lost] });
+    let next = node.batch();
+    assert!(matches!(items(&next)[..], [Item::Next(_)]));
+    node.drop_refs(DRIVER, &[put(1)]);
+    node.ack(next, |_| None);
+    assert!(told(&node.settle()).contains(&('r', put(1))));
+}
