@@ -1,6 +1,6 @@
 //! What drivers and workers say becomes events, in the order in which they said it.
 
-use crate::daemon::Life;
+use crate::daemon::{Life, RoomAsked};
 use crate::input::shared;
 use bytes::Bytes;
 use mobula_base::{JobId, ObjectId};
@@ -143,12 +143,25 @@ impl Life {
                 reply.exists = true;
                 reply.there = Some(Shared { offset: place.offset, len: place.len, crc: place.crc });
             }
+            // Another attempt, or a transfer: what it makes is as good, and it may give up.
+            Err((Some(_), StoreError::Busy)) => {
+                return self.rooms.push(RoomAsked { client, job, object: object.clone(), size });
+            }
             Err((_, error)) => {
                 reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
             }
         }
         if let Some(link) = self.open.get(&client) {
             link.outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Created(reply)) });
+        }
+    }
+
+    /// Looks again at who waits for others to have written.
+    pub(crate) fn make_room_again(&mut self) {
+        for RoomAsked { client, job, object, size } in std::mem::take(&mut self.rooms) {
+            if self.open.contains_key(&client) {
+                self.create(client, job, &object, size);
+            }
         }
     }
 

@@ -8,6 +8,7 @@ use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
 use crate::peers::Peers;
 use crate::spawn::{ProcessSpawner, Spawner};
+use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId};
 use mobula_gcs::Client;
 use mobula_net::Net;
@@ -140,6 +141,16 @@ pub(crate) struct Link {
     pub token: Option<u64>,
 }
 
+/// A client's request for room.
+pub(crate) struct RoomAsked {
+    pub client: ClientId,
+    pub job: JobId,
+    /// The id, as it came.
+    pub object: Bytes,
+    /// Bytes asked for.
+    pub size: u64,
+}
+
 /// One incarnation of the node: all of its state, and what the loop needs to perform effects.
 pub(crate) struct Life {
     pub core: Core,
@@ -157,6 +168,8 @@ pub(crate) struct Life {
     /// Copies that were promised and asked for and are not here, as their homes have been told.
     pub missed: BTreeSet<ObjectId>,
     pub next_transfer: u64,
+    /// Requests for room of an object that another process is writing: one of a client's at a time.
+    pub rooms: Vec<RoomAsked>,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,
     pub outgoing: BTreeMap<Incarnation, Outbox<PeerMsg>>,
@@ -229,6 +242,7 @@ impl Life {
             holdings: Vec::new(),
             missed: BTreeSet::new(),
             next_transfer: 0,
+            rooms: Vec::new(),
             fresh: Vec::new(),
             outgoing: BTreeMap::new(),
             addresses: BTreeMap::new(),
@@ -307,6 +321,7 @@ impl Life {
                 self.perform(effect, spawner);
             }
             self.discard_strays();
+            self.make_room_again();
             let told = std::mem::take(&mut self.has_buried);
             self.acted.send_if_modified(|acted| {
                 *acted = self.view_version;

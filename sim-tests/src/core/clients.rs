@@ -26,8 +26,8 @@ impl World {
                 events.push(Event::Get { client, job: JOB, objects: vec![object], want_value });
             }
             Said::Create { object, len } => {
-                let told = Told::Created { object, room: life.create(client, object, len) };
-                self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
+                life.rooms.push((client, object, len));
+                self.make_room(machine, epoch);
             }
             Said::Seal { object, content } => {
                 let contains = content.refs.clone();
@@ -73,6 +73,26 @@ impl World {
     }
 }
 
+impl World {
+    /// Answers who asked for room, but for those who wait for others to have written.
+    pub(super) fn make_room(&mut self, machine: usize, epoch: u64) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let mut made = Vec::new();
+        for (client, object, len) in std::mem::take(&mut life.rooms) {
+            if !life.clients.contains_key(&client) && client != DRIVER {
+                continue;
+            }
+            match life.create(client, object, len) {
+                Some(room) => made.push((client, Told::Created { object, room })),
+                None => life.rooms.push((client, object, len)),
+            }
+        }
+        for (client, told) in made {
+            self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
+        }
+    }
+}
+
 fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>) -> Event {
     Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains }
 }
@@ -80,15 +100,22 @@ fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>
 impl Life {
     /// Makes room for a value. One that is here already stays while its task runs, so that it can be
     /// reported as what the task made.
-    fn create(&mut self, client: ClientId, object: ObjectId, len: u64) -> Result<Option<u32>, Failure> {
-        match self.store.create(object, len, JOB, client) {
+    /// `None` while another process writes it.
+    fn create(
+        &mut self,
+        client: ClientId,
+        object: ObjectId,
+        len: u64,
+    ) -> Option<Result<Option<u32>, Failure>> {
+        Some(match self.store.create(object, len, JOB, client) {
             Ok(_) => Ok(None),
             Err(StoreError::Exists(there)) => {
                 self.store.pin(object, Reader::Task(client, object.task));
                 Ok(Some(there.crc))
             }
+            Err(StoreError::Busy) => return None,
             Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
-        }
+        })
     }
 
     /// Seals a put. One that an earlier attempt of the task made is put again: its client refers to it.

@@ -226,6 +226,8 @@ pub struct Life {
     pub next_transfer: u64,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,
+    /// Requests for room of what another process is writing.
+    pub rooms: Vec<(ClientId, ObjectId, u64)>,
     /// Events for the core, kept for its memory.
     pub events: Vec<Event>,
     /// Bytes of its store when its memory was looked at last, and how often that was.
@@ -270,6 +272,7 @@ impl Life {
             missed: BTreeSet::new(),
             next_transfer: 0,
             fresh: Vec::new(),
+            rooms: Vec::new(),
             events: Vec::new(),
             used: (0, 0),
         }

@@ -81,6 +81,7 @@ impl World {
         life.forget_freed();
         let waiting = life.core.urgent_waiting();
         self.judges.outrank.stepped(incarnation, waiting);
+        self.make_room(machine, epoch);
         let Some(life) = self.life(machine, epoch) else { return };
         life.acted = life.view_version;
         if std::mem::take(&mut life.has_buried) {
@@ -309,8 +310,7 @@ impl World {
                 "rebuild-start" => self.judges.redo.rebuilds(task_id(&notice.task).ok(), &mut self.sometimes),
                 "diverged" => {
                     let task = task_id(&notice.task).ok();
-                    let known = task.and_then(|task| self.oracle.tasks.get(&task));
-                    match known.is_some_and(|known| known.moody) {
+                    match task.is_some_and(|task| self.oracle.may_differ(task)) {
                         true => self.sometimes.hit("divergence told"),
                         false => self.judges.diverged(&notice.text),
                     }

@@ -436,6 +436,13 @@ pub struct Oracle {
 }
 
 impl Oracle {
+    /// Whether a task, or what its parent submits as it, may differ from one time to the next.
+    pub fn may_differ(&self, task: TaskId) -> bool {
+        let is_moody = |known: &Known| known.moody;
+        self.tasks.get(&task).is_some_and(is_moody)
+            || self.tasks.values().any(|parent| parent.moody && parent.children.contains(&task))
+    }
+
     /// Runs a task and all that it submits.
     pub fn run(&mut self, style: &Style, task: &Submission) {
         let Submission { id, seed, depth, args, nested, .. } = task;

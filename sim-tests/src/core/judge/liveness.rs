@@ -10,7 +10,7 @@ pub const BOUND: Duration = Duration::from_secs(90);
 /// Answers may be so far apart then.
 const PAUSE: Duration = Duration::from_secs(45);
 /// Everything is answered so long after the last fault, whatever is left.
-const LAST: Duration = Duration::from_secs(600);
+const LAST: Duration = Duration::from_secs(1500);
 
 /// Watches the clock.
 #[derive(Default)]
