@@ -42,7 +42,7 @@ impl Content {
 
     /// As the interpreter and its judges have it.
     pub fn known(&self) -> program::Content {
-        program::Content { hash: self.hash, len: self.fill.len() as u64, refs: self.ids() }
+        program::Content { hash: self.hash, len: self.fill.len() as u64, mood: 0, refs: self.ids() }
     }
 
     /// What lies in it.

@@ -52,6 +52,9 @@ pub enum Kind {
 }
 
 /// All kinds.
+/// Tasks compute for at most so long, in microseconds.
+const WORK_US_MAX: u64 = 300_000;
+
 pub const KINDS: [Kind; 20] = [
     Kind::HeadKill,
     Kind::HeadPower,
@@ -117,6 +120,11 @@ impl Draw {
         program.without.clear();
         // The wire is what costs time here.
         program.style.large_permille = program.style.large_permille.min(250);
+        // Tasks that differ from one time to the next are for the core layer; so are those that run long,
+        // since its time costs less.
+        program.style.moody_permille = 0;
+        program.style.work_us.1 = program.style.work_us.1.min(WORK_US_MAX);
+        program.style.work_us.0 = program.style.work_us.0.min(WORK_US_MAX / 30);
         let nodes = dice.from_to(3, 5);
         let mut cpus: Vec<u32> = (0..nodes).map(|_| dice.from_to(1, 4) as u32).collect();
         // Whatever happens to the others, the driver's node can run everything.

@@ -151,6 +151,8 @@ impl Run {
                         self.gets(object).await?;
                     }
                 }
+                // No task of this layer has moods: see `draw`.
+                Op::Whim(_) => {}
                 Op::Wait(pick) => {
                     if let Some(object) = picked(&self.locals.all, pick) {
                         let reference = self.refs[&object].clone();
