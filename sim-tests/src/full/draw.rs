@@ -51,10 +51,10 @@ pub enum Kind {
     SlowDisk,
 }
 
-/// All kinds.
 /// Tasks compute for at most so long, in microseconds.
 const WORK_US_MAX: u64 = 300_000;
 
+/// All kinds.
 pub const KINDS: [Kind; 20] = [
     Kind::HeadKill,
     Kind::HeadPower,

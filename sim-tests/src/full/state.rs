@@ -43,7 +43,7 @@ impl State {
         State {
             style,
             oracle,
-            judges: Judges::default(),
+            judges: Judges::of_replicas(),
             cause: Cause::default(),
             sometimes: Sometimes::default(),
             workers: BTreeMap::new(),

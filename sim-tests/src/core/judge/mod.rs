@@ -110,12 +110,20 @@ pub struct Judges {
     pub liveness: liveness::Liveness,
     /// Nothing stays.
     pub leak: leak::Leak,
+    /// Only what replicas apply is seen, not what nodes do, nor the tables before an entry: judges that need
+    /// that are silent.
+    sees_replicas_only: bool,
     harness: Found,
     diverged: Found,
     snapshot: Found,
 }
 
 impl Judges {
+    /// For whoever shows them what replicas apply, and little else.
+    pub fn of_replicas() -> Self {
+        Judges { sees_replicas_only: true, ..Judges::default() }
+    }
+
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
@@ -232,11 +240,15 @@ impl Judges {
         self.fenced.after(shard, index, batch, reply, sometimes);
         let fresh = self.stream.applied(shard, batch, reply, sometimes);
         let Some(mobula_proto::reply::Reply::Stream(ack)) = &reply.reply else { return };
-        self.answers.applied(shard, batch, ack, fresh);
         if fresh {
             self.once.applied(batch, ack, sometimes);
             self.order.applied(batch, ack);
-            self.ended.applied(batch, ack);
+        }
+        if !self.sees_replicas_only {
+            self.answers.applied(shard, batch, ack, fresh);
+            if fresh {
+                self.ended.applied(batch, ack);
+            }
         }
     }
 }
