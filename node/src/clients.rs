@@ -12,6 +12,9 @@ use mobula_proto::{
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 
+/// Requests for room that may wait for others to have written; more are refused.
+const ROOMS_MAX: usize = 1024;
+
 /// Neighbours of one kind travel as one event; their order against others stays.
 struct Run<'a> {
     client: ClientId,
@@ -144,7 +147,7 @@ impl Life {
                 reply.there = Some(Shared { offset: place.offset, len: place.len, crc: place.crc });
             }
             // Another attempt, or a transfer: what it makes is as good, and it may give up.
-            Err((Some(_), StoreError::Busy)) => {
+            Err((Some(_), StoreError::Busy)) if self.rooms.len() < ROOMS_MAX => {
                 return self.rooms.push(RoomAsked { client, job, object: object.clone(), size });
             }
             Err((_, error)) => {

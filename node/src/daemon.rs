@@ -168,7 +168,7 @@ pub(crate) struct Life {
     /// Copies that were promised and asked for and are not here, as their homes have been told.
     pub missed: BTreeSet<ObjectId>,
     pub next_transfer: u64,
-    /// Requests for room of an object that another process is writing: one of a client's at a time.
+    /// Requests for room of an object that another process is writing.
     pub rooms: Vec<RoomAsked>,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,

@@ -53,7 +53,9 @@ fn is_committed(streams: &Streams, shard: ShardId, number: u64) -> bool {
 pub(crate) struct UndurableRun {
     pub task: TaskId,
     pub attempt: u32,
-    pub keepers: Vec<Incarnation>,
+    pub keeper: Incarnation,
+    /// See [`Run::others`].
+    pub others: Vec<Incarnation>,
     pub pending: BTreeMap<ShardId, u64>,
     /// The report of a task without retries, which nothing would replay: its value is used only once all
     /// it submitted is committed (R5).
@@ -436,18 +438,17 @@ impl Core {
         contains.extend(run.contains);
         contains.sort_unstable();
         contains.dedup();
-        let (attempt, mut keepers) = (run.attempt, run.others);
-        keepers.insert(0, run.keeper);
+        let (attempt, keeper, others) = (run.attempt, run.keeper, run.others);
         let report = Report { job, value, contains, ran_ns };
         let waits = !durable && run.spec.max_retries == 0;
         let report = if waits {
             Some(Box::new(report))
         } else {
-            self.report_to_all(task, attempt, &keepers, report, durable);
+            self.report_to_all(task, attempt, keeper, &others, report, durable);
             None
         };
         if !durable {
-            self.undurable.push(UndurableRun { task, attempt, keepers, pending, report });
+            self.undurable.push(UndurableRun { task, attempt, keeper, others, pending, report });
         }
     }
 
@@ -455,14 +456,15 @@ impl Core {
         &mut self,
         task: TaskId,
         attempt: u32,
-        keepers: &[Incarnation],
+        keeper: Incarnation,
+        others: &[Incarnation],
         report: Report,
         durable: bool,
     ) {
-        for keeper in &keepers[1..] {
-            self.report(task, attempt, *keeper, report.clone(), durable);
+        for other in others {
+            self.report(task, attempt, *other, report.clone(), durable);
         }
-        self.report(task, attempt, keepers[0], report, durable);
+        self.report(task, attempt, keeper, report, durable);
     }
 
     fn report(&mut self, task: TaskId, attempt: u32, keeper: Incarnation, report: Report, durable: bool) {
@@ -499,16 +501,16 @@ impl Core {
             .into_iter()
             .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
         self.undurable = waiting;
-        for UndurableRun { task, attempt, keepers, report, .. } in done {
+        for UndurableRun { task, attempt, keeper, others, report, .. } in done {
             if let Some(report) = report {
                 // What is told after its job has ended would be remembered for ever.
                 if self.jobs_ended.contains(&report.job) {
                     continue;
                 }
-                self.report_to_all(task, attempt, &keepers, *report, true);
+                self.report_to_all(task, attempt, keeper, &others, *report, true);
                 continue;
             }
-            for keeper in keepers {
+            for keeper in others.into_iter().chain([keeper]) {
                 if keeper == self.config.incarnation {
                     self.durable(task, attempt);
                 } else {

@@ -28,6 +28,7 @@ mod command;
 mod full;
 mod judge;
 mod net;
+mod replicas;
 mod store;
 mod trace;
 

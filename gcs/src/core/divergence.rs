@@ -2,7 +2,7 @@
 
 use super::run::{Before, Standing, State, object_ids};
 use bytes::Bytes;
-use mobula_base::{TaskId, mutant};
+use mobula_base::{ObjectId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::{FailureKind, Output};
@@ -11,10 +11,7 @@ use proto::{FailureKind, Output};
 /// keeps them, also when it failed after it had put what contains them.
 pub(super) fn ended(standing: Standing, done: &proto::Done, spec: &Bytes) -> (Standing, bool) {
     let before = standing.before.clone().unwrap_or_default();
-    let mut contains: Vec<_> = object_ids(&done.contains).into_iter().chain(before.contains).collect();
-    contains.sort_unstable();
-    contains.dedup();
-    let contains: Box<[_]> = contains.into();
+    let contains = merged(&done.contains, &before);
     let failed = |failure: proto::Failure| {
         let is_empty = before.outputs.is_empty() && contains.is_empty();
         let kept = Before { outputs: before.outputs.clone(), contains: contains.clone() };
@@ -47,10 +44,15 @@ pub(super) fn recorded(standing: &Standing, next: &proto::NextAttempt) -> Option
         return recorded;
     }
     let before = recorded.map(|before| *before).unwrap_or_default();
-    let mut contains: Vec<_> = object_ids(&next.contains).into_iter().chain(before.contains).collect();
-    contains.sort_unstable();
-    contains.dedup();
-    Some(Box::new(Before { contains: contains.into(), ..before }))
+    Some(Box::new(Before { contains: merged(&next.contains, &before), ..before }))
+}
+
+/// What has edges from the task by now, each once.
+fn merged(news: &[Bytes], before: &Before) -> Box<[ObjectId]> {
+    let mut all: Vec<_> = object_ids(news).into_iter().chain(before.contains.iter().copied()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all.into()
 }
 
 fn message(done: &proto::Done, known: &[Output]) -> String {

@@ -23,6 +23,8 @@ pub mod heads;
 pub mod holdings;
 pub mod kv;
 pub mod locate;
+#[cfg(test)]
+mod locate_tests;
 mod moving;
 #[cfg(test)]
 mod moving_tests;

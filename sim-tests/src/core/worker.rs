@@ -24,6 +24,21 @@ pub enum Doom {
     AfterReport,
 }
 
+impl Doom {
+    /// All of them.
+    pub const ALL: [Doom; 4] = [Doom::BeforeStart, Doom::MidRun, Doom::BeforeReport, Doom::AfterReport];
+
+    /// The point that is reached.
+    pub fn point(self) -> &'static str {
+        match self {
+            Doom::BeforeStart => "worker died before start",
+            Doom::MidRun => "worker died in mid-run",
+            Doom::BeforeReport => "worker died before its report",
+            Doom::AfterReport => "worker died after its report",
+        }
+    }
+}
+
 /// Driver or worker.
 #[derive(Default)]
 pub struct Client {

@@ -4,13 +4,13 @@
 
 use super::draw::Kind;
 use super::links::{Links, Wrong};
-use super::local::Doom;
 use super::state;
 use super::wire::METHODS;
 use super::world::{HOME, World, head_name, node_name};
 use crate::store::wire::Odds;
 use crate::trace;
 use mobula_sim_tests::core::dice::Dice;
+use mobula_sim_tests::core::worker::Doom;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use turmoil::Sim;

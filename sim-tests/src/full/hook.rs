@@ -60,15 +60,11 @@ impl Hook for HeadHook {
     }
 
     fn installed(&self, shard: u32, entry: EntryId) {
-        let mut judges = self.docket.judges();
-        let finding = judges.commit.installed(self.head, shard, entry);
-        judges.file("commit", finding);
+        self.docket.installed(self.head, shard, entry);
     }
 
     fn granted(&self, shard: u32, term: u64, candidate: u64) {
-        let mut judges = self.docket.judges();
-        let finding = judges.election.granted(self.head, shard, term, candidate);
-        judges.file("election", finding);
+        self.docket.granted(self.head, shard, term, candidate);
     }
 }
 

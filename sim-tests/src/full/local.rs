@@ -8,6 +8,7 @@ use mobula_net::{BoxFuture, Stream};
 use mobula_node::local::LocalListener;
 use mobula_node::spawn::{SpawnOrder, Spawner};
 use mobula_objstore::Region;
+use mobula_sim_tests::core::worker::Doom;
 use std::io;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,34 +66,6 @@ impl Door {
             ConnectOptions { job_name: "simulated".into(), args: vec![], ..ConnectOptions::default() };
         let hello = driver_hello(&options, job, "simulated".into(), BUILD);
         connect_stream(self.pipe(), self.region.clone(), hello).await
-    }
-}
-
-/// Where a worker dies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Doom {
-    /// With a task given and not begun.
-    BeforeStart,
-    /// In the middle of a task.
-    MidRun,
-    /// With its value made, before it says so.
-    BeforeReport,
-    /// Just after it has said so.
-    AfterReport,
-}
-
-impl Doom {
-    /// All of them.
-    pub const ALL: [Doom; 4] = [Doom::BeforeStart, Doom::MidRun, Doom::BeforeReport, Doom::AfterReport];
-
-    /// The point that is reached.
-    pub fn point(self) -> &'static str {
-        match self {
-            Doom::BeforeStart => "worker died before start",
-            Doom::MidRun => "worker died in mid-run",
-            Doom::BeforeReport => "worker died before its report",
-            Doom::AfterReport => "worker died after its report",
-        }
     }
 }
 

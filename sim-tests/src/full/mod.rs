@@ -30,7 +30,7 @@ pub mod work;
 pub mod world;
 
 use crate::judge::Verdict;
-use crate::{clock, trace};
+use crate::{clock, replicas, trace};
 use draw::Draw;
 use driver::BOUND;
 use faults::Faults;
@@ -290,10 +290,5 @@ fn agree(sim: &mut Sim<'_>, world: &World) -> Verdict {
             return Verdict::Harness(error.to_string());
         }
     }
-    let heads = world.heads.borrow();
-    let says = |(n, head): (&u64, &mobula_gcs::Head)| {
-        (*n, (0..world.draw.shards).map(|shard| head.digest(shard)).collect::<Vec<_>>())
-    };
-    let said: Vec<_> = heads.iter().map(says).collect();
-    Verdict::Liveness(format!("replicas do not agree: {said:x?}; not running: {:?}", world.refused.borrow()))
+    replicas::disagreement(&world.heads.borrow(), world.draw.shards, &world.refused.borrow())
 }

@@ -1,13 +1,14 @@
 //! The steps of a task that runs in a production worker, by the same script as the interpreter.
 
 use super::content::Content;
-use super::local::{Doom, WORKER, Worker};
+use super::local::{WORKER, Worker};
 use super::state::{self, hit};
 use crate::trace;
 use mobula::{Client, Error, Many, ObjectRef, remote};
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{TaskSpec, task_bytes};
 use mobula_sim_tests::core::program::{self, Body, End, Locals, Op, Submission, picked, picked_all};
+use mobula_sim_tests::core::worker::Doom;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;

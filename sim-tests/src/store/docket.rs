@@ -62,6 +62,20 @@ impl Docket {
     pub fn judges(&self) -> MutexGuard<'_, Judges> {
         self.0.lock().expect("one thread")
     }
+
+    /// A head has installed a snapshot up to an entry.
+    pub fn installed(&self, head: u64, shard: u32, entry: EntryId) {
+        let mut judges = self.judges();
+        let finding = judges.commit.installed(head, shard, entry);
+        judges.file("commit", finding);
+    }
+
+    /// A head has given its vote.
+    pub fn granted(&self, head: u64, shard: u32, term: u64, candidate: u64) {
+        let mut judges = self.judges();
+        let finding = judges.election.granted(head, shard, term, candidate);
+        judges.file("election", finding);
+    }
 }
 
 /// One head's line to the judges.
@@ -99,15 +113,11 @@ impl Hook for HeadHook {
     }
 
     fn installed(&self, shard: u32, entry: EntryId) {
-        let mut judges = self.docket.judges();
-        let finding = judges.commit.installed(self.head, shard, entry);
-        judges.file("commit", finding);
+        self.docket.installed(self.head, shard, entry);
     }
 
     fn granted(&self, shard: u32, term: u64, candidate: u64) {
-        let mut judges = self.docket.judges();
-        let finding = judges.election.granted(self.head, shard, term, candidate);
-        judges.file("election", finding);
+        self.docket.granted(self.head, shard, term, candidate);
     }
 
     fn has(&self, plant: Plant) -> bool {

@@ -16,7 +16,7 @@ mod world;
 use crate::clock;
 use crate::judge::linear::{self, Found};
 use crate::judge::{self, Verdict, durable, once, watch};
-use crate::trace;
+use crate::{replicas, trace};
 use clients::History;
 use draw::Draw;
 use faults::Faults;
@@ -276,12 +276,7 @@ fn settle(sim: &mut Sim<'_>, world: &World, faults: &Faults) -> Verdict {
             return Verdict::Harness(error.to_string());
         }
     }
-    let heads = world.heads.borrow();
-    let says = |(n, head): (&u64, &mobula_gcs::Head)| {
-        (*n, (0..world.draw.shards).map(|shard| head.digest(shard)).collect::<Vec<_>>())
-    };
-    let said: Vec<_> = heads.iter().map(says).collect();
-    Verdict::Liveness(format!("replicas do not agree: {said:x?}; not running: {:?}", world.refused.borrow()))
+    replicas::disagreement(&world.heads.borrow(), world.draw.shards, &world.refused.borrow())
 }
 
 /// The judges of what clients were told.

@@ -6,7 +6,7 @@ use super::draw::Draw;
 use super::planted::{Bug, LyingDisk};
 use super::wire::{Mood, MoodyNet};
 use crate::net::SimNet;
-use crate::trace;
+use crate::{replicas, trace};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_base::sim_disk::SimDisk;
@@ -156,39 +156,14 @@ impl World {
     /// Looks at every head that runs: who leads, and every now and then at digests. Heads that had to
     /// stop; the process of one that has ends.
     pub fn look(&self, now: Duration, digests: bool) -> Vec<u64> {
-        let heads = self.heads.borrow();
+        let sync_failed = |n: u64| self.disks[&n].failed_syncs() > self.failed_before.borrow()[&n];
+        let size = (self.draw.heads, self.draw.shards);
         let judges = &mut *self.docket.judges();
-        let mut stopped = Vec::new();
-        for (n, head) in heads.iter() {
-            for (shard, term) in head.offices() {
-                let finding = judges.election.leads(*n, shard, term, self.draw.heads);
-                judges.file("election", finding);
-            }
-            if head.stopped().is_some() {
-                stopped.push(*n);
-                continue;
-            }
-            if self.disks[n].failed_syncs() > self.failed_before.borrow()[n] {
-                judges.guess.sync_failed(*n, now);
-            }
-            let finding = judges.guess.serves(*n, now);
-            judges.file("no-guess", finding);
-            for shard in (0..self.draw.shards).filter(|_| digests) {
-                let (index, digest) = head.digest(shard);
-                let finding = judges.digest.says(*n, shard, index, digest);
-                judges.file("digest", finding);
-            }
-        }
-        stopped
+        replicas::look(&self.heads.borrow(), judges, size, sync_failed, now, digests)
     }
 
     /// Whether all that run agree, with every shard led.
     pub fn settled(&self) -> bool {
-        let heads = self.heads.borrow();
-        let led: usize = heads.values().map(|head| head.offices().len()).sum();
-        let says = |head: &Head| (0..self.draw.shards).map(|shard| head.digest(shard)).collect::<Vec<_>>();
-        let mut all = heads.values().map(says);
-        let Some(first) = all.next() else { return false };
-        led == self.draw.shards as usize && all.all(|other| other == first)
+        replicas::settled(&self.heads.borrow(), self.draw.shards)
     }
 }
