@@ -20,11 +20,12 @@ const SPAWN_FAILURES_MAX: u32 = 3;
 #[derive(Debug)]
 pub(crate) struct Run {
     pub spec: TaskSpec,
+    /// The highest number under which it was assigned: what its worker knows it by.
     pub attempt: u32,
-    pub keeper: Incarnation,
-    /// Nodes that assigned the same attempt later. Only one of all keeps the task still: the record was pruned
+    pub keeper: Asker,
+    /// Other nodes that assigned it, each once. Only one of all keeps the task still: the record was pruned
     /// with a keeper that died, and a replayed parent has submitted it anew.
-    pub others: Vec<Incarnation>,
+    pub others: Vec<Asker>,
     pub class: usize,
     /// The worker that has it. What a worker has of another attempt of the task is not this run.
     pub given: Option<ClientId>,
@@ -36,7 +37,25 @@ pub(crate) struct Run {
     pub contains: Vec<ObjectId>,
 }
 
+/// Who waits for the end of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Asker {
+    pub node: Incarnation,
+    /// The attempt that it waits for: a record that came anew counts from 1 again.
+    pub attempt: u32,
+}
+
 impl Run {
+    /// A node assigns an attempt that is not later than what runs.
+    fn asked(&mut self, by: Asker) {
+        let known = std::iter::once(&mut self.keeper).chain(&mut self.others).find(|a| a.node == by.node);
+        match known {
+            Some(known) => known.attempt = known.attempt.max(by.attempt),
+            None if by.attempt == self.attempt || !mutant!("W13") => self.others.push(by),
+            None => {}
+        }
+    }
+
     /// Its done-record comes after what has this ticket.
     pub(crate) fn waits_for(&mut self, ticket: Ticket) {
         let last = self.submitted.entry(ticket.shard).or_default();
@@ -52,10 +71,8 @@ fn is_committed(streams: &Streams, shard: ShardId, number: u64) -> bool {
 #[derive(Debug)]
 pub(crate) struct UndurableRun {
     pub task: TaskId,
-    pub attempt: u32,
-    pub keeper: Incarnation,
-    /// See [`Run::others`].
-    pub others: Vec<Incarnation>,
+    /// Whoever waits for its end.
+    pub askers: Vec<Asker>,
     pub pending: BTreeMap<ShardId, u64>,
     /// The report of a task without retries, which nothing would replay: its value is used only once all
     /// it submitted is committed (R5).
@@ -110,14 +127,16 @@ impl Core {
     /// Begins an attempt here: brings its arguments, then queues it for a worker.
     pub(crate) fn start_run(&mut self, spec: TaskSpec, attempt: u32, keeper: Incarnation) {
         let Ok(task) = task_id(&spec.id) else { return };
+        let keeper = Asker { node: keeper, attempt };
+        let mut others = Vec::new();
         if let Some(old) = self.runs.get_mut(&task) {
-            // A repeated or older assignment changes nothing; a newer attempt waits for nobody.
-            if old.attempt == attempt && old.keeper != keeper && !old.others.contains(&keeper) {
-                old.others.push(keeper);
-            }
+            // A repeated or older assignment begins nothing; a newer attempt waits for nobody.
             if old.attempt >= attempt {
+                old.asked(keeper);
                 return;
             }
+            others.extend(std::iter::once(old.keeper).chain(old.others.drain(..)));
+            others.retain(|other| other.node != keeper.node);
             self.drop_run(task);
         }
         let job = JobId(spec.job);
@@ -125,7 +144,6 @@ impl Core {
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
-        let others = Vec::new();
         let run = Run { spec, attempt, keeper, others, class, given: None, missing: 0, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
@@ -221,9 +239,9 @@ impl Core {
         let Some(args) = self.arg_values(&self.runs[&task].spec) else {
             // An argument went while the run waited for a worker: bring it again.
             let run = self.take_run(task).expect("seen above");
-            self.start_run(run.spec, run.attempt, run.keeper);
+            self.start_run(run.spec, run.attempt, run.keeper.node);
             if let Some(again) = self.runs.get_mut(&task) {
-                again.others = run.others;
+                (again.keeper, again.others) = (run.keeper, run.others);
             }
             return true;
         };
@@ -438,36 +456,31 @@ impl Core {
         contains.extend(run.contains);
         contains.sort_unstable();
         contains.dedup();
-        let (attempt, keeper, others) = (run.attempt, run.keeper, run.others);
+        let mut askers = run.others;
+        askers.push(run.keeper);
         let report = Report { job, value, contains, ran_ns };
         let waits = !durable && run.spec.max_retries == 0;
         let report = if waits {
             Some(Box::new(report))
         } else {
-            self.report_to_all(task, attempt, keeper, &others, report, durable);
+            self.report_to_all(task, &askers, report, durable);
             None
         };
         if !durable {
-            self.undurable.push(UndurableRun { task, attempt, keeper, others, pending, report });
+            self.undurable.push(UndurableRun { task, askers, pending, report });
         }
     }
 
-    fn report_to_all(
-        &mut self,
-        task: TaskId,
-        attempt: u32,
-        keeper: Incarnation,
-        others: &[Incarnation],
-        report: Report,
-        durable: bool,
-    ) {
+    fn report_to_all(&mut self, task: TaskId, askers: &[Asker], report: Report, durable: bool) {
+        let Some((last, others)) = askers.split_last() else { return };
         for other in others {
-            self.report(task, attempt, *other, report.clone(), durable);
+            self.report(task, *other, report.clone(), durable);
         }
-        self.report(task, attempt, keeper, report, durable);
+        self.report(task, *last, report, durable);
     }
 
-    fn report(&mut self, task: TaskId, attempt: u32, keeper: Incarnation, report: Report, durable: bool) {
+    fn report(&mut self, task: TaskId, to: Asker, report: Report, durable: bool) {
+        let Asker { node: keeper, attempt } = to;
         let Report { job, value, contains, ran_ns } = report;
         let me = self.config.incarnation;
         if keeper == me {
@@ -501,20 +514,20 @@ impl Core {
             .into_iter()
             .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
         self.undurable = waiting;
-        for UndurableRun { task, attempt, keeper, others, report, .. } in done {
+        for UndurableRun { task, askers, report, .. } in done {
             if let Some(report) = report {
                 // What is told after its job has ended would be remembered for ever.
                 if self.jobs_ended.contains(&report.job) {
                     continue;
                 }
-                self.report_to_all(task, attempt, keeper, &others, *report, true);
+                self.report_to_all(task, &askers, *report, true);
                 continue;
             }
-            for keeper in others.into_iter().chain([keeper]) {
-                if keeper == self.config.incarnation {
+            for Asker { node, attempt } in askers {
+                if node == self.config.incarnation {
                     self.durable(task, attempt);
                 } else {
-                    self.effects.push(Effect::Durable { to: keeper, task, attempt });
+                    self.effects.push(Effect::Durable { to: node, task, attempt });
                 }
             }
         }

@@ -6,6 +6,7 @@
 //! iterative, parallel, and stops at the first thing that still exists.
 
 use crate::core::{Core, Kept, KeptState, Record};
+use crate::execute::Asker;
 use crate::map::sorted_keys;
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::outcome::End;
@@ -259,8 +260,14 @@ impl Core {
         }
         let Some(attempt) = self.kept.get(&task).map(|kept| kept.attempt) else { return false };
         let executor = self.config.incarnation;
+        // What its run submitted may still be on its way (R4).
+        let run = self.undurable.iter_mut().find(|run| run.task == task && !mutant!("W14"));
+        let durable = run.is_none();
+        if let Some(run) = run {
+            run.askers.push(Asker { node: executor, attempt });
+        }
         let result = (value.output(self.config.crc), matches!(value, Value::Inline(_)));
-        self.conclude(End { task, attempt, executor, durable: true, contains: Vec::new() }, Ok(result));
+        self.conclude(End { task, attempt, executor, durable, contains: Vec::new() }, Ok(result));
         true
     }
 
@@ -473,7 +480,7 @@ impl Core {
         for id in held {
             self.holder_gone(id, node);
         }
-        let orphans = sorted_keys(&self.runs, |r| r.keeper == node);
+        let orphans = sorted_keys(&self.runs, |r| r.keeper.node == node);
         for task in orphans {
             match self.runs.get_mut(&task) {
                 Some(run) if !run.others.is_empty() => run.keeper = run.others.remove(0),

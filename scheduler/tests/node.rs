@@ -401,9 +401,10 @@ fn an_attempt_runs_once_where_an_earlier_one_is_still_in_line_or_with_a_worker()
         assert!(reported.is_empty(), "{reported:?}");
         node.finish(runs[0].0, task(0), 2, small("value"));
         let reported = node.take(|e| match e {
-            Effect::Result { result, .. } => Some((result.attempt, result.failure.is_none())),
+            Effect::Result { to, result } => Some((*to, result.attempt, result.failure.is_none())),
             _ => None,
         });
-        assert_eq!(reported, [(2, true)]);
+        // Each hears of it by the number that it knows: of a record that came anew the lower one counts.
+        assert_eq!(reported, [(OTHER, 1, true), (Incarnation(9), 2, true)]);
     }
 }

@@ -573,6 +573,48 @@ fn an_attempt_that_two_keepers_assigned_is_run_once_and_reported_to_both() {
 }
 
 #[test]
+fn an_attempt_of_a_pruned_record_that_goes_on_is_reported_to_whoever_keeps_the_new_one() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let a = task_in(0, 0);
+    let assign = Assign { spec: Some(spec(a, &[])), attempt: 2, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    // That keeper dies; its record goes with it, and a replayed parent submits the task anew, here. Its
+    // attempts are counted from 1 again.
+    node.submit(DRIVER, TaskSpec { replay: true, ..spec(a, &[]) });
+    let record = node.batch();
+    node.ack(record, |_| None);
+    node.members(&[ME]);
+    node.finish(a, 2, small(), &[]);
+    let attempt = |item: &Item| if let Item::Done(done) = item { Some(done.attempt) } else { None };
+    assert_eq!(node.settle().iter().filter_map(attempt).collect::<Vec<u32>>(), [1], "the record ends");
+    let runs = |e: &&Effect| matches!(e, Effect::Run { .. });
+    assert_eq!(node.effects.iter().filter(runs).count(), 1, "and nothing ran twice");
+}
+
+#[test]
+fn what_was_made_before_its_record_came_anew_ends_after_the_records_of_its_children() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, child) = (task_in(0, 0), task_in(1, 0));
+    let assign = Assign { spec: Some(spec(a, &[])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.submit(WORKER, TaskSpec { parent: task_bytes(a), ..spec(child, &[]) });
+    let of_child = node.batch();
+    node.finish(a, 1, small(), &[]);
+    // Its keeper dies, and a replayed parent submits it anew, here.
+    node.members(&[ME]);
+    node.submit(DRIVER, TaskSpec { replay: true, ..spec(a, &[]) });
+    let record = node.batch();
+    node.ack(record, |_| None);
+    let ends =
+        |items: &[Item]| items.iter().any(|item| matches!(item, Item::Done(d) if d.task == task_bytes(a)));
+    assert!(!node.batches.iter().any(|batch| ends(&items(batch))), "its child has no record yet");
+    node.ack(of_child, |_| None);
+    assert!(ends(&node.settle()));
+}
+
+#[test]
 fn a_copy_from_elsewhere_does_not_pass_for_a_replayed_task_s_end() {
     let mut node = Node::new();
     node.members(&[ME, OTHER]);

@@ -102,6 +102,8 @@ pub(super) struct PutDump {
     pub put: Option<proto::SmallPut>,
     #[prost(message, optional, tag = "4")]
     pub needed: Option<NeededDump>,
+    #[prost(fixed64, tag = "5")]
+    pub by: u64,
 }
 
 /// Runs with something that an incarnation must see to.

@@ -123,15 +123,18 @@ impl<'a> Facts<'a> {
         }
         let copies = self.holdings.holders(object);
         let put = self.state.puts.get(&object);
-        match put.map(|put| (&put.stored, &put.needed)) {
-            Some((Stored::Small(value), _)) => return Answer::Value(value.clone()),
-            Some((Stored::Large(output), needed)) => {
-                // Who put it holds it from the record on, and reports its copy a little later.
-                let holders = needed.holders().filter(|node| !self.holdings.is_gone(object, *node, 0));
+        match put.map(|put| (put, &put.stored)) {
+            Some((_, Stored::Small(value))) => return Answer::Value(value.clone()),
+            Some((put, Stored::Large(output))) => {
+                // Who put it has it from the record on, whether it still refers to it or not, and reports its
+                // copy a little later.
+                let by = Some(put.by).filter(|_| !mutant!("R9d"));
+                let holders = put.needed.holders().chain(by);
+                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, 0));
                 return self.here(copies.chain(holders), *output).unwrap_or_else(|| self.lost_put(object));
             }
             // It is named already, and known to nobody else.
-            Some((Stored::Coming, _)) | None => {}
+            Some((_, Stored::Coming)) | None => {}
         }
         let record = match self.state.tasks.get(object.task) {
             Ok(Some(record)) => record.standing,

@@ -2,7 +2,7 @@
 
 use super::holdings::Holdings;
 use super::locate::{Facts, Members};
-use super::refs_tests::{Shard, a_put, done, hold, next, put, submit, task};
+use super::refs_tests::{Shard, a_put, done, edge, hold, next, put, release, submit, task};
 use mobula_base::ObjectId;
 use mobula_base::ids::FIRST_PUT_SLOT;
 use mobula_proto as proto;
@@ -57,6 +57,18 @@ fn a_large_put_is_with_whoever_put_it_before_that_node_reports_its_copy() {
     leader.shard.say(3, vec![put(object, &[])]);
     leader.settles();
     assert!(leader.says_here(object));
+    leader.hears_gone(object);
+    assert!(matches!(leader.answer(object), Answer::Failed(_)));
+}
+
+#[test]
+fn a_large_put_that_its_node_let_go_of_is_there_before_that_node_reports_its_copy() {
+    let mut leader = Leader::of(3);
+    let (object, around) = (a_put(0), a_put(1));
+    let named = edge(object, around, true);
+    leader.shard.say(3, vec![named, put(around, &[object]), put(object, &[]), release(object)]);
+    leader.settles();
+    assert!(leader.says_here(object), "{:?}", leader.answer(object));
     leader.hears_gone(object);
     assert!(matches!(leader.answer(object), Answer::Failed(_)));
 }

@@ -30,6 +30,8 @@ pub struct Put {
     pub stored: Stored,
     /// Objects that have an edge from it.
     pub contains: Box<[ObjectId]>,
+    /// The incarnation that sent it, 0 before it came: that one has a copy until it says otherwise.
+    pub by: u64,
     /// References to it are counted.
     pub counts: bool,
     /// Who needs it.
@@ -39,17 +41,17 @@ pub struct Put {
 impl Put {
     fn coming(job: u64) -> Self {
         let (stored, needed) = (Stored::Coming, Needed::default());
-        Put { job, stored, contains: Box::default(), counts: true, needed }
+        Put { job, stored, contains: Box::default(), by: 0, counts: true, needed }
     }
 
-    /// What a node sent.
-    fn new(put: &proto::SmallPut, counts: bool) -> Self {
+    /// What `by` sent.
+    fn new(put: &proto::SmallPut, by: u64, counts: bool) -> Self {
         let stored = match put.large && counts {
             true => Stored::Large(put.output),
             false => Stored::Small(Bytes::copy_from_slice(&put.value)),
         };
         let contains = if counts { object_ids(&put.contains) } else { Box::default() };
-        Put { job: put.job, stored, contains, counts, needed: Needed::default() }
+        Put { job: put.job, stored, contains, by, counts, needed: Needed::default() }
     }
 
     /// Whether nobody needs it.
@@ -82,14 +84,14 @@ impl Put {
         let contains = self.contains.iter().map(|id| proto::object_bytes(*id)).collect();
         let put = put.map(|put| proto::SmallPut { contains, value: self.value(), ..put });
         let needed = Some(self.needed.dump(0, 0));
-        PutDump { object: proto::object_bytes(object), job: self.job, put, needed }
+        PutDump { object: proto::object_bytes(object), job: self.job, put, needed, by: self.by }
     }
 
     /// What [`Put::dump`] gave; `None` when it is malformed.
     pub(super) fn load(dump: &PutDump) -> Option<(ObjectId, Self)> {
         let needed = Needed::load(dump.needed.as_ref().unwrap_or(&NeededDump::default()))?;
         let put = match &dump.put {
-            Some(put) => Put::new(put, true),
+            Some(put) => Put::new(put, dump.by, true),
             None => Put::coming(dump.job),
         };
         Some((ObjectId::from_bytes(&dump.object)?, Put { job: dump.job, needed, ..put }))
@@ -97,7 +99,7 @@ impl Put {
 
     /// What a dump of the first levels gave.
     pub(super) fn load_plain(put: &proto::SmallPut) -> Option<(ObjectId, Self)> {
-        Some((ObjectId::from_bytes(&put.object)?, Put::new(put, false)))
+        Some((ObjectId::from_bytes(&put.object)?, Put::new(put, 0, false)))
     }
 }
 
@@ -114,10 +116,10 @@ impl ShardState {
             self.count_from_here();
         }
         let counts = self.counting.counts(put.job);
-        let known = self.puts.entry(object).or_insert_with(|| Put::new(put, counts));
+        let known = self.puts.entry(object).or_insert_with(|| Put::new(put, who, counts));
         if known.stored == Stored::Coming {
             let needed = std::mem::take(&mut known.needed);
-            *known = Put { needed, ..Put::new(put, true) };
+            *known = Put { needed, ..Put::new(put, who, true) };
         }
         if known.counts {
             known.needed.hold(who);

@@ -318,6 +318,25 @@ fn what_the_dead_submitted_goes_unless_somebody_living_needs_or_makes_it() {
 }
 
 #[test]
+fn what_a_task_puts_after_its_record_went_with_its_keeper_stays_while_it_is_named() {
+    let mut shard = Shard::new(0, 1);
+    let (lone, user) = (task(0), task(600));
+    let inner = lone.output(FIRST_PUT_SLOT);
+    shard.say(1, vec![submit(lone, &[])]);
+    shard.fence(1);
+    shard.settle();
+    assert!(!shard.has(lone));
+    // A worker of a living node has it, and goes on.
+    shard.say(2, vec![hold(inner), edge(inner, user.output(0), false), submit(user, &[inner])]);
+    assert_eq!(shard.say(2, vec![release(inner)]), [Outcome::Kept(true)]);
+    shard.start_again();
+    assert!(!shard.has(lone) && !shard.state.may_drop(inner).expect("memory"));
+    shard.say(2, vec![done(user, 1, 7), release(user.output(0))]);
+    shard.settle();
+    assert!(shard.state.may_drop(inner).expect("memory") && is_empty(&shard.state));
+}
+
+#[test]
 fn a_task_that_a_living_node_took_over_ends_first() {
     let mut shard = Shard::new(0, 1);
     let id = task(0);

@@ -80,7 +80,8 @@ impl World {
         let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
         let spec = child.spec(&self.options.style, replay);
-        self.judges.order.submitted(parent, attempt, id);
+        let node = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
+        self.judges.order.submitted(parent, attempt, id, node);
         self.say(machine, epoch, client, Said::Submit(Box::new(spec)));
     }
 
@@ -97,7 +98,8 @@ impl World {
         run.asked.insert(id.output(0));
         run.waits = Some(Waits::Existence(id.output(0)));
         let spec = child.spec(&self.options.style, replay);
-        self.judges.order.submitted(parent, attempt, id);
+        let node = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
+        self.judges.order.submitted(parent, attempt, id, node);
         self.say(machine, epoch, client, Said::Submit(Box::new(spec)));
     }
 

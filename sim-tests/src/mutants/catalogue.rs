@@ -126,6 +126,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R9a", "R9", "what no node has reported is lost, whoever has not reported yet", BOTH),
     product("R9b", "R9", "lost is said before all nodes have confirmed a death", BOTH),
     product("R9c", "R9", "a copy that was gone and is made again counts as gone", CORE),
+    product("R9d", "R9", "a put that its node let go of is lost until that node reports its copy", CORE),
     product("R10a", "R10", "a stream of a fenced node is applied", BOTH),
     product("R10b", "R10", "a death is fenced in shard 0 only", BOTH),
     product("R10c", "R10", "what the dead hold is held for ever", CORE),
@@ -157,6 +158,13 @@ pub const MUTANTS: &[Mutant] = &[
     product("W10", "G5", "a record that was never sent holds up all that waits behind it", CORE),
     product("W11", "G8", "what a transfer that failed was for is remembered for ever", CORE),
     product("W12", "R4", "what was let go passes for known when it is submitted again", CORE),
+    product("W13", "R7", "a run of a pruned record is not reported to whoever keeps the new one", CORE),
+    product(
+        "W14",
+        "R4",
+        "what was made before its record came anew ends before the records of its children",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.

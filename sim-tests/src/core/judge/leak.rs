@@ -102,7 +102,11 @@ impl World {
             let busy = |counts: &[(&'static str, u64)]| counts.iter().any(|(_, count)| *count > 0);
             let free = census.cpu_milli.0 == census.cpu_milli.1;
             if busy(&census.kept) || busy(&census.runs) || census.unacknowledged > 0 || !free {
-                return Some(format!("machine {number} ({}) still has {census:?}", life.incarnation));
+                let why = life.core.why_waiting(4);
+                return Some(format!(
+                    "machine {number} ({}) still has {why:?} of {census:?}",
+                    life.incarnation
+                ));
             }
         }
         None

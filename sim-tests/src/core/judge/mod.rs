@@ -248,6 +248,7 @@ impl Judges {
             self.answers.applied(shard, batch, ack, fresh);
             if fresh {
                 self.ended.applied(batch, ack);
+                self.running.applied(batch, ack);
             }
         }
     }
