@@ -74,8 +74,9 @@ pub(crate) struct UndurableRun {
     /// Whoever waits for its end.
     pub askers: Vec<Asker>,
     pub pending: BTreeMap<ShardId, u64>,
-    /// The report of a task without retries, which nothing would replay: its value is used only once all
-    /// it submitted is committed (R5).
+    /// What is told only once all it submitted is committed: of a task without retries, which nothing would
+    /// replay (R5), and of a value in which references lie that leaves this node. Should this node die
+    /// before, and the next attempt come to another end, nothing would ever make what lies inside (R4).
     pub report: Option<Box<Report>>,
 }
 
@@ -412,8 +413,8 @@ impl Core {
         }
     }
 
-    /// A value in this node's memory that counts, told or not: a task without retries has one before it may
-    /// be used (R5).
+    /// A value in this node's memory that counts, told or not: it may wait for the records of what the task
+    /// submitted (R4, R5).
     pub fn keeps(&self, id: ObjectId) -> Option<&Value> {
         let untold = || {
             let of_task = self.undurable.iter().find(|run| !id.is_put() && run.task == id.task)?;
@@ -432,6 +433,8 @@ impl Core {
     ) {
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
+        // Counted or not: what lies inside may never come.
+        let has_refs = value.is_ok() && !contains.is_empty() && !mutant!("R4d");
         if !self.counts(job) {
             contains.clear();
         }
@@ -459,7 +462,8 @@ impl Core {
         let mut askers = run.others;
         askers.push(run.keeper);
         let report = Report { job, value, contains, ran_ns };
-        let waits = !durable && run.spec.max_retries == 0;
+        let leaves = askers.iter().any(|asker| asker.node != self.config.incarnation);
+        let waits = !durable && (run.spec.max_retries == 0 || has_refs && leaves);
         let report = if waits {
             Some(Box::new(report))
         } else {

@@ -9,7 +9,7 @@ use crate::objects::State;
 use crate::recovery::Timer;
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
-use mobula_base::{Incarnation, JobId, Resources, TaskId, mutant};
+use mobula_base::{Incarnation, JobId, ObjectId, Resources, TaskId, mutant};
 use mobula_proto::{ArgHint, Assign, Failure, FailureKind, TaskSpec, object_bytes, task_bytes};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -184,7 +184,7 @@ impl Core {
         arg_objects(spec)
             .map(|object| {
                 let mut hint = ArgHint { object: object_bytes(object), ..Default::default() };
-                match self.objects.get(&object).map(|o| &o.state) {
+                match self.objects.get(&object).map(|o| &o.state).filter(|_| self.may_leave(object)) {
                     Some(State::Here(Value::Inline(bytes))) => {
                         hint.inline = bytes.clone();
                         hint.has_inline = true;
@@ -202,6 +202,13 @@ impl Core {
                 hint
             })
             .collect()
+    }
+
+    /// Whether the value of an object may leave this node: not while the records of what lies inside may
+    /// still be lost with it (R4). Whoever needs it elsewhere hears of it from its home.
+    fn may_leave(&self, id: ObjectId) -> bool {
+        let open = |kept: &Kept| matches!(kept.state, KeptState::Undurable(_)) && !kept.contains.is_empty();
+        id.is_put() || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
     }
 
     pub(crate) fn unplace(&mut self, node: Incarnation) {

@@ -6,7 +6,7 @@
 //! iterative, parallel, and stops at the first thing that still exists.
 
 use crate::core::{Core, Kept, KeptState, Record};
-use crate::execute::Asker;
+use crate::execute::{Asker, UndurableRun};
 use crate::map::sorted_keys;
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::outcome::End;
@@ -261,7 +261,8 @@ impl Core {
         let Some(attempt) = self.kept.get(&task).map(|kept| kept.attempt) else { return false };
         let executor = self.config.incarnation;
         // What its run submitted may still be on its way (R4).
-        let run = self.undurable.iter_mut().find(|run| run.task == task && !mutant!("W14"));
+        let untold = |run: &&mut UndurableRun| run.task == task && run.report.is_none() && !mutant!("W14");
+        let run = self.undurable.iter_mut().find(untold);
         let durable = run.is_none();
         if let Some(run) = run {
             run.askers.push(Asker { node: executor, attempt });

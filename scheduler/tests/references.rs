@@ -316,6 +316,67 @@ fn a_task_without_retries_reports_only_when_what_it_submitted_is_committed() {
 }
 
 #[test]
+fn a_value_leaves_its_node_once_what_lies_inside_has_its_record_and_its_edge() {
+    let (a, child) = (task_in(0, 0), task_in(1, 0));
+    for refs in [vec![], vec![out(child)]] {
+        let mut node = Node::new();
+        node.members(&[ME, OTHER]);
+        let assign = Assign { spec: Some(spec(a, &[])), attempt: 1, hints: vec![] };
+        node.step(Event::Assigned { from: OTHER, assign });
+        node.submit(WORKER, TaskSpec { parent: task_bytes(a), ..spec(child, &[]) });
+        let record = node.batch();
+        node.finish(a, 1, small(), &refs);
+        let reported = |node: &Node| {
+            node.effects.iter().find_map(|e| match e {
+                Effect::Result { result, .. } => Some((result.durable, result.contains.clone())),
+                _ => None,
+            })
+        };
+        if refs.is_empty() {
+            assert_eq!(reported(&node), Some((false, vec![])), "nobody can wait for the child");
+            continue;
+        }
+        assert_eq!(reported(&node), None, "the child may never come, should this node die");
+        node.ack(record, |_| None);
+        assert_eq!(reported(&node), None, "nor is it held by the value yet");
+        let edge = node.batch();
+        assert_eq!(told(&items(&edge)), [('n', out(child))]);
+        node.ack(edge, |_| None);
+        assert_eq!(reported(&node), Some((true, vec![object_bytes(out(child))])));
+    }
+}
+
+#[test]
+fn a_value_goes_with_a_task_to_another_node_once_what_lies_inside_has_its_record() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, child) = (task_in(0, 0), task_in(1, 0));
+    node.submit(DRIVER, spec(a, &[]));
+    node.settle();
+    node.submit(WORKER, TaskSpec { parent: task_bytes(a), ..spec(child, &[]) });
+    node.finish(a, 1, small(), &[out(child)]);
+    let here = |e: &Effect| matches!(e, Effect::Ready { ready: Ready::Here(_), .. });
+    assert!(node.effects.iter().any(here), "who reads it on this node dies with it");
+    // This one and the child are as much as the node takes; what follows goes to the other one.
+    let other = |function, n, args: &[ObjectId]| TaskSpec { function, ..spec(task_in(0, n), args) };
+    node.submit(DRIVER, other(2, 1, &[]));
+    let hint = |node: &Node, task: TaskId| {
+        node.effects.iter().find_map(|e| match e {
+            Effect::Assign { to, assign } if *to == OTHER => {
+                let spec = assign.spec.as_ref().filter(|spec| spec.id == task_bytes(task));
+                spec.and(assign.hints.first()).map(|hint| (hint.has_inline, hint.holders.len()))
+            }
+            _ => None,
+        })
+    };
+    node.submit(DRIVER, other(3, 2, &[out(a)]));
+    assert_eq!(hint(&node, task_in(0, 2)), Some((false, 0)), "it asks the home for it");
+    node.settle();
+    node.submit(DRIVER, other(4, 3, &[out(a)]));
+    assert_eq!(hint(&node, task_in(0, 3)), Some((true, 0)));
+}
+
+#[test]
 fn what_a_program_takes_out_of_a_value_is_held_before_the_value_is_released() {
     let mut node = Node::new();
     let (container, inner) = (task_in(0, 0), task_in(1, 0));

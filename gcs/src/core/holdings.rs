@@ -13,6 +13,16 @@ use std::time::Duration;
 /// the node that was to have it then says so again.
 const GONE_MAX: usize = 100_000;
 
+/// What made a copy, as far as it is recorded; nothing is set of what needs no record of a task.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Made {
+    /// Log index of the first apply of its record: one that was pruned and came anew counts its attempts
+    /// from 1 again.
+    pub revision: u64,
+    /// The attempt.
+    pub attempt: u32,
+}
+
 /// The holdings of one term, since slots came to the shard last.
 #[derive(Clone, Default)]
 pub struct Holdings {
@@ -28,8 +38,8 @@ pub struct Holdings {
     copies: BTreeMap<ObjectId, BTreeSet<u64>>,
     held: BTreeMap<u64, BTreeSet<ObjectId>>,
     /// Copies that a done-record promises and that are no more, with the latest attempt that can have made
-    /// them: what a later one makes is another copy.
-    gone: BTreeMap<(ObjectId, u64), u32>,
+    /// them: what a later one makes is another copy, and so is what is made for another record.
+    gone: BTreeMap<(ObjectId, u64), Made>,
 }
 
 impl Holdings {
@@ -45,9 +55,12 @@ impl Holdings {
         self.copies.get(&object).into_iter().flatten().copied()
     }
 
-    /// Whether `node` said that it no longer has what `attempt` made as `object`.
-    pub fn is_gone(&self, object: ObjectId, node: u64, attempt: u32) -> bool {
-        self.gone.get(&(object, node)).is_some_and(|last| *last >= attempt || mutant!("R9c"))
+    /// Whether `node` said that it no longer has what was made as `object`.
+    pub fn is_gone(&self, object: ObjectId, node: u64, made: Made) -> bool {
+        self.gone.get(&(object, node)).is_some_and(|last| {
+            let same_record = last.revision == made.revision || mutant!("R9e");
+            (same_record && last.attempt >= made.attempt) || mutant!("R9c")
+        })
     }
 
     /// Whether all of `live` are done: nothing that is not here can be with one of them, and none hears
@@ -135,12 +148,12 @@ impl Holdings {
             return false;
         }
         let removed = report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)).collect();
-        for (object, attempt) in state.attempts_behind(removed) {
+        for (object, made) in state.made_last(removed) {
             if let Some(held) = self.held.get_mut(&node) {
                 held.remove(&object);
             }
             self.drop_copy(object, node);
-            self.gone.insert((object, node), attempt);
+            self.gone.insert((object, node), made);
             if self.gone.len() > GONE_MAX {
                 self.gone.pop_first();
             }
@@ -155,24 +168,25 @@ impl Holdings {
 }
 
 impl ShardState {
-    /// The latest attempt that can have made a copy of each of these: of what is recorded, not of what is
-    /// under way. Puts count as made by attempt 0.
-    fn attempts_behind(&self, objects: BTreeSet<ObjectId>) -> Vec<(ObjectId, u32)> {
+    /// The latest that can have made a copy of each of these: of what is recorded, not of what is under way.
+    /// Puts count as made by attempt 0 of no record.
+    fn made_last(&self, objects: BTreeSet<ObjectId>) -> Vec<(ObjectId, Made)> {
         let objects: Vec<ObjectId> = objects.into_iter().collect();
         let mut all = Vec::with_capacity(objects.len());
         // In one look for each run: it may be cold.
         for of_run in objects.chunk_by(|a, b| a.task.run == b.task.run) {
-            let attempt = |run: &super::run::Run, object: &ObjectId| {
-                let standing = run.standing(object.task.place);
-                standing.map_or(0, |standing| match standing.state {
-                    State::Pending => standing.attempt.saturating_sub(1),
-                    State::Done { .. } | State::Failed(_) => standing.attempt,
-                })
+            let made = |run: &super::run::Run, object: &ObjectId| {
+                let Some(record) = run.record(object.task.place) else { return Made::default() };
+                let attempt = match record.standing.state {
+                    State::Pending => record.standing.attempt.saturating_sub(1),
+                    State::Done { .. } | State::Failed(_) => record.standing.attempt,
+                };
+                Made { revision: record.revision, attempt }
             };
-            let look = |run: &super::run::Run| of_run.iter().map(|o| attempt(run, o)).collect::<Vec<u32>>();
-            let attempts = self.tasks.look(of_run[0].task.run, look).ok().flatten();
-            let attempts = attempts.unwrap_or_else(|| vec![0; of_run.len()]);
-            all.extend(of_run.iter().copied().zip(attempts));
+            let look = |run: &super::run::Run| of_run.iter().map(|o| made(run, o)).collect::<Vec<Made>>();
+            let all_made = self.tasks.look(of_run[0].task.run, look).ok().flatten();
+            let all_made = all_made.unwrap_or_else(|| vec![Made::default(); of_run.len()]);
+            all.extend(of_run.iter().copied().zip(all_made));
         }
         all
     }

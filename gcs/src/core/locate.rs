@@ -6,7 +6,7 @@
 
 use super::ShardState;
 use super::cluster::Cluster;
-use super::holdings::Holdings;
+use super::holdings::{Holdings, Made};
 use super::puts::Stored;
 use super::run::{Run, State};
 use bytes::Bytes;
@@ -130,14 +130,17 @@ impl<'a> Facts<'a> {
                 // copy a little later.
                 let by = Some(put.by).filter(|_| !mutant!("R9d"));
                 let holders = put.needed.holders().chain(by);
-                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, 0));
+                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, Made::default()));
                 return self.here(copies.chain(holders), *output).unwrap_or_else(|| self.lost_put(object));
             }
             // It is named already, and known to nobody else.
             Some((_, Stored::Coming)) | None => {}
         }
-        let record = match self.state.tasks.get(object.task) {
-            Ok(Some(record)) => record.standing,
+        let (record, made) = match self.state.tasks.get(object.task) {
+            Ok(Some(record)) => {
+                let made = Made { revision: record.revision, attempt: record.standing.attempt };
+                (record.standing, made)
+            }
             Ok(None) => return self.here(copies, None).unwrap_or(Answer::Unknown(true)),
             // Nothing is known: neither that it is there nor that it is lost.
             Err(error) => {
@@ -149,7 +152,7 @@ impl<'a> Facts<'a> {
             // What it had put before it failed is there as long as somebody has it.
             State::Failed(failure) if object.is_put() => {
                 let holders = self.holders_of(object).into_iter();
-                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, record.attempt));
+                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, made));
                 let here = self.here(copies.chain(holders), None);
                 here.unwrap_or_else(|| match self.settled {
                     true => Answer::Failed((**failure).clone()),
@@ -162,7 +165,7 @@ impl<'a> Facts<'a> {
                 // too; other holders of a `put` are soft state only.
                 let promised: &[u64] = if object.is_put() { &[] } else { holders };
                 let promised = promised.iter().copied().chain(Some(*executor));
-                let promised = promised.filter(|node| !self.holdings.is_gone(object, *node, record.attempt));
+                let promised = promised.filter(|node| !self.holdings.is_gone(object, *node, made));
                 let output = outputs.get(object.slot as usize).copied();
                 if !object.is_put() && output.is_none() {
                     let message = format!("task {} has {} return values", object.task, outputs.len());

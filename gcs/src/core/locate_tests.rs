@@ -89,6 +89,23 @@ fn a_copy_that_was_gone_and_is_made_again_is_there_before_it_is_reported() {
 }
 
 #[test]
+fn a_copy_that_was_gone_does_not_count_against_a_record_that_comes_anew() {
+    let mut leader = Leader::of(90);
+    let object = task(0).output(0);
+    leader.settles();
+    leader.shard.say(1, vec![submit(task(0), &[]), done(task(0), 1, 7)]);
+    leader.hears_gone(object);
+    assert_eq!(leader.answer(object), Answer::Lost(1));
+    // Nobody needs it, and its record is pruned; somebody submits it again.
+    leader.shard.say(1, vec![release(object)]);
+    assert!(!leader.shard.has(task(0)));
+    leader.shard.say(1, vec![submit(task(0), &[]), done(task(0), 1, 7)]);
+    assert!(leader.says_here(object), "{:?}", leader.answer(object));
+    leader.hears_gone(object);
+    assert_eq!(leader.answer(object), Answer::Lost(1));
+}
+
+#[test]
 fn what_a_task_had_put_before_it_failed_is_there_as_long_as_somebody_has_it() {
     let mut leader = Leader::of(3);
     let object = task(0).output(FIRST_PUT_SLOT);
