@@ -172,7 +172,7 @@ impl Life {
     fn seal_put(&mut self, client: ClientId, seal: &Seal) -> Option<(ObjectId, Place)> {
         let object = object_id(&seal.object).ok()?;
         let sealed = self.store.seal(object, seal.crc, client).ok();
-        let place = sealed.or_else(|| self.store.get(object).filter(|place| place.crc == seal.crc))?;
+        let place = sealed.or_else(|| self.store.seal_again(object, seal.crc, client))?;
         self.fresh.push(object);
         Some((object, place))
     }
@@ -199,7 +199,9 @@ impl Life {
 
     /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
     fn seal_result(&mut self, object: ObjectId, crc: u32, worker: ClientId) -> Result<Value, Failure> {
-        match (self.store.seal(object, crc, worker), self.store.get(object)) {
+        let sealed = self.store.seal(object, crc, worker);
+        let again = sealed.is_err().then(|| self.store.seal_again(object, crc, worker)).flatten();
+        match (sealed, again.or_else(|| self.store.get(object))) {
             (Ok(place), _) => {
                 self.fresh.push(object);
                 Ok(shared(place))

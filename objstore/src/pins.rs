@@ -39,6 +39,11 @@ impl Pins {
         self.counts.contains_key(&offset)
     }
 
+    /// Where a reader looks at what it was told of an object, or did before it went.
+    pub fn told(&self, reader: Reader, object: ObjectId) -> impl Iterator<Item = u64> {
+        self.told.get(&(reader, object)).into_iter().flatten().copied()
+    }
+
     /// Takes the oldest pin back: its offset if nobody looks there any more.
     pub fn remove(&mut self, reader: Reader, object: ObjectId) -> Option<u64> {
         let told = self.told.get_mut(&(reader, object))?;

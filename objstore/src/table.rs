@@ -2,7 +2,7 @@
 
 use crate::arena::Arena;
 use crate::pins::{Pins, Reader};
-use mobula_base::{JobId, ObjectId, TaskId};
+use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 /// Who creates an object: a link of the daemon, or the daemon itself (0) for transfers.
@@ -84,8 +84,16 @@ pub struct Store {
     /// Room (offset, length) that creators may still be writing to although the job has ended.
     doomed: BTreeMap<(Creator, ObjectId), (u64, u64)>,
     pins: Pins,
-    /// Places (offset, length) of objects that are gone while somebody still looks at them.
-    leaving: BTreeMap<u64, u64>,
+    /// Places (by offset) of objects that are gone while somebody still looks at them.
+    leaving: BTreeMap<u64, Leaving>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leaving {
+    len: u64,
+    /// None when its job has ended.
+    job: Option<JobId>,
+    crc: u32,
 }
 
 impl Store {
@@ -156,6 +164,23 @@ impl Store {
         }
         entry.state = State::Sealed { crc };
         Ok(Place { offset: entry.offset, len: entry.len, crc })
+    }
+
+    /// An attempt made what it was told to be here already (`Exists`). Should that have gone meanwhile, it is
+    /// put back from where the attempt's task still looks at it. None: what is here is something else.
+    pub fn seal_again(&mut self, object: ObjectId, crc: u32, creator: Creator) -> Option<Place> {
+        if self.entries.contains_key(&object) {
+            return self.get(object).filter(|place| place.crc == crc);
+        }
+        let mut told = self.pins.told(Reader::Task(creator, object.task), object);
+        let gone = |offset: &u64| self.leaving.get(offset).is_some_and(|l| l.crc == crc && l.job.is_some());
+        let offset = told.find(gone).filter(|_| !mutant!("W15"))?;
+        drop(told);
+        let Leaving { len, job, crc } = self.leaving.remove(&offset)?;
+        let job = job?;
+        self.entries.insert(object, Entry { offset, len, job, state: State::Sealed { crc } });
+        self.by_job.entry(job).or_default().insert(object);
+        Some(Place { offset, len, crc })
     }
 
     /// Forgets an object that its creator gave up.
@@ -242,18 +267,20 @@ impl Store {
         for object in self.by_job.remove(&job).unwrap_or_default() {
             let Some(entry) = self.entries.remove(&object) else { continue };
             match entry.state {
-                State::Sealed { .. } => self.vacate(&entry),
+                State::Sealed { .. } => self.vacate(&entry, false),
                 State::Creating(by) => drop(self.doomed.insert((by, object), (entry.offset, entry.len))),
             }
         }
     }
 
     /// The place of an entry that is no more.
-    fn vacate(&mut self, entry: &Entry) {
-        if self.pins.is_pinned(entry.offset) {
-            self.leaving.insert(entry.offset, entry.len);
-        } else {
-            self.arena.free(entry.offset);
+    fn vacate(&mut self, entry: &Entry, has_job: bool) {
+        let Entry { offset, len, job, state } = *entry;
+        match state {
+            State::Sealed { crc } if self.pins.is_pinned(offset) => {
+                self.leaving.insert(offset, Leaving { len, job: has_job.then_some(job), crc });
+            }
+            State::Sealed { .. } | State::Creating(_) => self.arena.free(offset),
         }
     }
 
@@ -265,7 +292,7 @@ impl Store {
 
     fn remove(&mut self, object: ObjectId) {
         if let Some(entry) = self.entries.remove(&object) {
-            self.vacate(&entry);
+            self.vacate(&entry, true);
             if let Some(objects) = self.by_job.get_mut(&entry.job) {
                 objects.remove(&object);
                 if objects.is_empty() {
@@ -298,7 +325,8 @@ impl Store {
         self.arena.check_invariants();
         self.pins.check_invariants();
         assert!(self.leaving.keys().all(|offset| self.pins.is_pinned(*offset)), "nobody looks, yet it stays");
-        let others = self.doomed.values().map(|(_, len)| *len).chain(self.leaving.values().copied());
+        let others =
+            self.doomed.values().map(|(_, len)| *len).chain(self.leaving.values().map(|leaving| leaving.len));
         let lens = self.entries.values().map(|e| e.len).chain(others);
         let bytes: u64 = lens.map(|len| len.max(1).div_ceil(crate::arena::ALIGN) * crate::arena::ALIGN).sum();
         assert_eq!(bytes, self.arena.used_bytes(), "allocations and entries differ");
@@ -313,6 +341,29 @@ mod tests {
 
     fn object(n: u32) -> ObjectId {
         TaskId::root(JobId(1)).output(n)
+    }
+
+    #[test]
+    fn what_goes_while_an_attempt_makes_it_again_is_put_back() {
+        let (mut store, worker, other) = (Store::new(1 << 16), 7, 8);
+        let id = object(1);
+        store.create(id, 1000, JobId(1), other).expect("fits");
+        let first = store.seal(id, 42, other).expect("created");
+        assert_eq!(store.create(id, 1000, JobId(1), worker), Err(StoreError::Exists(first)));
+        store.pin(id, Reader::Task(worker, id.task));
+        store.discard(id);
+        assert_eq!(store.get(id), None);
+        assert_eq!(store.seal_again(id, 43, worker), None, "other bytes");
+        assert_eq!(store.seal_again(id, 42, other), None, "who does not look at it");
+        assert_eq!(store.seal_again(id, 42, worker), Some(first));
+        assert_eq!(store.get(id), Some(first));
+        store.check_invariants();
+        // What goes with its job stays gone.
+        store.free_job(JobId(1));
+        assert_eq!(store.seal_again(id, 42, worker), None);
+        store.task_ended(worker, id.task);
+        assert_eq!(store.usage().0, 0);
+        store.check_invariants();
     }
 
     #[test]

@@ -125,7 +125,7 @@ impl Life {
         if let Some(room) = sealed {
             self.memory.insert(room.offset, content);
         }
-        let room = sealed.or_else(|| self.store.get(object).filter(|room| room.crc == crc))?;
+        let room = sealed.or_else(|| self.store.seal_again(object, crc, client))?;
         self.fresh.push(object);
         Some(room)
     }
@@ -137,7 +137,9 @@ impl Life {
             Written::Shared(content) => content,
         };
         let (object, crc) = (task.output(0), content.crc());
-        match (self.store.seal(object, crc, worker), self.store.get(object)) {
+        let sealed = self.store.seal(object, crc, worker);
+        let again = sealed.is_err().then(|| self.store.seal_again(object, crc, worker)).flatten();
+        match (sealed, again.or_else(|| self.store.get(object))) {
             (Ok(room), _) => {
                 self.memory.insert(room.offset, content);
                 self.fresh.push(object);

@@ -167,6 +167,7 @@ pub const MUTANTS: &[Mutant] = &[
         "what was made before its record came anew ends before the records of its children",
         CORE,
     ),
+    product("W15", "R8", "what goes while an attempt makes it again is not put back", CORE),
 ];
 
 /// The bug of this name.
