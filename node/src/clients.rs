@@ -190,8 +190,8 @@ impl Life {
             }
         };
         self.store.task_ended(worker, task);
-        if let Ok(value) = &value {
-            self.made(task.output(0), value);
+        if value.is_ok() && self.missed.contains(&task.output(0)) {
+            self.made_anew.push(task.output(0));
         }
         let contains = objects(&result.contains);
         Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns, contains })

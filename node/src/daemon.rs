@@ -172,6 +172,8 @@ pub(crate) struct Life {
     pub rooms: Vec<RoomAsked>,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,
+    /// What tasks made in this turn, of that which was missed.
+    pub made_anew: Vec<ObjectId>,
     pub outgoing: BTreeMap<Incarnation, Outbox<PeerMsg>>,
     pub addresses: BTreeMap<Incarnation, String>,
     /// Messages for nodes that the view does not name yet.
@@ -244,6 +246,7 @@ impl Life {
             next_transfer: 0,
             rooms: Vec::new(),
             fresh: Vec::new(),
+            made_anew: Vec::new(),
             outgoing: BTreeMap::new(),
             addresses: BTreeMap::new(),
             early: BTreeMap::new(),

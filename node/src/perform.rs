@@ -113,7 +113,8 @@ impl Life {
                 is_here.then_some(Lent { object, transfer, bytes, crc: *crc })
             }
         });
-        if lent.is_none() {
+        // One that is not told yet is here, and will be.
+        if lent.is_none() && self.core.keeps(object).is_none() {
             self.missed(object);
         }
         lent
@@ -128,10 +129,9 @@ impl Life {
         self.tell_home(Copied::Gone(object));
     }
 
-    /// A value was made here. Its done-record says so; more is said of what its home takes to be gone,
-    /// or will take to be gone when it goes.
-    pub(crate) fn made(&mut self, object: ObjectId, value: &Value) {
-        if matches!(value, Value::Shared { .. }) || self.missed.remove(&object) {
+    /// A value was made here, of which its home was told that it is not here: its done-record is not enough.
+    fn made_after_all(&mut self, object: ObjectId) {
+        if self.core.value_of(object).is_some() && self.missed.remove(&object) {
             self.tell_home(Copied::Held(object));
         }
     }
@@ -383,6 +383,7 @@ impl Life {
 
     /// What was sealed in this turn and is for nobody (of an attempt that counts no more, say) goes.
     pub(crate) fn discard_strays(&mut self) {
+        std::mem::take(&mut self.made_anew).into_iter().for_each(|object| self.made_after_all(object));
         for object in std::mem::take(&mut self.fresh) {
             if !self.is_used(object) {
                 self.store.discard(object);

@@ -417,8 +417,9 @@ impl Core {
     /// submitted (R4, R5).
     pub fn keeps(&self, id: ObjectId) -> Option<&Value> {
         let untold = || {
-            let of_task = self.undurable.iter().find(|run| !id.is_put() && run.task == id.task)?;
-            of_task.report.as_ref()?.value.as_ref().ok()
+            // An earlier attempt, which has been reported, may wait for its own submissions.
+            let mut of_task = self.undurable.iter().filter(|run| !id.is_put() && run.task == id.task);
+            of_task.find_map(|run| run.report.as_ref()?.value.as_ref().ok())
         };
         self.value_of(id).or_else(untold)
     }
@@ -503,12 +504,21 @@ impl Core {
                     result.inline = bytes.clone();
                     result.has_inline = true;
                 }
+                self.has_made(task.output(0), &value);
                 self.make_known(task.output(0), job, State::Here(value));
                 self.object(task.output(0), job).refs.plain = plain;
                 self.announce(task.output(0));
             }
         }
         self.effects.push(Effect::Result { to: keeper, result });
+    }
+
+    /// A value that an attempt made here may be told from now on, so its home may send others here. Small ones
+    /// are named by their done-records alone.
+    pub(crate) fn has_made(&mut self, object: ObjectId, value: &Value) {
+        if matches!(value, Value::Shared { .. }) {
+            self.effects.push(Effect::Held { object });
+        }
     }
 
     /// Some records were acknowledged: which finished runs are durable now?

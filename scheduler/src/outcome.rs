@@ -73,6 +73,9 @@ impl Core {
                     }
                     return self.conclude(end, Err(diverged));
                 }
+                if executor == self.config.incarnation {
+                    self.has_made(task.output(0), &value);
+                }
                 self.object(task.output(0), job).state = State::Here(value.clone());
                 self.conclude(end, Ok((output, matches!(value, Value::Inline(_)))));
             }

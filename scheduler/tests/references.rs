@@ -616,6 +616,30 @@ fn a_value_that_waits_to_be_told_is_kept_in_memory() {
 }
 
 #[test]
+fn a_value_that_waits_to_be_told_is_kept_beside_an_earlier_attempt_and_not_announced() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (parent, child) = (task_in(0, 0), task_in(1, 0));
+    let assign = |attempt| Assign { spec: Some(spec(parent, &[])), attempt, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign: assign(1) });
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    let record = node.batch();
+    // Its end is told at once; that what it submitted is committed will be told later.
+    node.finish(parent, 1, Err(Failure::new(FailureKind::FailureWorkerDied, "killed")), &[]);
+    node.step(Event::Assigned { from: OTHER, assign: assign(2) });
+    node.submit(WORKER, TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) });
+    node.finish(parent, 2, large(), &[out(child)]);
+    assert!(matches!(node.core.keeps(out(parent)), Some(Value::Shared { .. })), "its bytes must stay");
+    let said = |node: &Node| {
+        node.effects.iter().any(|e| matches!(e, Effect::Held { object } if *object == out(parent)))
+    };
+    assert!(!said(&node), "whoever is sent here for it would find nothing");
+    node.ack(record, |_| None);
+    node.settle();
+    assert!(node.core.value_of(out(parent)).is_some() && said(&node));
+}
+
+#[test]
 fn an_attempt_that_two_keepers_assigned_is_run_once_and_reported_to_both() {
     let mut node = Node::new();
     let third = Incarnation(3);

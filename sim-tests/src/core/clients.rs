@@ -42,8 +42,8 @@ impl World {
             Said::Finished { task, attempt, value, contains, ran_ns } => {
                 let value = value.and_then(|written| life.seal_result(client, task, written));
                 life.store.task_ended(client, task);
-                if let Ok(value) = &value {
-                    self.made(machine, epoch, task.output(0), value);
+                if value.is_ok() && life.missed.contains(&task.output(0)) {
+                    life.made_anew.push(task.output(0));
                 }
                 let outcome = TaskOutcome { task, attempt, value, contains, ran_ns };
                 events.push(Event::Finished { worker: client, outcomes: vec![outcome] });

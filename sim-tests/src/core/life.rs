@@ -226,6 +226,8 @@ pub struct Life {
     pub next_transfer: u64,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,
+    /// What tasks made in this turn, of that which was missed.
+    pub made_anew: Vec<ObjectId>,
     /// Requests for room of what another process is writing.
     pub rooms: Vec<(ClientId, ObjectId, u64)>,
     /// Events for the core, kept for its memory.
@@ -272,6 +274,7 @@ impl Life {
             missed: BTreeSet::new(),
             next_transfer: 0,
             fresh: Vec::new(),
+            made_anew: Vec::new(),
             rooms: Vec::new(),
             events: Vec::new(),
             used: (0, 0),

@@ -76,6 +76,7 @@ impl World {
             }
             self.perform(machine, epoch, effect);
         }
+        self.made_after_all(machine, epoch);
         let Some(life) = self.life(machine, epoch) else { return };
         life.discard_strays();
         life.forget_freed();
@@ -413,7 +414,8 @@ impl World {
             let is_here = !large || life.store.pin(object, Reader::Transfer(transfer));
             is_here.then(|| (life.content(&value).unwrap_or(GARBAGE), large, transfer))
         });
-        if found.is_none() {
+        // One that is not told yet is here, and will be.
+        if found.is_none() && life.core.keeps(object).is_none() {
             self.missed(machine, epoch, object);
         }
         found
@@ -426,12 +428,15 @@ impl World {
         self.tell_home(machine, epoch, object, false);
     }
 
-    /// A value was made here. Its done-record says so; more is said of what its home takes to be gone, or
-    /// will take to be gone when it goes.
-    pub(super) fn made(&mut self, machine: usize, epoch: u64, object: ObjectId, value: &Value) {
+    /// Values were made here, of which their homes were told that they are not here: their done-records are not
+    /// enough.
+    fn made_after_all(&mut self, machine: usize, epoch: u64) {
         let Some(life) = self.life(machine, epoch) else { return };
-        if matches!(value, Value::Shared { .. }) || life.missed.remove(&object) {
-            self.tell_home(machine, epoch, object, true);
+        for object in std::mem::take(&mut life.made_anew) {
+            let Some(life) = self.life(machine, epoch) else { return };
+            if life.core.value_of(object).is_some() && life.missed.remove(&object) {
+                self.tell_home(machine, epoch, object, true);
+            }
         }
     }
 
