@@ -2,7 +2,7 @@
 
 use crate::elide::Later;
 use crate::execute::{Run, Worker};
-use crate::map::IdMap;
+use crate::map::{IdMap, RunMap};
 use crate::objects::Object;
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
@@ -93,9 +93,9 @@ pub(crate) enum KeptState {
 pub struct Core {
     pub(crate) config: Config,
     pub(crate) now: Instant,
-    pub(crate) objects: IdMap<ObjectId, Object>,
-    pub(crate) kept: IdMap<TaskId, Kept>,
-    pub(crate) runs: IdMap<TaskId, Run>,
+    pub(crate) objects: RunMap<ObjectId, Object>,
+    pub(crate) kept: RunMap<TaskId, Kept>,
+    pub(crate) runs: RunMap<TaskId, Run>,
     pub(crate) classes: Vec<Class>,
     pub(crate) workers: BTreeMap<ClientId, Worker>,
     /// Tasks of which a worker has an attempt that does not count any more.
@@ -151,9 +151,9 @@ impl Core {
             streams: Streams::new(config.shards),
             config,
             now: Instant::default(),
-            objects: IdMap::default(),
-            kept: IdMap::default(),
-            runs: IdMap::default(),
+            objects: RunMap::default(),
+            kept: RunMap::default(),
+            runs: RunMap::default(),
             classes: Vec::new(),
             workers: BTreeMap::new(),
             strays: BTreeSet::new(),

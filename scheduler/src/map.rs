@@ -1,7 +1,13 @@
-//! A hash map for ids that are hashes already. Owned, never iterated where order could show.
+//! Maps by ids. Owned, never iterated where order could show.
 
+use mobula_base::ids::RUN_LEN;
+use mobula_base::{ObjectId, RunId, TaskId};
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
+use std::hash::{BuildHasherDefault, Hash, Hasher};
+use std::ops::Index;
+
+/// Entries of a [`RunMap`] that are allocated together.
+const CHUNK: usize = 256;
 
 /// Folds the bytes of an id; the ids are well mixed, so this need not be.
 #[derive(Default)]
@@ -35,9 +41,230 @@ impl Hasher for IdHasher {
 /// A map keyed by ids.
 pub type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 
-/// The keys that pass `keep`, sorted: the only way to walk an [`IdMap`] whose order could show.
-pub fn sorted_keys<K: Copy + Ord, V>(map: &IdMap<K, V>, keep: impl Fn(&V) -> bool) -> Vec<K> {
-    let mut keys: Vec<K> = map.iter().filter(|(_, v)| keep(v)).map(|(k, _)| *k).collect();
-    keys.sort_unstable();
-    keys
+/// What a [`RunMap`] is keyed by.
+pub trait Key: Copy + Ord + Hash {
+    /// The run and the place in it that the key stands for, if it is one of those that a run has many of.
+    fn place(self) -> Option<(RunId, usize)>;
+}
+
+impl Key for TaskId {
+    fn place(self) -> Option<(RunId, usize)> {
+        (u64::from(self.place) < RUN_LEN).then_some((self.run, usize::from(self.place)))
+    }
+}
+
+impl Key for ObjectId {
+    fn place(self) -> Option<(RunId, usize)> {
+        (self.slot == 0).then(|| self.task.place()).flatten()
+    }
+}
+
+/// A map by tasks, or by what they return. What was submitted together is looked up together, again and
+/// again: its entries lie side by side, where a hash map would have a miss of the cache for each. Puts and
+/// further return values are in a hash map.
+///
+/// Invariant: every place of `runs` names the entry that has its key, and no other entry has a value.
+pub struct RunMap<K, V> {
+    runs: IdMap<RunId, Places>,
+    chunks: Vec<Vec<Option<(K, V)>>>,
+    free: Vec<u32>,
+    others: IdMap<K, V>,
+}
+
+/// Entries of a run's places: numbers from 1; 0 is none.
+#[derive(Default)]
+struct Places {
+    at: Vec<u32>,
+    taken: u32,
+}
+
+impl<K, V> Default for RunMap<K, V> {
+    fn default() -> Self {
+        let (runs, others) = (IdMap::default(), IdMap::default());
+        RunMap { runs, chunks: Vec::new(), free: Vec::new(), others }
+    }
+}
+
+impl<K: Key, V> RunMap<K, V> {
+    /// Where the entry of a place is.
+    fn at(&self, run: RunId, place: usize) -> Option<usize> {
+        let number = *self.runs.get(&run)?.at.get(place)?;
+        (number as usize).checked_sub(1)
+    }
+
+    /// The value of a key.
+    pub fn get(&self, key: &K) -> Option<&V> {
+        let Some((run, place)) = key.place() else { return self.others.get(key) };
+        let at = self.at(run, place)?;
+        self.chunks[at / CHUNK][at % CHUNK].as_ref().map(|(_, value)| value)
+    }
+
+    /// The value of a key, to be changed.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let Some((run, place)) = key.place() else { return self.others.get_mut(key) };
+        let at = self.at(run, place)?;
+        self.chunks[at / CHUNK][at % CHUNK].as_mut().map(|(_, value)| value)
+    }
+
+    /// Whether there is one.
+    pub fn contains_key(&self, key: &K) -> bool {
+        match key.place() {
+            Some((run, place)) => self.at(run, place).is_some(),
+            None => self.others.contains_key(key),
+        }
+    }
+
+    /// The value of a key, made when there is none.
+    pub fn get_or_insert_with(&mut self, key: K, make: impl FnOnce() -> V) -> &mut V {
+        let Some((run, place)) = key.place() else { return self.others.entry(key).or_insert_with(make) };
+        let at = match self.at(run, place) {
+            Some(at) => at,
+            None => self.add(run, place, (key, make())),
+        };
+        let entry = self.chunks[at / CHUNK][at % CHUNK].as_mut();
+        &mut entry.expect("a place names an entry with a value").1
+    }
+
+    /// Sets the value of a key; the one before.
+    pub fn insert(&mut self, key: K, value: V) -> Option<V> {
+        let Some((run, place)) = key.place() else { return self.others.insert(key, value) };
+        if let Some(at) = self.at(run, place) {
+            return self.chunks[at / CHUNK][at % CHUNK].replace((key, value)).map(|(_, old)| old);
+        }
+        self.add(run, place, (key, value));
+        None
+    }
+
+    fn add(&mut self, run: RunId, place: usize, entry: (K, V)) -> usize {
+        let at = match self.free.pop() {
+            Some(at) => {
+                let at = at as usize;
+                self.chunks[at / CHUNK][at % CHUNK] = Some(entry);
+                at
+            }
+            None => {
+                if self.chunks.last().is_none_or(|chunk| chunk.len() == CHUNK) {
+                    self.chunks.push(Vec::with_capacity(CHUNK));
+                }
+                let number = self.chunks.len() - 1;
+                let chunk = &mut self.chunks[number];
+                chunk.push(Some(entry));
+                number * CHUNK + chunk.len() - 1
+            }
+        };
+        let places = self.runs.entry(run).or_default();
+        if places.at.len() <= place {
+            places.at.resize(place + 1, 0);
+        }
+        places.at[place] = at as u32 + 1;
+        places.taken += 1;
+        at
+    }
+
+    /// Takes the value of a key out.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let Some((run, place)) = key.place() else { return self.others.remove(key) };
+        let places = self.runs.get_mut(&run)?;
+        let at = (std::mem::take(places.at.get_mut(place)?) as usize).checked_sub(1)?;
+        places.taken -= 1;
+        if places.taken == 0 {
+            self.runs.remove(&run);
+        }
+        let (_, value) = self.chunks[at / CHUNK][at % CHUNK].take()?;
+        self.free.push(at as u32);
+        if self.runs.is_empty() {
+            // Nothing is left: the memory goes back.
+            (self.chunks, self.free) = (Vec::new(), Vec::new());
+        }
+        Some(value)
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.chunks.iter().map(Vec::len).sum::<usize>() - self.free.len() + self.others.len()
+    }
+
+    /// All, in no order that may show.
+    pub fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.chunks.iter().flatten().flatten().map(|(key, value)| (key, value)).chain(&self.others)
+    }
+
+    /// All keys, as [`RunMap::iter`].
+    pub fn keys(&self) -> impl Iterator<Item = &K> {
+        self.iter().map(|(key, _)| key)
+    }
+
+    /// All values, as [`RunMap::iter`].
+    pub fn values(&self) -> impl Iterator<Item = &V> {
+        self.iter().map(|(_, value)| value)
+    }
+
+    /// All values, to be changed, as [`RunMap::iter`].
+    pub fn values_mut(&mut self) -> impl Iterator<Item = &mut V> {
+        self.chunks.iter_mut().flatten().flatten().map(|(_, value)| value).chain(self.others.values_mut())
+    }
+
+    /// The keys that pass `keep`, sorted: the only way to walk one whose order could show.
+    pub fn sorted_keys(&self, keep: impl Fn(&V) -> bool) -> Vec<K> {
+        let mut keys: Vec<K> = self.iter().filter(|(_, value)| keep(value)).map(|(key, _)| *key).collect();
+        keys.sort_unstable();
+        keys
+    }
+}
+
+impl<K: Key, V> Index<&K> for RunMap<K, V> {
+    type Output = V;
+
+    fn index(&self, key: &K) -> &V {
+        self.get(key).expect("the key is there")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::BTreeMap;
+
+    /// Few runs, places near both ends and beyond, return values and puts.
+    fn key() -> impl Strategy<Value = ObjectId> {
+        let place = prop_oneof![0u16..4, 509u16..514, Just(u16::MAX)];
+        (0u128..3, place, prop_oneof![4 => Just(0u32), 1 => 1u32..3])
+            .prop_map(|(run, place, slot)| ObjectId { task: TaskId { run: RunId(run), place }, slot })
+    }
+
+    proptest! {
+        #[test]
+        fn it_is_a_map(steps in prop::collection::vec((key(), any::<u8>(), 0..4u8), 1..400)) {
+            let (mut map, mut model) = (RunMap::default(), BTreeMap::new());
+            for (key, value, step) in steps {
+                match step {
+                    0 => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
+                    1 => prop_assert_eq!(map.remove(&key), model.remove(&key)),
+                    2 => prop_assert_eq!(
+                        map.get_or_insert_with(key, || value),
+                        model.entry(key).or_insert(value)
+                    ),
+                    _ => {
+                        if let Some(value) = map.get_mut(&key) {
+                            *value = value.wrapping_add(1);
+                        }
+                        if let Some(value) = model.get_mut(&key) {
+                            *value = value.wrapping_add(1);
+                        }
+                    }
+                }
+                prop_assert_eq!(map.get(&key), model.get(&key));
+                prop_assert_eq!(map.contains_key(&key), model.contains_key(&key));
+                prop_assert_eq!(map.len(), model.len());
+            }
+            prop_assert_eq!(map.sorted_keys(|_| true), model.keys().copied().collect::<Vec<_>>());
+            let all: BTreeMap<ObjectId, u8> = map.iter().map(|(key, value)| (*key, *value)).collect();
+            prop_assert_eq!(&all, &model);
+            for key in model.keys() {
+                map.remove(key);
+            }
+            prop_assert!(map.chunks.is_empty() && map.free.is_empty(), "memory goes back");
+        }
+    }
 }

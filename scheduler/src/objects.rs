@@ -59,7 +59,7 @@ impl Object {
 
 impl Core {
     pub(crate) fn object(&mut self, id: ObjectId, job: JobId) -> &mut Object {
-        self.objects.entry(id).or_insert_with(|| Object {
+        self.objects.get_or_insert_with(id, || Object {
             job,
             state: State::Unknown,
             tasks_waiting: Vec::new(),

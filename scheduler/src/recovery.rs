@@ -7,7 +7,6 @@
 
 use crate::core::{Core, Kept, KeptState, Record};
 use crate::execute::{Asker, UndurableRun};
-use crate::map::sorted_keys;
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::outcome::End;
 use crate::placement::Member;
@@ -463,25 +462,24 @@ impl Core {
         for job in jobs {
             self.notice(job, "node-dead", member.name.clone(), None, node.0);
         }
-        let ran = sorted_keys(&self.kept, |k| k.state == KeptState::Placed(node));
+        let ran = self.kept.sorted_keys(|k| k.state == KeptState::Placed(node));
         for task in ran {
             let attempt = self.kept[&task].attempt;
             self.propose_next(task, attempt, true);
         }
-        let undurable = sorted_keys(&self.kept, |k| k.state == KeptState::Undurable(node) && !mutant!("W6"));
+        let undurable = self.kept.sorted_keys(|k| k.state == KeptState::Undurable(node) && !mutant!("W6"));
         for task in undurable {
             let kept = &self.kept[&task];
             let (attempt, failed) = (kept.attempt, kept.result.is_none() && kept.failure.is_none());
             self.propose_next(task, attempt, failed);
         }
-        let held = sorted_keys(
-            &self.objects,
-            |o| matches!(&o.state, State::Elsewhere { holders, .. } if holders.contains(&node)),
-        );
+        let held = self
+            .objects
+            .sorted_keys(|o| matches!(&o.state, State::Elsewhere { holders, .. } if holders.contains(&node)));
         for id in held {
             self.holder_gone(id, node);
         }
-        let orphans = sorted_keys(&self.runs, |r| r.keeper.node == node);
+        let orphans = self.runs.sorted_keys(|r| r.keeper.node == node);
         for task in orphans {
             match self.runs.get_mut(&task) {
                 Some(run) if !run.others.is_empty() => run.keeper = run.others.remove(0),
@@ -514,14 +512,14 @@ impl Core {
         if !self.jobs_ended.insert(job) {
             return;
         }
-        for task in sorted_keys(&self.kept, |k| k.spec.job == job.0) {
+        for task in self.kept.sorted_keys(|k| k.spec.job == job.0) {
             self.drop_kept(task);
         }
-        for task in sorted_keys(&self.runs, |r| r.spec.job == job.0) {
+        for task in self.runs.sorted_keys(|r| r.spec.job == job.0) {
             self.take_run(task);
         }
         self.counted.remove(&job);
-        for id in sorted_keys(&self.objects, |object| object.job == job) {
+        for id in self.objects.sorted_keys(|object| object.job == job) {
             self.objects.remove(&id);
             self.idle.remove(&id);
         }

@@ -6,7 +6,6 @@
 //! *tidied*: elided with its task (see [`crate::elide`]), released, kept as an idle copy, or forgotten.
 
 use crate::core::{Core, Kept, KeptState, Record};
-use crate::map::sorted_keys;
 use crate::objects::State;
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
@@ -172,7 +171,7 @@ impl Core {
     pub(crate) fn forget_client_refs(&mut self, client: ClientId) {
         self.gates.remove(&client);
         self.held_back.retain(|back| back.client != client);
-        for id in sorted_keys(&self.objects, |object| object.refs.clients.contains(&client)) {
+        for id in self.objects.sorted_keys(|object| object.refs.clients.contains(&client)) {
             self.unrefer(client, id);
         }
     }
