@@ -11,7 +11,7 @@ const CHUNK: usize = 256;
 
 /// Folds the bytes of an id; the ids are well mixed, so this need not be.
 #[derive(Default)]
-pub struct IdHasher(u64);
+pub(crate) struct IdHasher(u64);
 
 impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
@@ -39,10 +39,10 @@ impl Hasher for IdHasher {
 }
 
 /// A map keyed by ids.
-pub type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
+pub(crate) type IdMap<K, V> = HashMap<K, V, BuildHasherDefault<IdHasher>>;
 
 /// What a [`RunMap`] is keyed by.
-pub trait Key: Copy + Ord + Hash {
+pub(crate) trait Key: Copy + Ord + Hash {
     /// The run and the place in it that the key stands for, if it is one of those that a run has many of.
     fn place(self) -> Option<(RunId, usize)>;
 }
@@ -64,7 +64,7 @@ impl Key for ObjectId {
 /// further return values are in a hash map.
 ///
 /// Invariant: every place of `runs` names the entry that has its key, and no other entry has a value.
-pub struct RunMap<K, V> {
+pub(crate) struct RunMap<K, V> {
     runs: IdMap<RunId, Places>,
     chunks: Vec<Vec<Option<(K, V)>>>,
     free: Vec<u32>,
