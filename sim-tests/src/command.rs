@@ -89,7 +89,7 @@ pub fn main() -> ExitCode {
         What::Store { seed, trace, plant, mutant } => {
             with_mutant(mutant.as_deref(), || run_store(seed, trace, plant.as_deref()))
         }
-        What::Mutants { what } => mutants::run(what),
+        What::Mutants { what } => mutants::run(what, &mutants::catalogue::Layer::ALL),
         What::Plants { max_seeds, only } => plants(max_seeds, only.as_deref()),
         What::Meta { seeds, store, .. } => meta(seeds, kind(store)),
         What::Sweep(args) if args.store => sweep_store(args.seeds.unwrap_or((1, 1))),

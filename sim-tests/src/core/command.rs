@@ -198,7 +198,7 @@ pub fn perform(what: What) -> ExitCode {
         What::Repro(args) => tools::repro(&args),
         What::Shrink(args) => tools::shrink_seed(&args),
         What::Explain(args) => tools::explain_run(&args),
-        What::Mutants { what } => mutants::run(what),
+        What::Mutants { what } => mutants::run(what, &[mutants::catalogue::Layer::Core]),
     }
 }
 

@@ -93,20 +93,24 @@ pub fn reached() -> Option<bool> {
     None
 }
 
-/// Runs `what`.
-pub fn run(what: What) -> ExitCode {
+/// Runs `what` in a program that has these layers.
+pub fn run(what: What, has: &[Layer]) -> ExitCode {
     match what {
         What::List { json } => {
             report::list(json);
             ExitCode::SUCCESS
         }
-        What::Run { id, how } => look_for(&[id], &how),
-        What::Matrix { only, how } => look_for(&only, &how),
+        What::Run { id, how } => look_for(&[id], &how, has),
+        What::Matrix { only, how } => look_for(&only, &how, has),
     }
 }
 
 /// Looks for the bugs of these names, or all. The exit code is 2 when one was not found.
-fn look_for(only: &[String], how: &How) -> ExitCode {
+fn look_for(only: &[String], how: &How, has: &[Layer]) -> ExitCode {
+    if let Some(layer) = how.layer.filter(|layer| !has.contains(layer)) {
+        eprintln!("this program has no {} layer: ask `mobula-sim`, which has all", layer.name());
+        return ExitCode::from(64);
+    }
     if let Some(unknown) = only.iter().find(|id| catalogue::find(id).is_none()) {
         eprintln!("no bug is called {unknown}: `mobula sim mutants list` has all");
         return ExitCode::from(64);
@@ -117,7 +121,7 @@ fn look_for(only: &[String], how: &How) -> ExitCode {
         let layers: Vec<Layer> = match how.layer {
             Some(layer) if mutant.layers.contains(&layer) => vec![layer],
             Some(_) => continue,
-            None => mutant.layers.to_vec(),
+            None => mutant.layers.iter().filter(|layer| has.contains(layer)).copied().collect(),
         };
         for layer in layers {
             let found = hunt::hunt(layer, mutant, how.max_seeds);
