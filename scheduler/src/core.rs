@@ -213,7 +213,11 @@ impl Core {
         if cfg!(debug_assertions) {
             self.check_invariants();
         }
-        out.append(&mut self.effects);
+        if out.is_empty() {
+            std::mem::swap(out, &mut self.effects);
+        } else {
+            out.append(&mut self.effects);
+        }
     }
 
     fn handle(&mut self, event: Event) {

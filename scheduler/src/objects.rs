@@ -240,7 +240,8 @@ impl Core {
         let Some(ready) = self.ready_of(id) else { return };
         self.to_tidy.push_back(id);
         let Some(object) = self.objects.get_mut(&id) else { return };
-        for client in std::mem::take(&mut object.subscribers) {
+        let subscribers = std::mem::take(&mut object.subscribers);
+        for client in subscribers.iter().copied() {
             self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
         }
         let tasks = std::mem::take(&mut object.tasks_waiting);
@@ -256,7 +257,8 @@ impl Core {
         if wanted_here {
             self.want_here(id);
         }
-        for client in getters {
+        // Who submitted it and waits for its value is told once.
+        for client in getters.into_iter().filter(|client| !subscribers.contains(client)) {
             self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
         }
         match ready {
