@@ -77,7 +77,8 @@ impl Bench {
     /// One turn: workers have ended what they had, shards have acknowledged the oldest batches.
     fn turn(&mut self) {
         let finished = std::mem::take(&mut self.finished);
-        self.events.extend(finished.into_iter().map(|(worker, outcomes)| Event::Finished { worker, outcomes }));
+        self.events
+            .extend(finished.into_iter().map(|(worker, outcomes)| Event::Finished { worker, outcomes }));
         for (shard, batch) in self.batches.drain(..) {
             self.records += batch.items.len() as u64;
             let mark = batch.first_seq + batch.items.len() as u64 - 1;
