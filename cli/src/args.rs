@@ -217,6 +217,9 @@ pub struct MemberArgs {
     /// A named resource to offer, NAME=AMOUNT; may be repeated
     #[arg(long, env = "MOBULA_RESOURCE", value_delimiter = ',', value_name = "NAME=AMOUNT")]
     pub resource: Vec<String>,
+    /// A label for tasks that choose their node by it, KEY=VALUE; may be repeated
+    #[arg(long, env = "MOBULA_LABEL", value_delimiter = ',', value_name = "KEY=VALUE")]
+    pub label: Vec<String>,
     /// Shared memory for objects, MB [default: 512]
     #[arg(long, env = "MOBULA_STORE_MB", value_name = "MB")]
     pub store_mb: Option<u64>,
@@ -409,6 +412,9 @@ pub struct UpArgs {
     /// Shared memory for objects on each node, MB
     #[arg(long, default_value_t = 512, value_name = "MB")]
     pub store_mb: u64,
+    /// A label of node I, I:KEY=VALUE, or of every node, KEY=VALUE; may be repeated
+    #[arg(long, value_delimiter = ',', value_name = "[I:]KEY=VALUE")]
+    pub label: Vec<String>,
     /// Leave data and logs behind
     #[arg(long)]
     pub keep: bool,

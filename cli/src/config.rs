@@ -23,7 +23,7 @@ const CONFIG_FILE: &str = "mobula.toml";
 /// The variable that may hold the token itself.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
 /// Every key of the file; the options have the same names, with dashes.
-pub const KEYS: [&str; 16] = [
+pub const KEYS: [&str; 17] = [
     "address",
     "data_dir",
     "token_file",
@@ -36,6 +36,7 @@ pub const KEYS: [&str; 16] = [
     "cpus",
     "name",
     "resource",
+    "label",
     "store_mb",
     "insecure",
     "no_repair",
@@ -60,6 +61,7 @@ struct ConfigFile {
     cpus: Option<u32>,
     name: Option<String>,
     resource: Words,
+    label: Words,
     store_mb: Option<u64>,
     insecure: bool,
     no_repair: bool,
@@ -173,6 +175,7 @@ impl Settings {
             cpus: given.cpus.or(file.cpus),
             name: given.name.or_else(|| file.name.clone()),
             resource: file.resource.or(&given.resource),
+            label: file.label.or(&given.label),
             store_mb: given.store_mb.or(file.store_mb),
             insecure: given.insecure || file.insecure,
             no_repair: given.no_repair || file.no_repair,

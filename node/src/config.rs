@@ -22,6 +22,8 @@ pub struct NodeConfig {
     pub workers: u32,
     /// Named resources it offers.
     pub resources: Vec<(String, f64)>,
+    /// What it is, for tasks that choose their node by that.
+    pub labels: Vec<(String, String)>,
     /// Shared memory for objects, bytes.
     pub store_bytes: u64,
     /// Seed of its random streams; production draws it from the system.

@@ -14,7 +14,9 @@ use mobula_gcs::Client;
 use mobula_net::Net;
 use mobula_net::frame::Outbox;
 use mobula_objstore::{Region, Store};
-use mobula_proto::{DaemonMsg, JobStart, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg};
+use mobula_proto::{
+    DaemonMsg, JobStart, Label, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg,
+};
 use mobula_scheduler::{ClientId, Config, Core, Effect, Event};
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
@@ -123,6 +125,11 @@ fn node_join(config: &NodeConfig, address: &str) -> NodeJoin {
             })
             .collect(),
         store_bytes: config.store_bytes,
+        labels: config
+            .labels
+            .iter()
+            .map(|(key, value)| Label { key: key.clone(), value: value.clone() })
+            .collect(),
     }
 }
 
@@ -225,7 +232,9 @@ impl Life {
         let core = Core::new(Config {
             incarnation,
             shards,
+            name: config.name.clone(),
             resources,
+            labels: config.labels.iter().cloned().collect(),
             workers: config.workers,
             crc: crc32fast::hash,
         });

@@ -53,6 +53,7 @@ impl Node {
             socket: dir.join("node.sock"),
             workers: 2,
             resources: Vec::new(),
+            labels: Vec::new(),
             store_bytes: 1 << 20,
             seed: 3,
         };

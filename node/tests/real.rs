@@ -142,6 +142,7 @@ impl Cluster {
             socket: self.socket(n),
             workers: 2,
             resources: vec![(resource.to_owned(), 4.0)],
+            labels: Vec::new(),
             store_bytes: 64 << 20,
             seed: u64::from(n),
         };

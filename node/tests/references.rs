@@ -130,6 +130,7 @@ fn run_node_if_asked() {
         socket: PathBuf::from(socket),
         workers: 2,
         resources: vec![(resource.to_owned(), 4.0)],
+        labels: Vec::new(),
         store_bytes: 64 << 20,
         seed: u64::from(std::process::id()),
     };

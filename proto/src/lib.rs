@@ -103,6 +103,11 @@ impl v1::TaskSpec {
         }
     }
 
+    /// Where it may run, if it does not matter not.
+    pub fn placement(&self) -> Option<&Placement> {
+        self.options.as_deref()?.placement.as_ref()
+    }
+
     /// The digest of function, arguments and options (R2); `id`, `replay` and `parent` stay out.
     pub fn compute_digest(&self) -> u64 {
         let mut parts: Vec<&[u8]> = Vec::with_capacity(4 + self.args.len() * 2);
@@ -117,6 +122,8 @@ impl v1::TaskSpec {
                 None => parts.push(b"-"),
             }
         }
+        let options = self.options.as_deref().map(prost::Message::encode_to_vec);
+        parts.extend(options.iter().flat_map(|options| [&b"with"[..], options]));
         let amounts: Vec<[u8; 8]> = self.resources.iter().map(|r| r.milli.to_le_bytes()).collect();
         for (resource, milli) in self.resources.iter().zip(&amounts) {
             parts.extend([resource.name.as_bytes(), &milli[..]]);

@@ -40,7 +40,7 @@ impl Core {
             runs: self.count_runs(),
             queues: self.count_queues(),
             workers: self.count_workers(),
-            infeasible: self.infeasible_since.len() as u64,
+            infeasible: self.count_infeasible(),
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
             objects: (self.objects.len() as u64, self.idle.len() as u64),
             unacknowledged: self.unacknowledged(),
@@ -78,14 +78,19 @@ impl Core {
 
     /// A re-execution in line for a node that some node could run: after a step there is none (R16).
     pub fn urgent_waiting(&self) -> Option<TaskId> {
-        let in_line = self.classes.iter().filter(|class| !class.urgent.is_empty());
-        let fits = |class: &&crate::placement::Class| {
-            self.config.resources.fits(&class.demand)
-                || self.members.values().any(|member| member.total.fits(&class.demand))
-        };
+        let in_line = self.classes.iter().enumerate().filter(|(_, class)| !class.urgent.is_empty());
+        let in_line = in_line.filter(|(index, _)| self.is_feasible(*index));
         let counts =
             |task: &&TaskId| self.kept.get(*task).is_some_and(|kept| kept.state == KeptState::Queued);
-        in_line.filter(fits).flat_map(|class| &class.urgent).find(counts).copied()
+        in_line.flat_map(|(_, class)| &class.urgent).find(counts).copied()
+    }
+
+    fn count_infeasible(&self) -> u64 {
+        let waiting = |index: usize| self.classes[index].urgent.iter().chain(&self.classes[index].waiting);
+        let stuck = (0..self.classes.len()).filter(|index| !self.is_feasible(*index));
+        let counts =
+            |task: &&TaskId| self.kept.get(*task).is_some_and(|kept| kept.state == KeptState::Queued);
+        stuck.flat_map(waiting).filter(counts).count() as u64
     }
 
     fn count_kept(&self) -> Vec<(&'static str, u64)> {

@@ -21,8 +21,12 @@ pub struct Config {
     pub incarnation: Incarnation,
     /// Shards of the control store.
     pub shards: u32,
+    /// What people call it.
+    pub name: String,
     /// What it offers.
     pub resources: Resources,
+    /// What it is, for tasks that choose by that.
+    pub labels: BTreeMap<String, String>,
     /// Worker processes per job, not counting those that wait inside a task.
     pub workers: u32,
     /// CRC-32, handed in so that this crate computes no checksums of its own.
@@ -105,6 +109,7 @@ pub struct Core {
     pub(crate) spawn_failures: BTreeMap<JobId, u32>,
     pub(crate) free: Resources,
     pub(crate) streams: Streams,
+    pub(crate) me: Member,
     pub(crate) members: BTreeMap<Incarnation, Member>,
     pub(crate) placed: BTreeMap<Incarnation, u32>,
     pub(crate) placed_functions: IdMap<u64, u64>,
@@ -116,7 +121,8 @@ pub struct Core {
     pub(crate) fetching: BTreeSet<ObjectId>,
     pub(crate) timers: BTreeMap<(Instant, u64), Timer>,
     pub(crate) next_timer: u64,
-    pub(crate) infeasible_since: BTreeSet<TaskId>,
+    /// The node that was given the last task that is to be spread.
+    pub(crate) last_spread: Incarnation,
     pub(crate) jobs_seen: BTreeSet<JobId>,
     pub(crate) jobs_ended: BTreeSet<JobId>,
     pub(crate) blocked_runs: u32,
@@ -146,7 +152,9 @@ pub struct Core {
 impl Core {
     /// A node that has just joined.
     pub fn new(config: Config) -> Self {
+        let (name, total, labels) = (config.name.clone(), config.resources.clone(), config.labels.clone());
         Core {
+            me: Member { name, total, labels },
             free: config.resources.clone(),
             streams: Streams::new(config.shards),
             config,
@@ -171,7 +179,7 @@ impl Core {
             fetching: BTreeSet::new(),
             timers: BTreeMap::new(),
             next_timer: 0,
-            infeasible_since: BTreeSet::new(),
+            last_spread: Incarnation(0),
             jobs_seen: BTreeSet::new(),
             jobs_ended: BTreeSet::new(),
             blocked_runs: 0,

@@ -141,7 +141,7 @@ impl Core {
             self.drop_run(task);
         }
         let job = JobId(spec.job);
-        let class = self.class_of(&spec.demand());
+        let class = self.class_of(&spec.demand(), None);
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());

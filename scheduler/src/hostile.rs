@@ -40,7 +40,9 @@ pub fn messages(bytes: &[u8]) {
     let config = Config {
         incarnation: ME,
         shards: SHARDS,
+        name: String::new(),
         resources: Resources::cpus_milli(2000),
+        labels: Default::default(),
         workers: 2,
         crc: |bytes| bytes.len() as u32,
     };

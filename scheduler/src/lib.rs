@@ -11,6 +11,7 @@
 //! - [`core`] — the state of a node and `step`, which only dispatches.
 //! - [`submit`] — a task arrives; its record goes to its shard, its arguments are awaited (R4).
 //! - [`placement`] — here, or which other node (local first, then locality and load).
+//! - `strategy` — which nodes a task's placement admits, and what to say when none does.
 //! - [`execute`] — tasks on this node: arguments, workers, leases, results.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - [`objects`] — what this node knows of each object, and who waits for it.
@@ -34,6 +35,7 @@ pub mod outcome;
 pub mod placement;
 pub mod recovery;
 pub mod refs;
+mod strategy;
 pub mod stream;
 pub mod streams;
 pub mod submit;

@@ -7,10 +7,12 @@
 use crate::core::{Core, Kept, KeptState};
 use crate::objects::State;
 use crate::recovery::Timer;
+use crate::strategy;
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, Resources, TaskId, mutant};
-use mobula_proto::{ArgHint, Assign, Failure, FailureKind, TaskSpec, object_bytes, task_bytes};
+use mobula_proto::{ArgHint, Assign, Failure, FailureKind, Placement, TaskSpec, object_bytes, task_bytes};
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -23,10 +25,14 @@ const LOCALITY_MIN: u64 = 256 * 1024;
 /// How long a task that fits no known node waits for one to join.
 pub const INFEASIBLE_AFTER: Duration = Duration::from_secs(3);
 
-/// Tasks with one and the same demand.
+/// Tasks with one and the same demand that may run in the same places.
 #[derive(Debug)]
 pub(crate) struct Class {
     pub demand: Resources,
+    /// Where kept tasks of it may run; runs are where they are, and have no such wish.
+    pub placement: Option<Placement>,
+    /// No known node could ever take what waits here, and somebody has been told.
+    pub is_stuck: bool,
     /// Kept tasks that wait for a node; re-executions first (R16).
     pub urgent: VecDeque<TaskId>,
     pub waiting: VecDeque<TaskId>,
@@ -40,15 +46,19 @@ pub(crate) struct Class {
 pub(crate) struct Member {
     pub name: String,
     pub total: Resources,
+    pub labels: BTreeMap<String, String>,
 }
 
 impl Core {
-    pub(crate) fn class_of(&mut self, demand: &Resources) -> usize {
-        if let Some(index) = self.classes.iter().position(|c| c.demand == *demand) {
+    pub(crate) fn class_of(&mut self, demand: &Resources, placement: Option<&Placement>) -> usize {
+        let is_same = |c: &Class| c.demand == *demand && c.placement.as_ref() == placement;
+        if let Some(index) = self.classes.iter().position(is_same) {
             return index;
         }
         self.classes.push(Class {
             demand: demand.clone(),
+            placement: placement.cloned(),
+            is_stuck: false,
             urgent: VecDeque::new(),
             waiting: VecDeque::new(),
             runs_urgent: VecDeque::new(),
@@ -62,8 +72,8 @@ impl Core {
         let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.state = KeptState::Queued;
         let urgent = kept.attempt > 1;
-        let demand = kept.spec.demand();
-        let class = self.class_of(&demand);
+        let (demand, placement) = (kept.spec.demand(), kept.spec.placement().cloned());
+        let class = self.class_of(&demand, placement.as_ref());
         let queue = if urgent { &mut self.classes[class].urgent } else { &mut self.classes[class].waiting };
         queue.push_back(task);
     }
@@ -92,17 +102,15 @@ impl Core {
         if kept.state != KeptState::Queued {
             return true;
         }
-        let demand = &self.classes[class].demand;
         let me = self.config.incarnation;
-        let feasible =
-            self.config.resources.fits(demand) || self.members.values().any(|m| m.total.fits(demand));
-        if !feasible {
-            if self.infeasible_since.insert(task) {
-                self.set_timer(INFEASIBLE_AFTER, Timer::Infeasible(task));
-            }
+        if !self.is_feasible(class) {
+            self.stuck(class, task);
             return false;
         }
-        let Some(node) = self.pick(kept, demand, urgent) else { return false };
+        let Some(node) = self.pick(kept, &self.classes[class], urgent) else { return false };
+        if self.classes[class].placement.as_ref().is_some_and(|placement| placement.spread) {
+            self.last_spread = node;
+        }
         let kept = self.kept.get_mut(&task).expect("seen above");
         kept.state = KeptState::Placed(node);
         let (spec, attempt) = (kept.spec.clone(), kept.attempt);
@@ -130,32 +138,36 @@ impl Core {
         *mean = (*mean * 7 + ran_ns) / 8;
     }
 
-    /// The best node with room: one that has (nearly) the most argument bytes, then this one, then
-    /// the emptiest. A re-execution goes even where there is no room.
-    fn pick(&self, kept: &Kept, demand: &Resources, urgent: bool) -> Option<Incarnation> {
+    /// The best node with room among those where the task may run: the one that it would like best, then
+    /// one that has (nearly) the most argument bytes, then this one, then the emptiest. A task that is to be
+    /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room.
+    fn pick(&self, kept: &Kept, class: &Class, urgent: bool) -> Option<Incarnation> {
         let me = self.config.incarnation;
+        let placement = class.placement.as_ref();
+        let spread = placement.is_some_and(|placement| placement.spread);
+        let liked = placement.and_then(|placement| placement.node.as_ref());
         let per_cpu = self.depth(kept.spec.function) + 1;
-        let bytes = self.bytes_by_node(&kept.spec);
+        let bytes = if spread { BTreeMap::new() } else { self.bytes_by_node(&kept.spec) };
         let most = bytes.values().copied().max().unwrap_or(0);
         let local_load = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
         let others = self.members.iter().filter(|(node, _)| **node != me);
         let others =
-            others.map(|(node, m)| (*node, &m.total, u64::from(self.placed.get(node).copied().unwrap_or(0))));
-        std::iter::once((me, &self.config.resources, local_load))
+            others.map(|(node, m)| (*node, m, u64::from(self.placed.get(node).copied().unwrap_or(0))));
+        std::iter::once((me, &self.me, local_load))
             .chain(others)
-            .filter(|(_, total, _)| total.fits(demand))
-            .filter_map(|(node, total, load)| {
-                let room = (total.cpu_milli.max(1000) / 1000) * per_cpu;
-                let near = bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
-                let idle = 1000u64.saturating_sub(load * 1000 / room);
-                (urgent || load < room).then_some(((near, node == me, idle), node))
+            .filter(|(node, member, _)| strategy::admits(&class.demand, placement, *node, member))
+            .filter_map(|(node, member, load)| {
+                let room = (member.total.cpu_milli.max(1000) / 1000) * per_cpu;
+                let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
+                let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
+                let idle = 1_000_000u64.saturating_sub(load * 1_000_000 / room);
+                let turn = spread && node > self.last_spread;
+                // The first of equals: the order of the members decides.
+                let rank = (best, near, !spread && node == me, idle, turn, Reverse(node));
+                (urgent || load < room).then_some(rank)
             })
-            // The first of equals, so that the order of the members decides.
-            .fold(None, |best: Option<((bool, bool, u64), Incarnation)>, next| match best {
-                Some(best) if best.0 >= next.0 => Some(best),
-                Some(_) | None => Some(next),
-            })
-            .map(|(_, node)| node)
+            .max()
+            .map(|(.., Reverse(node))| node)
     }
 
     /// Argument bytes on each node; empty when they are too few to matter.
@@ -217,20 +229,46 @@ impl Core {
         }
     }
 
-    /// A task has waited for a node that could ever take it.
-    pub(crate) fn infeasible(&mut self, task: TaskId) {
-        let Some(kept) = self.kept.get(&task).filter(|k| k.state == KeptState::Queued) else { return };
-        let demand = kept.spec.demand();
-        let known: Vec<&Member> = self.members.values().collect();
-        if self.config.resources.fits(&demand) || known.iter().any(|m| m.total.fits(&demand)) {
+    /// Whether some node that is known could ever run the tasks of a class.
+    pub(crate) fn is_feasible(&self, class: usize) -> bool {
+        let Class { demand, placement, .. } = &self.classes[class];
+        let admits = |node, member| strategy::admits(demand, placement.as_ref(), node, member);
+        admits(self.config.incarnation, &self.me)
+            || self.members.iter().any(|(node, member)| admits(*node, member))
+    }
+
+    /// No node could ever run the tasks of a class: says so at once, and waits a little for one that can.
+    fn stuck(&mut self, class: usize, task: TaskId) {
+        if std::mem::replace(&mut self.classes[class].is_stuck, true) {
             return;
         }
-        let offers: Vec<String> = known.iter().map(|m| format!("{} has {}", m.name, m.total)).collect();
-        let message = format!(
-            "the task can never be placed: it asks for {demand}, and no node offers that ({}); ask for less or add a node",
-            if offers.is_empty() { "no node is known".to_owned() } else { offers.join("; ") }
-        );
-        self.fail_kept(task, Failure::new(FailureKind::FailureInfeasible, message));
+        self.set_timer(INFEASIBLE_AFTER, Timer::Infeasible(class));
+        if let Some(kept) = self.kept.get(&task) {
+            let job = JobId(kept.spec.job);
+            self.notice(job, "infeasible", self.why_never(class), Some(task), 0);
+        }
+    }
+
+    fn why_never(&self, class: usize) -> String {
+        let Class { demand, placement, .. } = &self.classes[class];
+        let me = (!self.members.contains_key(&self.config.incarnation)).then_some(&self.me);
+        strategy::never(demand, placement.as_ref(), me.into_iter().chain(self.members.values()))
+    }
+
+    /// The tasks of a class have waited for a node that could ever take them.
+    pub(crate) fn infeasible(&mut self, class: usize) {
+        self.classes[class].is_stuck = false;
+        if self.is_feasible(class) {
+            return;
+        }
+        let failure = Failure::new(FailureKind::FailureInfeasible, self.why_never(class));
+        let queues = &mut self.classes[class];
+        let waiting: Vec<TaskId> = queues.urgent.drain(..).chain(queues.waiting.drain(..)).collect();
+        for task in waiting {
+            if self.kept.get(&task).is_some_and(|kept| kept.state == KeptState::Queued) {
+                self.fail_kept(task, failure.clone());
+            }
+        }
     }
 
     /// Gives the task of a job that ended, or of a dead keeper, no further thought.

@@ -28,8 +28,8 @@ const LOCATE_MAX: usize = 1024;
 pub(crate) enum Timer {
     /// Ask for the object again.
     Relocate(ObjectId),
-    /// See whether the task can be placed by now.
-    Infeasible(TaskId),
+    /// See whether the tasks of a class can be placed by now.
+    Infeasible(usize),
 }
 
 impl Core {
@@ -50,10 +50,7 @@ impl Core {
                         self.forget_place(object);
                     }
                 }
-                Timer::Infeasible(task) => {
-                    self.infeasible_since.remove(&task);
-                    self.infeasible(task);
-                }
+                Timer::Infeasible(class) => self.infeasible(class),
             }
         }
     }
@@ -422,7 +419,8 @@ impl Core {
                     cpu_milli: u64::from(node.cpu_milli),
                     named: node.resources.iter().map(|r| (r.name.clone(), r.milli)).collect(),
                 };
-                self.members.insert(incarnation, Member { name: node.name.clone(), total });
+                let labels = node.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
+                self.members.insert(incarnation, Member { name: node.name.clone(), total, labels });
             }
         }
         let dead: Vec<Incarnation> = self.members.keys().filter(|n| !alive.contains(n)).copied().collect();

@@ -30,7 +30,9 @@ impl Node {
         let config = Config {
             incarnation: ME,
             shards: 2,
+            name: String::new(),
             resources: Resources::cpus_milli(cpus * 1000),
+            labels: Default::default(),
             workers: cpus as u32,
             crc: |b| b.len() as u32,
         };

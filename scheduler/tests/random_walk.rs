@@ -86,7 +86,9 @@ impl World {
         let config = Config {
             incarnation: ME,
             shards: 1,
+            name: String::new(),
             resources: Resources::cpus_milli(CPUS * 1000),
+            labels: Default::default(),
             workers: CPUS as u32,
             crc: |b| b.len() as u32,
         };

@@ -31,7 +31,9 @@ impl Node {
         let config = Config {
             incarnation: ME,
             shards: 2,
+            name: String::new(),
             resources: Resources::cpus_milli(1000),
+            labels: Default::default(),
             workers: 1,
             crc: |b| b.len() as u32,
         };

@@ -31,6 +31,7 @@
 //! - `later` — put and wait in `async` tasks; which task and attempt this is.
 //! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
+//! - [`placement`] — where a task may run.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
@@ -51,6 +52,7 @@ pub mod hostile;
 mod later;
 pub mod link;
 pub mod options;
+pub mod placement;
 mod pump;
 pub mod reference;
 mod room;
@@ -67,6 +69,7 @@ pub use mobula_base::{JobId, ObjectId, TaskId};
 pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;
 pub use options::{ConnectOptions, OnDivergence};
+pub use placement::{Affinity, Label, Node};
 pub use reference::{AnyRef, ObjectRef};
 pub use task::Task;
 pub use value::Blob;

@@ -72,13 +72,23 @@ pub fn head(dir: &Path, number: usize, heads: &Heads) -> Order {
 }
 
 /// Node `number`.
-pub fn node(dir: &Path, number: usize, heads: &[String], workers: u32, store_mb: u64) -> Order {
+pub fn node(
+    dir: &Path,
+    number: usize,
+    heads: &[String],
+    workers: u32,
+    store_mb: u64,
+    labels: &[String],
+) -> Order {
     let mut order = order(dir, "node", number, "");
     order.command.env(spawner::LEAN_ALLOCATOR.0, spawner::LEAN_ALLOCATOR.1);
     order.command.args(["--listen", "127.0.0.1:0", "--join", &heads.join(",")]);
     order.command.arg("--cpus").arg(workers.to_string());
     order.command.arg("--store-mb").arg(store_mb.to_string());
     order.command.arg("--resource").arg(format!("node-{number}=1000"));
+    for label in labels {
+        order.command.arg("--label").arg(label);
+    }
     order
 }
 

@@ -19,6 +19,7 @@ use janitor::Janitor;
 pub use member::Heads;
 use member::{Member, NotUp};
 use rustix::process::Signal;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -59,6 +60,8 @@ struct State {
     nodes: Vec<Member>,
     helpers: Vec<Process>,
     common: Heads,
+    /// Of nodes, by number.
+    labels: BTreeMap<usize, Vec<String>>,
     janitor: Option<Janitor>,
     is_closed: bool,
 }
@@ -92,6 +95,11 @@ impl LocalCluster {
         let inner = Arc::new(Inner { dir, state: Mutex::new(state) });
         LIVE.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::downgrade(&inner));
         Ok(LocalCluster(inner))
+    }
+
+    /// Node `number` is to have a label, KEY=VALUE, from its start on.
+    pub fn label(&self, number: usize, label: String) {
+        self.0.state().labels.entry(number).or_default().push(label);
     }
 
     /// Starts the members and waits until every one of them serves.
@@ -133,7 +141,8 @@ impl LocalCluster {
             self.add(order, |state| &mut state.heads)?;
         }
         for i in 1..=shape.nodes {
-            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb);
+            let labels = self.0.state().labels.get(&i).cloned().unwrap_or_default();
+            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb, &labels);
             self.add(order, |state| &mut state.nodes)?;
         }
         let deadline = Instant::now() + START_PATIENCE;

@@ -70,6 +70,7 @@ fn value(settings: &Settings, member: &MemberArgs, key: &str) -> String {
         "cpus" => member.cpus.map_or("all".into(), |cpus| cpus.to_string()),
         "name" => text(&member.name, &crate::commands::machine::host_name()),
         "resource" => member.resource.join(","),
+        "label" => member.label.join(","),
         "store_mb" => member.store_mb.unwrap_or(DEFAULT_STORE_MB).to_string(),
         "insecure" => member.insecure.to_string(),
         "no_repair" => member.no_repair.to_string(),

@@ -256,6 +256,7 @@ fn node_config(
             .map(|r| resource(r))
             .collect::<Result<_, _>>()
             .map_err(Failure::usage)?,
+        labels: member.label.iter().map(|l| label(l)).collect::<Result<_, _>>().map_err(Failure::usage)?,
         store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
         seed,
     })
@@ -273,6 +274,17 @@ pub fn resource(text: &str) -> Result<(String, f64), String> {
         return Err(wrong());
     }
     Ok((name.to_owned(), amount))
+}
+
+/// Reads `KEY=VALUE`; the value may be empty.
+///
+/// # Errors
+/// It is something else.
+pub fn label(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        Some(_) | None => Err(format!("\"{text}\" is no label; write KEY=VALUE, such as zone=a")),
+    }
 }
 
 fn announce(dir: &DataDir, ready: &Ready) {
@@ -316,6 +328,15 @@ mod tests {
         assert_eq!(resource("gpu=1.5"), Ok(("gpu".into(), 1.5)));
         for wrong in ["gpu", "=1", "gpu=x", "gpu=-1", "gpu=inf"] {
             assert!(resource(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn labels_have_a_key_and_perhaps_a_value() {
+        assert_eq!(label("zone=a=b"), Ok(("zone".into(), "a=b".into())));
+        assert_eq!(label("ssd="), Ok(("ssd".into(), String::new())));
+        for wrong in ["zone", "=a", ""] {
+            assert!(label(wrong).is_err(), "{wrong}");
         }
     }
 }

@@ -110,6 +110,9 @@ fn check(member: &MemberArgs) -> Result<(), String> {
     for resource in &member.resource {
         crate::commands::daemon::resource(resource)?;
     }
+    for label in &member.label {
+        crate::commands::daemon::label(label)?;
+    }
     Ok(())
 }
 
@@ -161,6 +164,9 @@ fn pass(command: &mut Command, member: &MemberArgs) {
     option("--log-format", member.log_format.clone());
     for resource in &member.resource {
         option("--resource", Some(resource.clone()));
+    }
+    for label in &member.label {
+        option("--label", Some(label.clone()));
     }
 }
 
@@ -240,6 +246,7 @@ mod tests {
             (&["--head", "--shards", "0"][..], "--shards 1"),
             (&["--head", "--join", "a"][..], "host:port"),
             (&["--head", "--resource", "gpu"][..], "NAME=AMOUNT"),
+            (&["--head", "--label", "zone"][..], "KEY=VALUE"),
         ] {
             let error = checked(args).expect_err(expected);
             assert!(error.contains(expected), "{error}");

@@ -10,6 +10,7 @@ use mobula_gcs::Client;
 use mobula_net::seam::SharedNet;
 use mobula_proto::{NodeView, StatusReply};
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Asks every known head, and prints what they say. The exit code is the verdict.
 pub fn run(settings: &Settings) -> Outcome {
@@ -110,14 +111,15 @@ fn table(output: Output, observed: &[Observed], verdict: &Verdict) {
     for node in alive {
         say!(
             output,
-            "  {:<14} {:<22} {} of {} CPUs free, {} queued, {} of {} used",
+            "  {:<14} {:<22} {} of {} CPUs free, {} queued, {} of {} used{}",
             node.name,
             node.address,
             f64::from(node.cpu_milli_free) / 1000.0,
             f64::from(node.cpu_milli) / 1000.0,
             node.queued,
             bytes(node.store_bytes_used),
-            bytes(node.store_bytes)
+            bytes(node.store_bytes),
+            labels(node)
         );
     }
     let running = view.jobs.iter().filter(|j| !j.ended).count();
@@ -168,6 +170,8 @@ struct JsonNode<'a> {
     queued: u32,
     store_bytes_used: u64,
     store_bytes: u64,
+    resources: BTreeMap<&'a str, f64>,
+    labels: BTreeMap<&'a str, &'a str>,
 }
 
 fn json<'a>(observed: &'a [Observed], verdict: &'a Verdict) -> Json<'a> {
@@ -219,5 +223,12 @@ fn json_node(node: &NodeView) -> JsonNode<'_> {
         queued: node.queued,
         store_bytes_used: node.store_bytes_used,
         store_bytes: node.store_bytes,
+        resources: node.resources.iter().map(|r| (r.name.as_str(), r.milli as f64 / 1000.0)).collect(),
+        labels: node.labels.iter().map(|l| (l.key.as_str(), l.value.as_str())).collect(),
     }
+}
+
+fn labels(node: &NodeView) -> String {
+    let labels: Vec<String> = node.labels.iter().map(|l| format!("{}={}", l.key, l.value)).collect();
+    if labels.is_empty() { String::new() } else { format!(", {}", labels.join(" ")) }
 }

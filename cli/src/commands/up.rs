@@ -18,9 +18,25 @@ struct Reach {
     data: PathBuf,
 }
 
+/// Reads `[I:]KEY=VALUE`: which nodes have the label.
+fn label(text: &str, nodes: usize) -> Result<Vec<(usize, String)>, String> {
+    let (node, label) = match text.split_once(':') {
+        Some((node, label)) if !node.contains('=') => (Some(node), label),
+        Some(_) | None => (None, text),
+    };
+    crate::commands::daemon::label(label)?;
+    let Some(node) = node else { return Ok((1..=nodes).map(|i| (i, label.to_owned())).collect()) };
+    let number = node.parse().ok().filter(|number| (1..=nodes).contains(number));
+    let number = number
+        .ok_or_else(|| format!("\"{text}\" names no node; write I:KEY=VALUE with I from 1 to {nodes}"))?;
+    Ok(vec![(number, label.to_owned())])
+}
+
 /// Runs the cluster until a signal or the loss of a member nobody killed.
 pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
     cluster_size(args.heads, args.nodes, args.shards, args.workers).map_err(Failure::usage)?;
+    let labels = args.label.iter().map(|text| label(text, args.nodes)).collect::<Result<Vec<_>, _>>();
+    let labels: Vec<(usize, String)> = labels.map_err(Failure::usage)?.into_iter().flatten().collect();
     limits::raise_open_files()?;
     signals::leave_in_order();
     let shape = Shape {
@@ -31,6 +47,9 @@ pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
         store_mb: args.store_mb,
     };
     let cluster = LocalCluster::prepare(args.keep)?;
+    for (node, label) in labels {
+        cluster.label(node, label);
+    }
     cluster.start(shape)?;
     let reach = Reach {
         heads: cluster.head_addresses(),
@@ -60,6 +79,20 @@ pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
         std::thread::sleep(Duration::from_millis(200));
         if let Some(casualty) = cluster.first_casualty().filter(|c| told.insert(c.clone())) {
             say!(output, "{casualty}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_is_of_one_node_or_of_all() {
+        assert_eq!(label("2:zone=b", 3), Ok(vec![(2, "zone=b".into())]));
+        assert_eq!(label("zone=a:b", 2), Ok(vec![(1, "zone=a:b".into()), (2, "zone=a:b".into())]));
+        for wrong in ["4:zone=b", "x:zone=b", "2:zone", "zone"] {
+            assert!(label(wrong, 3).is_err(), "{wrong}");
         }
     }
 }

@@ -266,6 +266,7 @@ impl Cluster {
                 resources: join.resources,
                 alive: member.alive,
                 store_bytes: join.store_bytes,
+                labels: join.labels,
                 ..Default::default()
             }
         });

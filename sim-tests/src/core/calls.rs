@@ -3,6 +3,7 @@
 
 use super::life::Input;
 use super::net::{Fate, Place};
+use super::program::label_of;
 use super::shard::Key;
 use super::world::{What, World};
 use bytes::Bytes;
@@ -420,6 +421,7 @@ impl World {
             cpu_milli: self.options.cpus[machine] as u32 * 1000,
             store_bytes: self.options.store_of(machine),
             follows_slots: true,
+            labels: vec![mobula_proto::Label { key: "zone".into(), value: label_of(machine).into() }],
             ..Default::default()
         };
         let m = &mut self.machines[machine];
@@ -483,7 +485,7 @@ impl World {
 
     fn joined(&mut self, machine: usize, epoch: u64, incarnation: u64) {
         let (cpus, shards) = (self.options.cpus[machine], self.shards.len());
-        let life = super::life::Life::new(incarnation, cpus, shards, self.options.store_of(machine));
+        let life = super::life::Life::new(machine, incarnation, cpus, shards, self.options.store_of(machine));
         self.machines[machine].life = Some(Box::new(life));
         self.note("joins", machine as u64, incarnation, 0, String::new);
         self.judges.cpu.has(incarnation, cpus);

@@ -238,11 +238,13 @@ pub struct Life {
 
 impl Life {
     /// A node that has just joined.
-    pub fn new(incarnation: u64, cpus: u64, shards: usize, store_bytes: u64) -> Self {
+    pub fn new(machine: usize, incarnation: u64, cpus: u64, shards: usize, store_bytes: u64) -> Self {
         let config = Config {
             incarnation: Incarnation(incarnation),
             shards: shards as u32,
+            name: format!("node-{machine}"),
             resources: Resources::cpus_milli(cpus * 1000),
+            labels: [("zone".to_owned(), super::program::label_of(machine).to_owned())].into(),
             workers: cpus as u32,
             crc: super::program::crc,
         };

@@ -9,7 +9,9 @@ use super::trace::mix;
 use bytes::Bytes;
 use mobula_base::ids::FIRST_PUT_SLOT;
 use mobula_base::{JobId, ObjectId, TaskId};
-use mobula_proto::{Arg, TaskSpec, arg, object_bytes, task_bytes};
+use mobula_proto::{
+    Arg, LabelOp, LabelTerm, NodeAffinity, Placement, TaskOptions, TaskSpec, arg, object_bytes, task_bytes,
+};
 use std::collections::BTreeMap;
 
 /// The one job of a run.
@@ -40,6 +42,8 @@ pub struct Style {
     pub accepts: bool,
     /// A task runs so long, in microseconds.
     pub work_us: (u64, u64),
+    /// Tasks that may not run everywhere, or are to be spread, in a thousand.
+    pub placed_permille: u64,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -134,9 +138,57 @@ pub enum End {
     Poison,
 }
 
+/// Where a task may run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It does not matter.
+    Anywhere,
+    /// Where there is least to do.
+    Spread,
+    /// On this machine if that can be.
+    Rather(usize),
+    /// On this machine only.
+    Only(usize),
+    /// Where the label is that of machine 0, or this.
+    OneOf(&'static str),
+    /// Where the label is not this.
+    AllBut(&'static str),
+}
+
+/// The label `zone` of a machine.
+pub fn label_of(machine: usize) -> &'static str {
+    ["a", "b", "c"][machine % 3]
+}
+
+impl Place {
+    fn options(self) -> Option<Box<TaskOptions>> {
+        let mut placement = Placement::default();
+        let mut label = |op: LabelOp, values: &[&str]| {
+            let values = values.iter().map(|value| (*value).to_owned()).collect();
+            placement.labels.push(LabelTerm { key: "zone".into(), op: op as i32, values });
+        };
+        let affinity =
+            |machine, soft| Some(NodeAffinity { name: format!("node-{machine}"), incarnation: 0, soft });
+        match self {
+            Place::Anywhere => return None,
+            Place::Spread => placement.spread = true,
+            Place::Rather(machine) => placement.node = affinity(machine, true),
+            Place::Only(machine) => placement.node = affinity(machine, false),
+            Place::OneOf(zone) => {
+                label(LabelOp::LabelIn, &[label_of(0), zone]);
+                label(LabelOp::LabelExists, &[]);
+            }
+            Place::AllBut(zone) => label(LabelOp::LabelNotIn, &[zone]),
+        }
+        Some(Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }))
+    }
+}
+
 /// A task, spelled out.
 #[derive(Clone, Debug)]
 pub struct Body {
+    /// Where it may run.
+    pub place: Place,
     /// What it does before it ends.
     pub ops: Vec<Op>,
     /// Bytes of its value.
@@ -178,6 +230,23 @@ impl Style {
             work_us: dice
                 .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000), (20_000, 1_000_000)])
                 .unwrap_or((500, 20_000)),
+            placed_permille: dice.pick(&[0, 100, 600]).unwrap_or(0),
+        }
+    }
+
+    /// Where a task may run: of a stream of its own. Machine 0, which is the driver's, always may.
+    fn place(&self, seed: u64, depth: u8) -> Place {
+        let dice = &mut Dice::new(seed, "place");
+        if depth == WHIM || !dice.permille(self.placed_permille) {
+            return Place::Anywhere;
+        }
+        let machine = dice.below(10) as usize;
+        match dice.below(6) {
+            0 | 1 => Place::Spread,
+            2 => Place::Rather(machine),
+            3 => Place::OneOf(label_of(machine)),
+            4 => Place::AllBut(label_of(dice.from_to(1, 2) as usize)),
+            _ => Place::Only(0),
         }
     }
 
@@ -198,6 +267,7 @@ impl Style {
             let (end, function) = (End::Value, seed % 5 + 1);
             let returns = Vec::new();
             return Body {
+                place: Place::Anywhere,
                 ops,
                 len: 16,
                 returns,
@@ -231,6 +301,7 @@ impl Style {
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
         Body {
+            place: self.place(seed, depth),
             ops,
             len: self.len(dice),
             returns,
@@ -377,6 +448,7 @@ impl Submission {
             max_retries: body.retries,
             replay,
             accept_divergence: style.accepts,
+            options: body.place.options(),
             ..TaskSpec::default()
         };
         spec.digest = spec.compute_digest();

@@ -156,6 +156,7 @@ impl World {
             socket: "unused".into(),
             workers: cpus,
             resources: vec![],
+            labels: Vec::new(),
             store_bytes: STORE_BYTES,
             seed,
         };

@@ -15,6 +15,7 @@ pub mod lost;
 pub mod once;
 pub mod order;
 pub mod outrank;
+pub mod placed;
 pub mod redo;
 pub mod running;
 pub mod settled;
@@ -104,6 +105,8 @@ pub struct Judges {
     pub settled: settled::Settled,
     /// What the driver refers to is not dropped.
     pub drops: drops::Drops,
+    /// Tasks run only where they may.
+    pub placed: placed::Placed,
     /// Re-executions come first.
     pub outrank: outrank::Outrank,
     /// Everything ends.
@@ -127,12 +130,13 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 21] = [
+        let all: [(&Found, &'static str, &'static str, Class); 22] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
             (&self.fenced.found, "fenced", "R10", Safety),
             (&self.cpu.found, "overcommit", "S21", Safety),
+            (&self.placed.found, "placed", "placement", Safety),
             (&self.redo.found, "redo", "S14", Safety),
             (&self.cause.found, "typed-cause", "S24", Safety),
             (&self.order.found, "done-order", "R4", Safety),

@@ -1,0 +1,289 @@
+//! Where a core sends what it is given, with other nodes that differ in size, name and labels.
+
+use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
+use mobula_proto::{
+    ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NodeAffinity, NodeView, Placement,
+    StreamAck, TaskOptions, TaskSpec, TaskView, item_outcome, stream_item, task_bytes, task_id,
+};
+use mobula_scheduler::placement::INFEASIBLE_AFTER;
+use mobula_scheduler::{Config, Core, Effect, Event, Ready};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+const ME: u64 = 1;
+const DRIVER: u64 = 100;
+const JOB: JobId = JobId(7);
+
+/// Node 1, whose core this is, has label zone=a; nodes 2 and 3 are told of by a view.
+struct Node {
+    core: Core,
+    now: Instant,
+    next: u64,
+    effects: Vec<Effect>,
+    records: BTreeMap<Vec<u8>, TaskSpec>,
+}
+
+impl Node {
+    fn new() -> Self {
+        let config = Config {
+            incarnation: Incarnation(ME),
+            shards: 1,
+            name: "n1".into(),
+            resources: Resources::cpus_milli(4000),
+            labels: [("zone".to_owned(), "a".to_owned())].into(),
+            workers: 4,
+            crc: |b| b.len() as u32,
+        };
+        let (core, records) = (Core::new(config), BTreeMap::new());
+        let mut node = Node { core, now: Instant(0), next: 0, effects: Vec::new(), records };
+        node.view(&[
+            node_view(1, &[("zone", "a")]),
+            node_view(2, &[("zone", "b")]),
+            node_view(3, &[("gpu", "yes")]),
+        ]);
+        node.step(Event::JobStarted { job: JOB, counted: true });
+        node
+    }
+
+    fn step(&mut self, event: Event) {
+        self.now = self.now + Duration::from_millis(1);
+        self.core.step([event], self.now, &mut self.effects);
+    }
+
+    fn view(&mut self, nodes: &[NodeView]) {
+        self.step(Event::View(ClusterView { version: 1, nodes: nodes.to_vec(), ..ClusterView::default() }));
+    }
+
+    /// Submits so many tasks alike.
+    fn submit(&mut self, many: u64, placement: Option<Placement>, cpu_milli: u32) {
+        let options = placement
+            .map(|placement| Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }));
+        let specs = (self.next..self.next + many).map(|index| TaskSpec {
+            id: task_bytes(TaskId::new(JOB, TaskId::root(JOB), 0, index)),
+            job: JOB.0,
+            parent: task_bytes(TaskId::root(JOB)),
+            function: 1,
+            cpu_milli,
+            max_retries: 3,
+            options: options.clone(),
+            ..TaskSpec::default()
+        });
+        let specs = specs.collect();
+        self.next += many;
+        self.step(Event::Submit { client: DRIVER, specs });
+    }
+
+    /// Acknowledges a batch, if there is one, and grants the attempts that it proposes.
+    fn ack(&mut self) -> bool {
+        let Some(at) = self.effects.iter().position(|effect| matches!(effect, Effect::Send { .. })) else {
+            return false;
+        };
+        let Effect::Send { shard, batch } = self.effects.remove(at) else { return false };
+        let mut outcomes = Vec::new();
+        for (seq, item) in (batch.first_seq..).zip(&batch.items) {
+            match &item.item {
+                Some(stream_item::Item::Submit(spec)) => {
+                    drop(self.records.insert(spec.id.to_vec(), spec.clone()))
+                }
+                Some(stream_item::Item::Next(next)) => {
+                    let spec = self.records.get(&next.task[..]).cloned();
+                    let view = TaskView { attempt: next.from + 1, spec, ..TaskView::default() };
+                    let outcome = Some(item_outcome::Outcome::Granted(view));
+                    outcomes.push(ItemOutcome { seq, outcome });
+                }
+                _ => {}
+            }
+        }
+        let mark = batch.first_seq + batch.items.len() as u64 - 1;
+        self.step(Event::Acked { shard, ack: StreamAck { mark, revision: 1, outcomes }, moved: Vec::new() });
+        true
+    }
+
+    /// How many tasks each other node was given.
+    fn assigned(&mut self) -> BTreeMap<u64, u64> {
+        let mut given = BTreeMap::new();
+        for effect in &self.effects {
+            if let Effect::Assign { to, .. } = effect {
+                *given.entry(to.0).or_default() += 1;
+            }
+        }
+        self.effects.clear();
+        given
+    }
+
+    /// Where so many tasks with this placement go.
+    fn places(many: u64, placement: Placement) -> BTreeMap<u64, u64> {
+        let mut node = Node::new();
+        node.submit(many, Some(placement), 1000);
+        let mut given = node.assigned();
+        let census = node.core.census();
+        let here: u64 = census.runs.iter().map(|(_, n)| n).sum();
+        if here > 0 {
+            given.insert(ME, here);
+        }
+        given
+    }
+
+    fn failures(&self) -> Vec<(FailureKind, String)> {
+        let failed = |effect: &Effect| match effect {
+            Effect::Ready { ready: Ready::Failed(failure), .. } => {
+                Some((failure.kind(), failure.message.clone()))
+            }
+            _ => None,
+        };
+        self.effects.iter().filter_map(failed).collect()
+    }
+
+    fn notices(&self, kind: &str) -> Vec<String> {
+        let told = |effect: &Effect| match effect {
+            Effect::Notice { notice, .. } if notice.kind == kind => Some(notice.text.clone()),
+            _ => None,
+        };
+        self.effects.iter().filter_map(told).collect()
+    }
+}
+
+fn node_view(n: u64, labels: &[(&str, &str)]) -> NodeView {
+    let labels = labels.iter().map(|(key, value)| Label { key: (*key).into(), value: (*value).into() });
+    NodeView {
+        incarnation: n,
+        name: format!("n{n}"),
+        cpu_milli: 4000,
+        alive: true,
+        labels: labels.collect(),
+        ..NodeView::default()
+    }
+}
+
+fn spread() -> Placement {
+    Placement { spread: true, ..Placement::default() }
+}
+
+fn affinity(name: &str, soft: bool) -> Placement {
+    let node = Some(NodeAffinity { name: name.into(), incarnation: 0, soft });
+    Placement { node, ..Placement::default() }
+}
+
+fn labels(terms: &[(&str, LabelOp, &[&str])]) -> Placement {
+    let term = |(key, op, values): &(&str, LabelOp, &[&str])| LabelTerm {
+        key: (*key).into(),
+        op: *op as i32,
+        values: values.iter().map(|v| (*v).to_owned()).collect(),
+    };
+    Placement { labels: terms.iter().map(term).collect(), ..Placement::default() }
+}
+
+#[test]
+fn without_a_placement_tasks_stay_here_while_there_is_room() {
+    let mut node = Node::new();
+    node.submit(4, None, 1000);
+    assert_eq!(node.assigned(), BTreeMap::new());
+}
+
+#[test]
+fn spread_tasks_go_to_every_node_alike() {
+    assert_eq!(Node::places(9, spread()), [(1, 3), (2, 3), (3, 3)].into());
+    // Also when each has ended before the next comes.
+    let mut node = Node::new();
+    let mut given: BTreeMap<u64, u64> = BTreeMap::new();
+    for _ in 0..6 {
+        node.submit(1, Some(spread()), 1000);
+        let last = node.effects.iter().rev().find_map(|effect| match effect {
+            Effect::Assign { to, assign } => Some((*to, task_id(&assign.spec.as_ref()?.id).ok()?)),
+            _ => None,
+        });
+        if let Some((to, task)) = last {
+            let result = mobula_proto::PeerResult {
+                task: task_bytes(task),
+                attempt: 1,
+                has_inline: true,
+                durable: true,
+                ..Default::default()
+            };
+            node.step(Event::PeerResult { from: to, result });
+            *given.entry(to.0).or_default() += 1;
+        }
+        node.effects.clear();
+    }
+    // The first stays here and waits for a worker; the idle ones take turns after that.
+    assert_eq!(given, [(2, 3), (3, 2)].into());
+}
+
+#[test]
+fn hard_affinity_holds_and_soft_affinity_gives_way() {
+    assert_eq!(Node::places(5, affinity("n3", false)), [(3, 5)].into());
+    let by_life = NodeAffinity { incarnation: 2, ..NodeAffinity::default() };
+    let by_life = Placement { node: Some(by_life), ..Placement::default() };
+    assert_eq!(Node::places(5, by_life), [(2, 5)].into());
+    // Four CPUs, each with one task running and one in line.
+    assert_eq!(Node::places(8, affinity("n3", true)), [(3, 8)].into());
+    assert_eq!(Node::places(10, affinity("n3", true)), [(1, 2), (3, 8)].into(), "it has no room for more");
+    assert_eq!(Node::places(2, affinity("gone", true)), [(1, 2)].into());
+    let mut node = Node::new();
+    node.submit(10, Some(affinity("n3", false)), 1000);
+    assert_eq!(node.assigned(), [(3, 8)].into());
+    assert_eq!(node.core.census().infeasible, 0, "the others wait for it");
+}
+
+#[test]
+fn labels_choose_nodes() {
+    let places = |terms: &[(&str, LabelOp, &[&str])]| -> Vec<u64> {
+        let placement = Placement { spread: true, ..labels(terms) };
+        Node::places(6, placement).into_keys().collect()
+    };
+    assert_eq!(places(&[("zone", LabelOp::LabelIn, &["b", "c"])]), [2]);
+    assert_eq!(places(&[("zone", LabelOp::LabelIn, &["a", "b"])]), [1, 2]);
+    assert_eq!(places(&[("zone", LabelOp::LabelNotIn, &["b"])]), [1, 3], "also where there is none");
+    assert_eq!(places(&[("zone", LabelOp::LabelExists, &[])]), [1, 2]);
+    assert_eq!(places(&[("zone", LabelOp::LabelNotExists, &[])]), [3]);
+    let both: [(&str, LabelOp, &[&str]); 2] =
+        [("zone", LabelOp::LabelExists, &[]), ("zone", LabelOp::LabelNotIn, &["a"])];
+    assert_eq!(places(&both), [2], "all must hold");
+}
+
+#[test]
+fn what_can_never_be_placed_says_why_at_once_waits_and_fails() {
+    let mut node = Node::new();
+    node.submit(3, Some(labels(&[("zone", LabelOp::LabelIn, &["c"])])), 2000);
+    let told = node.notices("infeasible");
+    assert_eq!(told.len(), 1, "once for all alike: {told:?}");
+    for part in ["cpu 2", "zone is in (c)", "n1 has cpu 4, zone=a", "n3 has cpu 4, gpu=yes"] {
+        assert!(told[0].contains(part), "{part} in {}", told[0]);
+    }
+    assert_eq!(node.core.census().infeasible, 3);
+    assert_eq!(node.failures(), []);
+    node.now = node.now + INFEASIBLE_AFTER;
+    node.step(Event::Tick);
+    let failures = node.failures();
+    assert_eq!(failures.len(), 3, "all of them together");
+    assert!(failures.iter().all(|(kind, why)| *kind == FailureKind::FailureInfeasible && *why == told[0]));
+    assert_eq!(node.core.census().infeasible, 0);
+}
+
+#[test]
+fn a_node_that_joins_in_time_takes_what_waits_for_it() {
+    let mut node = Node::new();
+    node.submit(2, Some(affinity("n4", false)), 1000);
+    let told = node.notices("infeasible");
+    assert!(told[0].contains("\"n4\" and no other"), "{told:?}");
+    node.view(&[node_view(1, &[]), node_view(4, &[])]);
+    assert_eq!(node.assigned(), [(4, 2)].into());
+    node.now = node.now + INFEASIBLE_AFTER;
+    node.step(Event::Tick);
+    assert_eq!(node.failures(), []);
+}
+
+#[test]
+fn a_hard_wish_outlives_the_node_that_a_task_was_on() {
+    let mut node = Node::new();
+    node.submit(1, Some(labels(&[("gpu", LabelOp::LabelExists, &[])])), 1000);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(3, 1)].into());
+    // Its node dies; the next attempt may not go anywhere else either.
+    node.view(&[node_view(1, &[("zone", "a")]), node_view(2, &[("zone", "b")])]);
+    while node.ack() {}
+    assert_eq!(node.notices("infeasible").len(), 1, "{:?}", node.effects);
+    assert_eq!(node.assigned(), BTreeMap::new());
+    node.view(&[node_view(1, &[]), node_view(2, &[]), node_view(5, &[("gpu", "yes")])]);
+    assert_eq!(node.assigned(), [(5, 1)].into());
+}
