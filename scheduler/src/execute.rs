@@ -110,7 +110,10 @@ impl Core {
         for hint in assign.hints {
             let Ok(id) = object_id(&hint.object) else { continue };
             let object = self.object(id, job);
-            if !matches!(object.state, State::Unknown | State::Locating) {
+            // What a task that runs again has put by now is there, though the task, which this node keeps, has
+            // not ended: it may be waiting for the one that is assigned.
+            let is_put_again = id.is_put() && object.state == State::Pending;
+            if !matches!(object.state, State::Unknown | State::Locating) && !is_put_again {
                 continue;
             }
             if hint.has_inline {

@@ -57,7 +57,7 @@ impl Node {
     /// Submits so many tasks alike.
     fn submit(&mut self, many: u64, placement: Option<Placement>, cpu_milli: u32) {
         let options = placement
-            .map(|placement| Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }));
+            .map(|placement| Box::new(TaskOptions { placement: Some(placement) }));
         let specs = (self.next..self.next + many).map(|index| TaskSpec {
             id: task_bytes(TaskId::new(JOB, TaskId::root(JOB), 0, index)),
             job: JOB.0,
