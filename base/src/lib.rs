@@ -9,10 +9,12 @@
 //! - [`time`] — [`time::Instant`], nanoseconds handed in by whoever may look at a clock.
 //! - [`random`] — seeded streams that fork by name.
 //! - [`resources`] — fixed-point amounts that never drift.
+//! - [`devices`] — numbered devices, whole or shared.
 //! - [`disk`] — the [`disk::Disk`] trait, its real twin, and the simulated one that forgets
 //!   what was not synced. [`recorded_disk`] replays what a power cut may leave, for tests.
 //! - [`mutants`] — bugs that the simulator plants; not there in any other build.
 
+pub mod devices;
 pub mod disk;
 pub mod ids;
 pub mod mutants;

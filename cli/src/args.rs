@@ -214,6 +214,12 @@ pub struct MemberArgs {
     /// What people call it [default: the host's name]
     #[arg(long, env = "MOBULA_NAME")]
     pub name: Option<String>,
+    /// GPUs to offer, numbered from 0
+    #[arg(long, env = "MOBULA_GPUS", value_name = "N")]
+    pub gpus: Option<u32>,
+    /// Memory to offer to tasks that ask for some, MB [default: all but the store's]
+    #[arg(long, env = "MOBULA_MEMORY_MB", value_name = "MB")]
+    pub memory_mb: Option<u64>,
     /// A named resource to offer, NAME=AMOUNT; may be repeated
     #[arg(long, env = "MOBULA_RESOURCE", value_delimiter = ',', value_name = "NAME=AMOUNT")]
     pub resource: Vec<String>,

@@ -23,7 +23,7 @@ const CONFIG_FILE: &str = "mobula.toml";
 /// The variable that may hold the token itself.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
 /// Every key of the file; the options have the same names, with dashes.
-pub const KEYS: [&str; 17] = [
+pub const KEYS: [&str; 19] = [
     "address",
     "data_dir",
     "token_file",
@@ -35,6 +35,8 @@ pub const KEYS: [&str; 17] = [
     "shards",
     "cpus",
     "name",
+    "gpus",
+    "memory_mb",
     "resource",
     "label",
     "store_mb",
@@ -60,6 +62,8 @@ struct ConfigFile {
     shards: Option<u32>,
     cpus: Option<u32>,
     name: Option<String>,
+    gpus: Option<u32>,
+    memory_mb: Option<u64>,
     resource: Words,
     label: Words,
     store_mb: Option<u64>,
@@ -174,6 +178,8 @@ impl Settings {
             shards: given.shards.or(file.shards),
             cpus: given.cpus.or(file.cpus),
             name: given.name.or_else(|| file.name.clone()),
+            gpus: given.gpus.or(file.gpus),
+            memory_mb: given.memory_mb.or(file.memory_mb),
             resource: file.resource.or(&given.resource),
             label: file.label.or(&given.label),
             store_mb: given.store_mb.or(file.store_mb),

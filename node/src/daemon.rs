@@ -9,6 +9,7 @@ use crate::local::{LocalListener, UnixLocal};
 use crate::peers::Peers;
 use crate::spawn::{ProcessSpawner, Spawner};
 use bytes::Bytes;
+use mobula_base::resources::milli;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId};
 use mobula_gcs::Client;
 use mobula_net::Net;
@@ -115,14 +116,11 @@ fn node_join(config: &NodeConfig, address: &str) -> NodeJoin {
         follows_slots: true,
         name: config.name.clone(),
         address: address.to_owned(),
-        cpu_milli: config.workers * 1000,
+        cpu_milli: config.workers.saturating_mul(1000),
         resources: config
             .resources
             .iter()
-            .map(|(name, amount)| NamedResource {
-                name: name.clone(),
-                milli: (amount * 1000.0).round() as u64,
-            })
+            .map(|(name, amount)| NamedResource { name: name.clone(), milli: milli(*amount) })
             .collect(),
         store_bytes: config.store_bytes,
         labels: config
@@ -225,10 +223,8 @@ impl Life {
             level: std::sync::atomic::AtomicU32::new(0),
             drained: tokio::sync::Notify::new(),
         });
-        let resources = Resources {
-            cpu_milli: u64::from(config.workers) * 1000,
-            named: config.resources.iter().map(|(n, a)| (n.clone(), (a * 1000.0).round() as u64)).collect(),
-        };
+        let named = config.resources.iter().map(|(name, amount)| (name.clone(), milli(*amount)));
+        let resources = Resources::new(u64::from(config.workers) * 1000, named);
         let core = Core::new(Config {
             incarnation,
             shards,

@@ -274,12 +274,12 @@ impl Life {
 
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
-            Effect::Run { worker, mut spec, attempt, args } => {
+            Effect::Run { worker, mut spec, attempt, args, devices } => {
                 self.lend_args(worker, &spec, &args);
                 // The arguments travel resolved; the record's own copy of them stays here.
                 spec.args = Vec::new();
                 let args = args.into_iter().map(wire).collect();
-                self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args }));
+                self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args, devices }));
             }
             Effect::Discard { object } => self.discard(object),
             Effect::Freed { to, objects } => {

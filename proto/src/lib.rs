@@ -94,13 +94,21 @@ impl v1::Failure {
     }
 }
 
+fn amounts(cpu_milli: u32, named: &[v1::NamedResource]) -> Resources {
+    Resources::new(u64::from(cpu_milli), named.iter().map(|r| (r.name.clone(), r.milli)))
+}
+
+impl v1::NodeView {
+    /// What the node offers.
+    pub fn total(&self) -> Resources {
+        amounts(self.cpu_milli, &self.resources)
+    }
+}
+
 impl v1::TaskSpec {
     /// What the task needs while it runs.
     pub fn demand(&self) -> Resources {
-        Resources {
-            cpu_milli: u64::from(self.cpu_milli),
-            named: self.resources.iter().map(|r| (r.name.clone(), r.milli)).collect(),
-        }
+        amounts(self.cpu_milli, &self.resources)
     }
 
     /// Where it may run, if it does not matter not.

@@ -10,6 +10,8 @@ use crate::refs::{HeldBack, Named};
 use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
+use mobula_base::devices::Devices;
+use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::TaskSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -108,10 +110,13 @@ pub struct Core {
     pub(crate) broken_jobs: BTreeMap<JobId, mobula_proto::Failure>,
     pub(crate) spawn_failures: BTreeMap<JobId, u32>,
     pub(crate) free: Resources,
+    pub(crate) devices: Devices,
     pub(crate) streams: Streams,
     pub(crate) me: Member,
     pub(crate) members: BTreeMap<Incarnation, Member>,
     pub(crate) placed: BTreeMap<Incarnation, u32>,
+    /// Of these, by class: of classes that demand something named.
+    pub(crate) placed_scarce: BTreeMap<(Incarnation, usize), u32>,
     pub(crate) placed_functions: IdMap<u64, u64>,
     pub(crate) undurable: Vec<crate::execute::UndurableRun>,
     pub(crate) to_locate: BTreeMap<ShardId, BTreeSet<ObjectId>>,
@@ -156,6 +161,7 @@ impl Core {
         Core {
             me: Member { name, total, labels },
             free: config.resources.clone(),
+            devices: Devices::new(config.resources.of(GPU) / 1000),
             streams: Streams::new(config.shards),
             config,
             now: Instant::default(),
@@ -170,6 +176,7 @@ impl Core {
             spawn_failures: BTreeMap::new(),
             members: BTreeMap::new(),
             placed: BTreeMap::new(),
+            placed_scarce: BTreeMap::new(),
             placed_functions: IdMap::default(),
             undurable: Vec::new(),
             to_locate: BTreeMap::new(),
@@ -281,6 +288,11 @@ impl Core {
         (self.free.cpu_milli, (queued + self.runs.len()) as u32)
     }
 
+    /// What is free of what this node offers.
+    pub fn free_resources(&self) -> &Resources {
+        &self.free
+    }
+
     /// The shard that has a task, as far as this node knows.
     pub fn shard_of(&self, task: TaskId) -> ShardId {
         self.streams.map().of_run(task.run)
@@ -322,17 +334,19 @@ impl Core {
 
     /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
-        let mut held = self.free.clone();
-        for worker in self.workers.values() {
-            if let Some(class) = worker.lease {
-                held.give(&self.classes[class].demand);
-            }
+        let (mut held, mut devices) = (self.free.clone(), self.devices.clone());
+        for lease in self.workers.values().filter_map(|worker| worker.lease.as_ref()) {
+            let demand = &self.classes[lease.class].demand;
+            held.give(demand);
+            held.cpu_milli -= if lease.with_cpu { 0 } else { demand.cpu_milli };
+            devices.give(&lease.devices, demand.of(GPU));
         }
         let queued = self.workers.iter().flat_map(|(id, w)| w.queue.iter().map(move |task| (id, task)));
         let counts = queued.filter(|(id, task)| self.runs.get(*task).is_some_and(|r| r.given == Some(**id)));
         let given = self.runs.values().filter(|run| run.given.is_some()).count();
         assert_eq!(counts.count(), given, "a run is with no worker, or twice with one");
-        assert_eq!(held.cpu_milli, self.config.resources.cpu_milli, "CPU leaked or was taken twice");
+        assert_eq!(held, self.config.resources, "resources leaked or were taken twice");
+        assert_eq!(devices.free_milli(), held.of(GPU), "devices leaked or were taken twice");
         assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= self.kept.len()));
     }
 }

@@ -7,6 +7,7 @@ use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
+use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
     Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
@@ -89,12 +90,24 @@ pub(crate) struct Report {
     pub ran_ns: u64,
 }
 
+/// What a worker holds of its node's resources.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// The class whose demand it holds.
+    pub class: usize,
+    /// Also the CPU: a worker that waits inside its task has given that back, and only that (R16). A device
+    /// or a file system that it uses is not free because it waits.
+    pub with_cpu: bool,
+    /// The GPUs.
+    pub devices: Vec<u32>,
+}
+
 /// A worker process.
 #[derive(Debug)]
 pub(crate) struct Worker {
     pub job: JobId,
-    /// The class whose demand it holds while it has work and is not blocked.
-    pub lease: Option<usize>,
+    /// What it holds while it has work.
+    pub lease: Option<Lease>,
     /// What it was given, in the order it runs it; the first is running.
     pub queue: VecDeque<TaskId>,
     pub blocked: bool,
@@ -218,16 +231,16 @@ impl Core {
             return true;
         }
         let depth = self.depth(function) as usize;
-        let fits = self.free.fits(&self.classes[class].demand);
+        let fits = self.fits_now(class);
         // One that still has an earlier attempt could not tell the two apart.
         let stray = self.strays.contains(&task);
         let usable = self
             .workers
             .iter()
             .filter(|(_, w)| w.job == job && !w.blocked && !(stray && w.queue.contains(&task)));
-        let takers = usable.filter(|(_, w)| match w.lease {
+        let takers = usable.filter(|(_, w)| match &w.lease {
             None => fits && w.queue.is_empty(),
-            Some(lease) => lease == class && w.queue.len() < depth,
+            Some(lease) => lease.class == class && lease.with_cpu && w.queue.len() < depth,
         });
         let choice = if mutant!("M27") {
             takers.map(|(id, _)| *id).collect::<HashSet<_>>().into_iter().next()
@@ -251,14 +264,24 @@ impl Core {
         };
         let entry = self.workers.get_mut(&worker).expect("just chosen");
         if entry.lease.is_none() {
-            entry.lease = Some(class);
-            self.free.take(&self.classes[class].demand);
+            let demand = &self.classes[class].demand;
+            self.free.take(demand);
+            let devices = self.devices.take(demand.of(GPU));
+            entry.lease = Some(Lease { class, with_cpu: true, devices });
         }
+        let devices = entry.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
         entry.queue.push_back(task);
         let run = self.runs.get_mut(&task).expect("seen above");
         run.given = Some(worker);
-        self.effects.push(Effect::Run { worker, spec: run.spec.clone(), attempt: run.attempt, args });
+        let (spec, attempt) = (run.spec.clone(), run.attempt);
+        self.effects.push(Effect::Run { worker, spec, attempt, args, devices });
         true
+    }
+
+    /// Whether what a class demands is free.
+    fn fits_now(&self, class: usize) -> bool {
+        let demand = &self.classes[class].demand;
+        self.free.fits(demand) && self.devices.fits(demand.of(GPU))
     }
 
     /// Takes a run out of what this node does; it no longer uses its arguments.
@@ -316,10 +339,23 @@ impl Core {
     }
 
     fn return_lease(&mut self, worker: ClientId) {
-        if let Some(w) = self.workers.get_mut(&worker)
-            && let Some(class) = if mutant!("M14") && !w.queue.is_empty() { w.lease } else { w.lease.take() }
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        let Some(lease) = w.lease.take() else { return };
+        let demand = &self.classes[lease.class].demand;
+        self.free.give(demand);
+        if !lease.with_cpu {
+            self.free.cpu_milli -= demand.cpu_milli;
+        }
+        self.devices.give(&lease.devices, demand.of(GPU));
+    }
+
+    /// A worker waits inside its task: its CPU is free (R16).
+    fn return_cpu(&mut self, worker: ClientId) {
+        if let Some(lease) = self.workers.get_mut(&worker).and_then(|w| w.lease.as_mut())
+            && lease.with_cpu
         {
-            self.free.give(&self.classes[class].demand);
+            self.free.cpu_milli += self.classes[lease.class].demand.cpu_milli;
+            lease.with_cpu = mutant!("M14");
         }
     }
 
@@ -362,7 +398,7 @@ impl Core {
         }
         w.queue.retain(|t| !returned.contains(t));
         if !mutant!("R16") {
-            self.return_lease(worker);
+            self.return_cpu(worker);
         }
         for task in returned.into_iter().rev() {
             self.requeue(worker, task);
@@ -375,16 +411,14 @@ impl Core {
             return;
         }
         self.blocked_runs = self.blocked_runs.saturating_sub(1);
-        // It goes on at once; when its CPU was given away meanwhile, it runs without a lease
-        // rather than making a task in mid-run wait.
-        let class = w.queue.front().and_then(|t| self.runs.get(t)).map(|r| r.class);
-        if let Some(class) = class
-            && self.free.fits(&self.classes[class].demand)
+        // It goes on at once; when its CPU was given away meanwhile, it runs without one rather than making
+        // a task in mid-run wait.
+        if let Some(lease) = &mut w.lease
+            && !lease.with_cpu
+            && self.free.cpu_milli >= self.classes[lease.class].demand.cpu_milli
         {
-            self.free.take(&self.classes[class].demand);
-            if let Some(w) = self.workers.get_mut(&worker) {
-                w.lease = Some(class);
-            }
+            self.free.cpu_milli -= self.classes[lease.class].demand.cpu_milli;
+            lease.with_cpu = true;
         }
     }
 

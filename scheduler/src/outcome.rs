@@ -58,7 +58,7 @@ impl Core {
         }
         let job = JobId(kept.spec.job);
         if executor != self.config.incarnation {
-            self.unplace(executor);
+            self.unplace(task, executor);
         }
         match value {
             Err(failure) if failure.kind() == FailureKind::FailureWorkerDied => {
@@ -85,7 +85,7 @@ impl Core {
     fn result_elsewhere(&mut self, end: End, output: Output) {
         let Some(kept) = self.kept.get(&end.task) else { return };
         let job = JobId(kept.spec.job);
-        self.unplace(end.executor);
+        self.unplace(end.task, end.executor);
         if let Err(diverged) = self.compare(end.task, output) {
             return self.conclude(end, Err(diverged));
         }

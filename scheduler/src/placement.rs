@@ -107,7 +107,7 @@ impl Core {
             self.stuck(class, task);
             return false;
         }
-        let Some(node) = self.pick(kept, &self.classes[class], urgent) else { return false };
+        let Some(node) = self.pick(kept, class, urgent) else { return false };
         if self.classes[class].placement.as_ref().is_some_and(|placement| placement.spread) {
             self.last_spread = node;
         }
@@ -119,6 +119,9 @@ impl Core {
         } else {
             kept.shared = true;
             *self.placed.entry(node).or_default() += 1;
+            if !self.classes[class].demand.named.is_empty() {
+                *self.placed_scarce.entry((node, class)).or_default() += 1;
+            }
             let assign = Assign { hints: self.hints(&spec), spec: Some(spec), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
         }
@@ -141,23 +144,21 @@ impl Core {
     /// The best node with room among those where the task may run: the one that it would like best, then
     /// one that has (nearly) the most argument bytes, then this one, then the emptiest. A task that is to be
     /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room.
-    fn pick(&self, kept: &Kept, class: &Class, urgent: bool) -> Option<Incarnation> {
-        let me = self.config.incarnation;
+    fn pick(&self, kept: &Kept, index: usize, urgent: bool) -> Option<Incarnation> {
+        let (me, class) = (self.config.incarnation, &self.classes[index]);
         let placement = class.placement.as_ref();
         let spread = placement.is_some_and(|placement| placement.spread);
         let liked = placement.and_then(|placement| placement.node.as_ref());
         let per_cpu = self.depth(kept.spec.function) + 1;
         let bytes = if spread { BTreeMap::new() } else { self.bytes_by_node(&kept.spec) };
         let most = bytes.values().copied().max().unwrap_or(0);
-        let local_load = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
-        let others = self.members.iter().filter(|(node, _)| **node != me);
-        let others =
-            others.map(|(node, m)| (*node, m, u64::from(self.placed.get(node).copied().unwrap_or(0))));
-        std::iter::once((me, &self.me, local_load))
+        let others = self.members.iter().filter(|(node, _)| **node != me).map(|(node, m)| (*node, m));
+        std::iter::once((me, &self.me))
             .chain(others)
-            .filter(|(node, member, _)| strategy::admits(&class.demand, placement, *node, member))
-            .filter_map(|(node, member, load)| {
-                let room = (member.total.cpu_milli.max(1000) / 1000) * per_cpu;
+            .filter(|(node, member)| strategy::admits(&class.demand, placement, *node, member))
+            .filter_map(|(node, member)| {
+                let (load, at_once) = self.busy(index, node, member);
+                let room = at_once * per_cpu;
                 let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
                 let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
                 let idle = 1_000_000u64.saturating_sub(load * 1_000_000 / room);
@@ -223,10 +224,34 @@ impl Core {
         id.is_put() || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
     }
 
-    pub(crate) fn unplace(&mut self, node: Incarnation) {
+    /// A task that was placed on another node is there no more.
+    pub(crate) fn unplace(&mut self, task: TaskId, node: Incarnation) {
         if let Some(n) = self.placed.get_mut(&node) {
             *n = n.saturating_sub(1);
         }
+        let spec = self.kept.get(&task).map(|kept| &kept.spec).filter(|spec| !spec.resources.is_empty());
+        let Some(spec) = spec else { return };
+        let (demand, placement) = (spec.demand(), spec.placement().cloned());
+        let class = self.class_of(&demand, placement.as_ref());
+        if let Some(n) = self.placed_scarce.get_mut(&(node, class)) {
+            *n = n.saturating_sub(1);
+        }
+    }
+
+    /// How much a node has to do of what counts for a class, and how many of its tasks run there at once: of
+    /// something that is named there may be much less than CPUs.
+    fn busy(&self, index: usize, node: Incarnation, member: &Member) -> (u64, u64) {
+        let me = node == self.config.incarnation;
+        let class = &self.classes[index];
+        if class.demand.named.is_empty() {
+            let here = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
+            let there = || u64::from(self.placed.get(&node).copied().unwrap_or(0));
+            return (if me { here } else { there() }, member.total.cpu_milli.max(1000) / 1000);
+        }
+        let there = || u64::from(self.placed_scarce.get(&(node, index)).copied().unwrap_or(0));
+        let here =
+            || self.runs.values().filter(|run| self.classes[run.class].demand == class.demand).count() as u64;
+        (if me { here() } else { there() }, member.total.times(&class.demand).unwrap_or(1).max(1))
     }
 
     /// Whether some node that is known could ever run the tasks of a class.
@@ -273,11 +298,12 @@ impl Core {
 
     /// Gives the task of a job that ended, or of a dead keeper, no further thought.
     pub(crate) fn drop_kept(&mut self, task: TaskId) {
-        if let Some(kept) = self.take_kept(task)
-            && let KeptState::Placed(node) | KeptState::Undurable(node) = kept.state
+        if let Some(KeptState::Placed(node) | KeptState::Undurable(node)) =
+            self.kept.get(&task).map(|kept| kept.state)
         {
-            self.unplace(node);
+            self.unplace(task, node);
         }
+        self.take_kept(task);
         // Whoever referred to its value may have gone while it was kept.
         self.to_tidy.push_back(task.output(0));
     }

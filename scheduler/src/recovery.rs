@@ -12,7 +12,7 @@ use crate::outcome::End;
 use crate::placement::Member;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Value};
-use mobula_base::{Incarnation, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
+use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
     ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, StreamItem, TaskState, TaskView,
     item_outcome, located, object_id,
@@ -415,10 +415,7 @@ impl Core {
             if node.alive {
                 let incarnation = Incarnation(node.incarnation);
                 alive.insert(incarnation);
-                let total = Resources {
-                    cpu_milli: u64::from(node.cpu_milli),
-                    named: node.resources.iter().map(|r| (r.name.clone(), r.milli)).collect(),
-                };
+                let total = node.total();
                 let labels = node.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
                 self.members.insert(incarnation, Member { name: node.name.clone(), total, labels });
             }
@@ -456,6 +453,7 @@ impl Core {
     fn node_dead(&mut self, node: Incarnation) {
         let Some(member) = self.members.remove(&node) else { return };
         self.placed.remove(&node);
+        self.placed_scarce.retain(|(at, _), _| *at != node);
         let jobs: Vec<JobId> = self.jobs_seen.difference(&self.jobs_ended).copied().collect();
         for job in jobs {
             self.notice(job, "node-dead", member.name.clone(), None, node.0);

@@ -6,6 +6,8 @@ use crate::objects::State;
 use crate::refs::Home;
 use crate::stream::About;
 use crate::types::{ClientId, Effect, Ready};
+use mobula_base::devices::Devices;
+use mobula_base::resources::GPU;
 use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, StreamItem, TaskSpec, arg, object_id, stream_item, task_id};
 
@@ -65,6 +67,14 @@ impl Core {
         {
             let failure =
                 Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
+            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
+            return;
+        }
+        if spec.resources.iter().any(|r| r.name == GPU && !Devices::is_amount(r.milli)) {
+            let failure = Failure::new(
+                FailureKind::FailureBadArguments,
+                "a task takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1",
+            );
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }

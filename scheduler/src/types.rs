@@ -146,8 +146,8 @@ pub enum Event {
 /// What should happen.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Give a task to a worker.
-    Run { worker: ClientId, spec: TaskSpec, attempt: u32, args: Vec<Value> },
+    /// Give a task to a worker, with the numbers of the GPUs that it may use.
+    Run { worker: ClientId, spec: TaskSpec, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
     /// Start a worker process.
     Spawn { job: JobId },
     /// Hand a task to another node.

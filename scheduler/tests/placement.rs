@@ -1,9 +1,10 @@
 //! Where a core sends what it is given, with other nodes that differ in size, name and labels.
 
+use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
 use mobula_proto::{
-    ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NodeAffinity, NodeView, Placement,
-    StreamAck, TaskOptions, TaskSpec, TaskView, item_outcome, stream_item, task_bytes, task_id,
+    ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource, NodeAffinity, NodeView,
+    Placement, StreamAck, TaskOptions, TaskSpec, TaskView, item_outcome, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::placement::INFEASIBLE_AFTER;
 use mobula_scheduler::{Config, Core, Effect, Event, Ready};
@@ -56,18 +57,9 @@ impl Node {
 
     /// Submits so many tasks alike.
     fn submit(&mut self, many: u64, placement: Option<Placement>, cpu_milli: u32) {
-        let options = placement
-            .map(|placement| Box::new(TaskOptions { placement: Some(placement) }));
-        let specs = (self.next..self.next + many).map(|index| TaskSpec {
-            id: task_bytes(TaskId::new(JOB, TaskId::root(JOB), 0, index)),
-            job: JOB.0,
-            parent: task_bytes(TaskId::root(JOB)),
-            function: 1,
-            cpu_milli,
-            max_retries: 3,
-            options: options.clone(),
-            ..TaskSpec::default()
-        });
+        let options = placement.map(|placement| Box::new(TaskOptions { placement: Some(placement) }));
+        let one = |index| TaskSpec { cpu_milli, options: options.clone(), ..spec(index) };
+        let specs = (self.next..self.next + many).map(one);
         let specs = specs.collect();
         self.next += many;
         self.step(Event::Submit { client: DRIVER, specs });
@@ -143,6 +135,17 @@ impl Node {
     }
 }
 
+fn spec(index: u64) -> TaskSpec {
+    TaskSpec {
+        id: task_bytes(TaskId::new(JOB, TaskId::root(JOB), 0, index)),
+        job: JOB.0,
+        parent: task_bytes(TaskId::root(JOB)),
+        function: 1,
+        max_retries: 3,
+        ..TaskSpec::default()
+    }
+}
+
 fn node_view(n: u64, labels: &[(&str, &str)]) -> NodeView {
     let labels = labels.iter().map(|(key, value)| Label { key: (*key).into(), value: (*value).into() });
     NodeView {
@@ -207,6 +210,22 @@ fn spread_tasks_go_to_every_node_alike() {
     }
     // The first stays here and waits for a worker; the idle ones take turns after that.
     assert_eq!(given, [(2, 3), (3, 2)].into());
+}
+
+#[test]
+fn what_needs_something_scarce_goes_where_that_is_free() {
+    let gpu = |milli| vec![NamedResource { name: GPU.into(), milli }];
+    let mut node = Node::new();
+    let with = |n, gpus: u64| NodeView { resources: gpu(gpus * 1000), ..node_view(n, &[]) };
+    node.view(&[node_view(1, &[]), with(2, 2), with(3, 1)]);
+    // CPUs there are plenty; each GPU has a task running and one in line.
+    for _ in 0..8 {
+        let index = node.next;
+        node.next += 1;
+        let specs = vec![TaskSpec { resources: gpu(1000), cpu_milli: 100, ..spec(index) }];
+        node.step(Event::Submit { client: DRIVER, specs });
+    }
+    assert_eq!(node.assigned(), [(2, 4), (3, 2)].into());
 }
 
 #[test]

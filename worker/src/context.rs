@@ -14,6 +14,8 @@ pub struct Context {
     pub task: TaskId,
     /// Which attempt of it; 0 for the driver.
     pub attempt: u32,
+    /// GPUs that the task may use, by their numbers.
+    pub devices: Vec<u32>,
     /// Submissions are looked up before they are scheduled (R7).
     pub replay: bool,
     next_index: AtomicU64,
@@ -26,11 +28,23 @@ const STRAND: u64 = 0;
 impl Context {
     /// A fresh context: the first submission has index 0.
     pub fn new(job: JobId, task: TaskId, attempt: u32, replay: bool) -> Arc<Self> {
+        Context::with_devices(job, task, attempt, replay, Vec::new())
+    }
+
+    /// The same for a task that may use these GPUs.
+    pub fn with_devices(
+        job: JobId,
+        task: TaskId,
+        attempt: u32,
+        replay: bool,
+        devices: Vec<u32>,
+    ) -> Arc<Self> {
         let first = u64::from(replay && mutant!("R1"));
         Arc::new(Context {
             job,
             task,
             attempt,
+            devices,
             replay,
             next_index: AtomicU64::new(first),
             next_put: AtomicU32::new(0),

@@ -113,8 +113,8 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let task = task_id(&spec.id).unwrap_or_default();
     let replay = spec.replay || run.attempt > 1;
     let on_divergence = if spec.accept_divergence { OnDivergence::Accept } else { OnDivergence::Fail };
-    let client_of_task =
-        client.for_task(Context::new(JobId(spec.job), task, run.attempt, replay), on_divergence);
+    let context = Context::with_devices(JobId(spec.job), task, run.attempt, replay, run.devices);
+    let client_of_task = client.for_task(context, on_divergence);
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
     let run_with = match Function::find(spec.function) {
         Some(function) => Ok((function.run, args)),

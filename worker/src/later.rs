@@ -57,4 +57,15 @@ impl Client {
     pub fn attempt(&self) -> u32 {
         self.context.attempt
     }
+
+    /// Numbers of the GPUs that the task may use ([`crate::Task::gpus`]). With less than one it shares that one.
+    pub fn devices(&self) -> &[u32] {
+        &self.context.devices
+    }
+
+    /// The same as CUDA's libraries read it from `CUDA_VISIBLE_DEVICES`, for the environment of a process that
+    /// the task starts. Without GPUs it is empty: then they see none.
+    pub fn visible_devices(&self) -> String {
+        self.devices().iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+    }
 }

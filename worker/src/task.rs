@@ -3,6 +3,7 @@
 use crate::args::Args;
 use crate::function::function_id;
 use crate::reference::AnyRef;
+use mobula_base::resources::{GPU, MEMORY, milli};
 use mobula_proto::{NamedResource, TaskSpec};
 use std::marker::PhantomData;
 
@@ -17,10 +18,6 @@ pub struct Task<T> {
     /// What it names: referred to until its submission says so.
     pub(crate) named: Vec<AnyRef>,
     marker: PhantomData<fn() -> T>,
-}
-
-fn milli(amount: f64) -> u64 {
-    (amount.max(0.0) * 1000.0).round() as u64
 }
 
 impl<T> Task<T> {
@@ -45,10 +42,22 @@ impl<T> Task<T> {
         self
     }
 
-    /// An amount of a named resource that a node must offer.
+    /// An amount of a named resource that a node must offer; thousandths count.
     pub fn resource(mut self, name: &str, amount: f64) -> Self {
+        self.spec.resources.retain(|resource| resource.name != name);
         self.spec.resources.push(NamedResource { name: name.to_owned(), milli: milli(amount) });
         self
+    }
+
+    /// GPUs: whole ones, or less than 1 of one that others share. Which ones they are says
+    /// [`crate::Client::devices`].
+    pub fn gpus(self, gpus: f64) -> Self {
+        self.resource(GPU, gpus)
+    }
+
+    /// Memory in millions of bytes, of what nodes offer (`--memory-mb`). It is counted, not enforced.
+    pub fn memory_mb(self, mb: f64) -> Self {
+        self.resource(MEMORY, mb)
     }
 
     /// How often it may run again when its worker or node died. 0: never; it then ends as

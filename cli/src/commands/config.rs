@@ -69,6 +69,8 @@ fn value(settings: &Settings, member: &MemberArgs, key: &str) -> String {
         "shards" => member.shards.unwrap_or(DEFAULT_SHARDS).to_string(),
         "cpus" => member.cpus.map_or("all".into(), |cpus| cpus.to_string()),
         "name" => text(&member.name, &crate::commands::machine::host_name()),
+        "gpus" => member.gpus.unwrap_or(0).to_string(),
+        "memory_mb" => member.memory_mb.map_or("all but the store's".into(), |mb| mb.to_string()),
         "resource" => member.resource.join(","),
         "label" => member.label.join(","),
         "store_mb" => member.store_mb.unwrap_or(DEFAULT_STORE_MB).to_string(),

@@ -2,13 +2,14 @@
 
 use crate::args::{DaemonArgs, MemberArgs};
 use crate::commands::fault_switch;
-use crate::commands::machine::{die_with_parent, host_name, own_ip, system_seed};
+use crate::commands::machine::{die_with_parent, host_name, memory_mb, own_ip, system_seed};
 use crate::config::{DEFAULT_ADDRESS, DEFAULT_SHARDS, DEFAULT_STORE_MB, Settings};
 use crate::datadir::{self, DataDir, Ready};
 use crate::exit::{self, Failure, Outcome};
 use crate::limits;
 use crate::process::Process;
 use mobula_base::disk::RealDisk;
+use mobula_base::resources::{GPU, MEMORY};
 use mobula_gcs::damage::MARK;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
@@ -250,16 +251,25 @@ fn node_config(
         },
         socket: dir.socket(),
         workers: cpus,
-        resources: member
-            .resource
-            .iter()
-            .map(|r| resource(r))
-            .collect::<Result<_, _>>()
-            .map_err(Failure::usage)?,
+        resources: resources(member).map_err(Failure::usage)?,
         labels: member.label.iter().map(|l| label(l)).collect::<Result<_, _>>().map_err(Failure::usage)?,
         store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
         seed,
     })
+}
+
+/// GPUs, memory and what is named.
+fn resources(member: &MemberArgs) -> Result<Vec<(String, f64)>, String> {
+    let mut all = member.resource.iter().map(|r| resource(r)).collect::<Result<Vec<_>, _>>()?;
+    if let Some(gpus) = member.gpus.filter(|gpus| *gpus > 0) {
+        all.push((GPU.into(), f64::from(gpus)));
+    }
+    let store_mb = member.store_mb.unwrap_or(DEFAULT_STORE_MB);
+    let offered = member.memory_mb.or_else(|| Some(memory_mb()?.saturating_sub(store_mb)));
+    if let Some(mb) = offered.filter(|mb| *mb > 0) {
+        all.push((MEMORY.into(), mb as f64));
+    }
+    Ok(all)
 }
 
 /// Reads `NAME=AMOUNT`.
@@ -267,9 +277,15 @@ fn node_config(
 /// # Errors
 /// It is something else.
 pub fn resource(text: &str) -> Result<(String, f64), String> {
-    let wrong = || format!("\"{text}\" is no resource; write NAME=AMOUNT, such as gpu=1");
+    let wrong = || format!("\"{text}\" is no resource; write NAME=AMOUNT, such as tape=1");
     let (name, amount) = text.split_once('=').ok_or_else(wrong)?;
     let amount: f64 = amount.parse().map_err(|_| wrong())?;
+    if let GPU | MEMORY = name {
+        return Err(format!(
+            "{name} has an option of its own: --{}",
+            if name == GPU { "gpus" } else { "memory-mb" }
+        ));
+    }
     if name.is_empty() || !amount.is_finite() || amount < 0.0 {
         return Err(wrong());
     }
@@ -325,8 +341,8 @@ mod tests {
 
     #[test]
     fn resources_have_a_name_and_an_amount() {
-        assert_eq!(resource("gpu=1.5"), Ok(("gpu".into(), 1.5)));
-        for wrong in ["gpu", "=1", "gpu=x", "gpu=-1", "gpu=inf"] {
+        assert_eq!(resource("tape=1.5"), Ok(("tape".into(), 1.5)));
+        for wrong in ["tape", "=1", "tape=x", "tape=-1", "tape=inf", "gpu=1", "memory_mb=1"] {
             assert!(resource(wrong).is_err(), "{wrong}");
         }
     }

@@ -50,9 +50,22 @@ pub fn host_name() -> String {
     if name.trim().is_empty() { "unnamed".into() } else { name.trim().to_owned() }
 }
 
+/// The machine's memory, in millions of bytes.
+pub fn memory_mb() -> Option<u64> {
+    let info = fs::read_to_string("/proc/meminfo").ok()?;
+    let line = info.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024 / 1_000_000)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_machine_has_memory() {
+        assert!(memory_mb().is_some_and(|mb| mb > 100));
+    }
 
     #[test]
     fn a_node_of_a_loopback_cluster_stays_on_loopback() {

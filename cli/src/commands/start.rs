@@ -160,6 +160,8 @@ fn pass(command: &mut Command, member: &MemberArgs) {
     option("--shards", member.shards.map(|n| n.to_string()));
     option("--cpus", member.cpus.map(|c| c.to_string()));
     option("--name", member.name.clone());
+    option("--gpus", member.gpus.map(|n| n.to_string()));
+    option("--memory-mb", member.memory_mb.map(|mb| mb.to_string()));
     option("--store-mb", member.store_mb.map(|mb| mb.to_string()));
     option("--log-format", member.log_format.clone());
     for resource in &member.resource {

@@ -243,7 +243,7 @@ impl World {
 
     fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
         match effect {
-            Effect::Run { worker, mut spec, attempt, args } => {
+            Effect::Run { worker, mut spec, attempt, args, devices: _ } => {
                 self.judges.once.given(&spec, attempt);
                 self.lend_args(machine, epoch, worker, &spec, &args);
                 // The program's own argument travels; the core's copy has the rest.
