@@ -180,7 +180,7 @@ impl Place {
             }
             Place::AllBut(zone) => label(LabelOp::LabelNotIn, &[zone]),
         }
-        Some(Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }))
+        Some(Box::new(TaskOptions { placement: Some(placement) }))
     }
 }
 
