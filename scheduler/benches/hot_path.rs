@@ -36,7 +36,9 @@ impl Bench {
         let config = Config {
             incarnation: Incarnation(1),
             shards: 4,
+            name: String::new(),
             resources: Resources::cpus_milli(2000),
+            labels: BTreeMap::new(),
             workers: 2,
             crc: |bytes| bytes.len() as u32,
         };
