@@ -16,6 +16,8 @@ pub enum Reader {
     Task(Creator, TaskId),
     /// A transfer to another node, by its number.
     Transfer(u64),
+    /// Whoever writes it to a file.
+    Spill,
 }
 
 /// Invariant: `counts` has, for each offset, how often it stands in `told`; never 0.
@@ -33,6 +35,15 @@ impl Pins {
     pub fn add(&mut self, reader: Reader, object: ObjectId, offset: u64) {
         self.told.entry((reader, object)).or_default().push_back(offset);
         *self.counts.entry(offset).or_default() += 1;
+    }
+
+    /// What links look at, with the tasks that ran behind them left out.
+    pub fn of_links(&self) -> impl Iterator<Item = (Creator, ObjectId)> {
+        let from = (Reader::Link(0), LEAST);
+        self.told.range(from..).map_while(|((reader, object), _)| match reader {
+            Reader::Link(link) => Some((*link, *object)),
+            Reader::Task(..) | Reader::Transfer(_) | Reader::Spill => None,
+        })
     }
 
     pub fn is_pinned(&self, offset: u64) -> bool {

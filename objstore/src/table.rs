@@ -46,6 +46,10 @@ pub enum StoreError {
     Busy,
     /// This creator has not created it.
     NotCreating,
+    /// More requests for room wait than may.
+    Crowded { waiting: usize },
+    /// Its job has ended.
+    JobEnded,
 }
 
 impl std::fmt::Display for StoreError {
@@ -63,6 +67,12 @@ impl std::fmt::Display for StoreError {
             StoreError::Exists(_) => write!(f, "the object exists already"),
             StoreError::Busy => write!(f, "another process is writing this object"),
             StoreError::NotCreating => write!(f, "the object was not created by this process"),
+            StoreError::Crowded { waiting } => write!(
+                f,
+                "the object store is full and {waiting} requests wait for room already; submit less at once or start \
+                 the node with a larger --store"
+            ),
+            StoreError::JobEnded => write!(f, "the job has ended"),
         }
     }
 }
@@ -207,6 +217,21 @@ impl Store {
         let Some(place) = self.get(object) else { return false };
         self.pins.add(reader, object, place.offset);
         true
+    }
+
+    /// Whether somebody looks at a sealed object: its memory cannot be used for anything else.
+    pub fn is_looked_at(&self, object: ObjectId) -> bool {
+        self.get(object).is_some_and(|place| self.pins.is_pinned(place.offset))
+    }
+
+    /// What links look at, and which.
+    pub fn looked_at_by_links(&self) -> impl Iterator<Item = (Creator, ObjectId)> {
+        self.pins.of_links()
+    }
+
+    /// The job of an object that is here, sealed or not.
+    pub fn job(&self, object: ObjectId) -> Option<JobId> {
+        self.entries.get(&object).map(|entry| entry.job)
     }
 
     /// A reader looks no longer at the place that it was told first of those it still looks at.
