@@ -37,6 +37,11 @@ impl DataDir {
         self.0.join("head")
     }
 
+    /// Objects that left memory.
+    pub fn spill(&self) -> PathBuf {
+        self.0.join("spill")
+    }
+
     /// The Unix socket for drivers and workers.
     pub fn socket(&self) -> PathBuf {
         self.0.join("node.sock")

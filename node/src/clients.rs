@@ -1,19 +1,15 @@
 //! What drivers and workers say becomes events, in the order in which they said it.
 
-use crate::daemon::{Life, RoomAsked};
-use crate::input::shared;
+use crate::daemon::Life;
+use crate::input::{kept, shared};
 use bytes::Bytes;
-use mobula_base::{JobId, ObjectId};
-use mobula_objstore::table::Place;
-use mobula_objstore::{Reader, StoreError};
+use mobula_base::ObjectId;
+use mobula_objstore::Reader;
 use mobula_proto::{
-    ClientMsg, Created, DaemonMsg, Failure, FailureKind, Seal, Shared, TaskResult, TaskSpec, client_msg,
-    daemon_msg, object_id, task_id, value as wire_value,
+    ClientMsg, Failure, FailureKind, Seal, Shared, TaskResult, TaskSpec, client_msg, object_id, task_id,
+    value as wire_value,
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
-
-/// Requests for room that may wait for others to have written; more are refused.
-const ROOMS_MAX: usize = 1024;
 
 /// Neighbours of one kind travel as one event; their order against others stays.
 struct Run<'a> {
@@ -73,17 +69,24 @@ impl Life {
                     }
                 }
                 client_msg::Msg::Get(get) => {
-                    let (objects, want_value) = (objects(&get.objects), get.want_value);
+                    let (mut objects, want_value) = (objects(&get.objects), get.want_value);
+                    if want_value {
+                        objects.retain(|object| !self.look(client, job, *object));
+                    }
                     run.push(Event::Get { client, job, objects, want_value });
                 }
-                client_msg::Msg::Create(create) => self.create(client, job, &create.object, create.size),
+                client_msg::Msg::Create(create) => {
+                    if let Ok(object) = object_id(&create.object) {
+                        self.ask_room(client, job, object, create.size);
+                    }
+                }
                 client_msg::Msg::Seal(seal) => {
-                    if let Some((object, place)) = self.seal_put(client, &seal) {
+                    if let Some((object, value)) = self.seal_put(client, &seal) {
                         run.push(Event::Put {
                             client,
                             object,
                             job,
-                            value: shared(place),
+                            value,
                             by_driver: is_driver,
                             contains: objects(&seal.contains),
                         });
@@ -111,13 +114,21 @@ impl Life {
                     for object in objects(&unpin.objects) {
                         self.store.unpin(object, Reader::Link(client));
                     }
+                    if let Ok(task) = task_id(&unpin.args_of) {
+                        self.store.task_ended(client, task);
+                    }
                 }
                 client_msg::Msg::Blocked(blocked) => {
-                    let returned: Vec<_> = blocked.returned.iter().filter_map(|t| task_id(t).ok()).collect();
+                    let mut returned: Vec<_> =
+                        blocked.returned.iter().filter_map(|t| task_id(t).ok()).collect();
                     for task in &returned {
                         self.store.task_ended(client, *task);
                     }
-                    run.push(Event::Blocked { worker: client, returned });
+                    returned.extend(self.not_given(client));
+                    run.push(match blocked.for_room {
+                        true => Event::Stalled { worker: client, returned },
+                        false => Event::Blocked { worker: client, returned },
+                    });
                 }
                 client_msg::Msg::Unblocked(_) => run.push(Event::Unblocked { worker: client }),
                 client_msg::Msg::EndJob(end) => {
@@ -131,50 +142,15 @@ impl Life {
         run.end();
     }
 
-    /// Makes room for a value. One that is here already stays while its task runs, so that it can be
-    /// reported as what the task made.
-    fn create(&mut self, client: ClientId, job: JobId, object: &Bytes, size: u64) {
-        let mut reply = Created { object: object.clone(), ..Created::default() };
-        let made = match object_id(object) {
-            Ok(id) => self.store.create(id, size, job, client).map_err(|error| (Some(id), error)),
-            Err(_) => Err((None, StoreError::NotCreating)),
-        };
-        match made {
-            Ok(offset) => reply.offset = offset,
-            Err((Some(id), StoreError::Exists(place))) => {
-                self.store.pin(id, Reader::Task(client, id.task));
-                reply.exists = true;
-                reply.there = Some(Shared { offset: place.offset, len: place.len, crc: place.crc });
-            }
-            // Another attempt, or a transfer: what it makes is as good, and it may give up.
-            Err((Some(_), StoreError::Busy)) if self.rooms.len() < ROOMS_MAX => {
-                return self.rooms.push(RoomAsked { client, job, object: object.clone(), size });
-            }
-            Err((_, error)) => {
-                reply.failure = Some(Failure::new(FailureKind::FailureStoreFull, error.to_string()));
-            }
-        }
-        if let Some(link) = self.open.get(&client) {
-            link.outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Created(reply)) });
-        }
-    }
-
-    /// Looks again at who waits for others to have written.
-    pub(crate) fn make_room_again(&mut self) {
-        for RoomAsked { client, job, object, size } in std::mem::take(&mut self.rooms) {
-            if self.open.contains_key(&client) {
-                self.create(client, job, &object, size);
-            }
-        }
-    }
-
     /// Seals a put. One that an earlier attempt of the task made is put again: its client refers to it.
-    fn seal_put(&mut self, client: ClientId, seal: &Seal) -> Option<(ObjectId, Place)> {
+    fn seal_put(&mut self, client: ClientId, seal: &Seal) -> Option<(ObjectId, Value)> {
         let object = object_id(&seal.object).ok()?;
-        let sealed = self.store.seal(object, seal.crc, client).ok();
-        let place = sealed.or_else(|| self.store.seal_again(object, seal.crc, client))?;
+        let value = match self.store.seal(object, seal.crc, client) {
+            Ok(place) => shared(place),
+            Err(_) => kept(self.store.seal_again(object, seal.crc, client)?),
+        };
         self.fresh.push(object);
-        Some((object, place))
+        Some((object, value))
     }
 
     fn outcome(&mut self, worker: ClientId, result: TaskResult) -> Option<TaskOutcome> {
@@ -206,7 +182,7 @@ impl Life {
                 self.fresh.push(object);
                 Ok(shared(place))
             }
-            (Err(_), Some(place)) if place.crc == crc => Ok(shared(place)),
+            (Err(_), Some(found)) if found.output().1 == crc => Ok(kept(found)),
             (Err(_), Some(_)) => Err(Failure::new(
                 FailureKind::FailureDiverged,
                 "the task made other bytes than before: it is not deterministic",

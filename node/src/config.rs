@@ -2,6 +2,7 @@
 
 use crate::local::LocalListener;
 use crate::spawn::Spawner;
+use mobula_base::disk::Disk;
 use mobula_net::Net;
 use mobula_objstore::Region;
 use std::path::PathBuf;
@@ -26,6 +27,8 @@ pub struct NodeConfig {
     pub labels: Vec<(String, String)>,
     /// Shared memory for objects, bytes.
     pub store_bytes: u64,
+    /// Where objects go that find no room in memory; `None` refuses whoever finds none.
+    pub spill_dir: Option<PathBuf>,
     /// Seed of its random streams; production draws it from the system.
     pub seed: u64,
 }
@@ -40,6 +43,8 @@ pub struct Parts {
     pub spawner: Box<dyn Spawner>,
     /// The memory of the object store.
     pub region: Region,
+    /// The disk for objects that leave memory; `None` if they never do.
+    pub spill: Option<Arc<dyn Disk>>,
 }
 
 /// A node that has joined.

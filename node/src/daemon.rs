@@ -3,18 +3,21 @@
 use crate::config::{Error, NodeConfig, Parts, Ready};
 use crate::control::{self, Control, Copied, Heard};
 use crate::http;
-use crate::input::{INBOX_MAX, Inbox, Input};
+use crate::input::{HeldReply, INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
 use crate::peers::Peers;
+use crate::room::Waiting;
 use crate::spawn::{ProcessSpawner, Spawner};
-use bytes::Bytes;
+use crate::spill;
+use mobula_base::disk::{Disk, RealDisk};
 use mobula_base::resources::milli;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId};
 use mobula_gcs::Client;
 use mobula_net::Net;
 use mobula_net::frame::Outbox;
-use mobula_objstore::{Region, Store};
+use mobula_objstore::depot::{self, File};
+use mobula_objstore::{Depot, Region};
 use mobula_proto::{
     DaemonMsg, JobStart, Label, NamedResource, NodeJoin, PeerMsg, StreamBatch, Welcome, peer_msg,
 };
@@ -53,7 +56,15 @@ pub async fn run(
     let local = UnixLocal::bind(&config.socket, region.clone())
         .map_err(io(format!("cannot listen at {}", config.socket.display())))?;
     let spawner = Box::new(ProcessSpawner { socket: config.socket.clone() });
-    let parts = Parts { net, local: Box::new(local), spawner, region };
+    let spill: Option<Arc<dyn Disk>> = match &config.spill_dir {
+        None => None,
+        Some(dir) => {
+            let disk = RealDisk::new(dir);
+            let failed = io(format!("cannot use {} for objects that leave memory", dir.display()));
+            Some(Arc::new(disk.map_err(failed)?))
+        }
+    };
+    let parts = Parts { net, local: Box::new(local), spawner, region, spill };
     run_with(config, parts, on_ready, shutdown).await
 }
 
@@ -92,7 +103,14 @@ pub async fn run_with(
         if let Some(tell) = on_ready.take() {
             tell(Ready { incarnation: incarnation.0, address: address.clone() });
         }
-        let mut life = Life::new(&config, &parts, client.clone(), incarnation);
+        let found = match &parts.spill {
+            None => Vec::new(),
+            Some(disk) => spill::scan(disk.clone()).await.map_err(|error| Error::Io {
+                what: "cannot look at the files of objects that left memory".into(),
+                source: std::io::Error::other(error),
+            })?,
+        };
+        let mut life = Life::new(&config, &parts, client.clone(), incarnation, found);
         let incoming = tokio::spawn(http::serve(life.peers.clone(), listener));
         let end = life.run(&mut *parts.local, &mut *parts.spawner, shutdown.as_mut()).await;
         incoming.abort();
@@ -146,21 +164,22 @@ pub(crate) struct Link {
     pub token: Option<u64>,
 }
 
-/// A client's request for room.
-pub(crate) struct RoomAsked {
-    pub client: ClientId,
-    pub job: JobId,
-    /// The id, as it came.
-    pub object: Bytes,
-    /// Bytes asked for.
-    pub size: u64,
-}
-
 /// One incarnation of the node: all of its state, and what the loop needs to perform effects.
 pub(crate) struct Life {
     pub core: Core,
-    pub store: Store,
+    pub store: Depot,
     pub region: Region,
+    pub spill_disk: Option<Arc<dyn Disk>>,
+    /// Who waits for the store.
+    pub waiting: Waiting,
+    /// What the store wants done, kept for its memory.
+    pub deeds: Vec<depot::Effect>,
+    /// What an earlier life has left on the disk, until it is known which jobs go on.
+    pub found: Option<Vec<(ObjectId, File)>>,
+    /// Of that, what was taken up and has not been compared with what is on record.
+    pub attached: BTreeSet<ObjectId>,
+    /// Whoever wants to report what is held, meanwhile.
+    pub early_reports: Vec<(ShardId, HeldReply)>,
     pub incarnation: Incarnation,
     pub inbox: Inbox,
     pub control: Control,
@@ -173,8 +192,6 @@ pub(crate) struct Life {
     /// Copies that were promised and asked for and are not here, as their homes have been told.
     pub missed: BTreeSet<ObjectId>,
     pub next_transfer: u64,
-    /// Requests for room of an object that another process is writing.
-    pub rooms: Vec<RoomAsked>,
     /// What was sealed in this turn.
     pub fresh: Vec<ObjectId>,
     /// What tasks made in this turn, of that which was missed.
@@ -200,7 +217,13 @@ pub(crate) struct Life {
 }
 
 impl Life {
-    fn new(config: &NodeConfig, parts: &Parts, client: Client, incarnation: Incarnation) -> Self {
+    fn new(
+        config: &NodeConfig,
+        parts: &Parts,
+        client: Client,
+        incarnation: Incarnation,
+        found: Vec<(ObjectId, File)>,
+    ) -> Self {
         let (inbox, receiver) = mpsc::channel(INBOX_MAX);
         let (shards, cluster) = (client.shards(), client.cluster());
         let heard = Heard::default();
@@ -234,10 +257,18 @@ impl Life {
             workers: config.workers,
             crc: crc32fast::hash,
         });
+        let mut store = Depot::new(parts.region.len(), parts.spill.is_some());
+        found.iter().for_each(|(_, file)| store.skip_number(file.number));
         let mut life = Life {
             core,
-            store: Store::new(parts.region.len()),
+            store,
             region: parts.region.clone(),
+            spill_disk: parts.spill.clone(),
+            waiting: Waiting::default(),
+            deeds: Vec::new(),
+            found: (!found.is_empty()).then_some(found),
+            attached: BTreeSet::new(),
+            early_reports: Vec::new(),
             incarnation,
             peers: Peers::new(parts.net.clone(), inbox.clone(), control.clone(), cluster),
             inbox,
@@ -249,7 +280,6 @@ impl Life {
             holdings: Vec::new(),
             missed: BTreeSet::new(),
             next_transfer: 0,
-            rooms: Vec::new(),
             fresh: Vec::new(),
             made_anew: Vec::new(),
             outgoing: BTreeMap::new(),
@@ -323,13 +353,19 @@ impl Life {
             if self.fenced {
                 return End::Fenced;
             }
-            let now = self.now();
-            self.core.step(events.drain(..), now, &mut effects);
-            for effect in effects.drain(..) {
-                self.perform(effect, spawner);
+            loop {
+                let now = self.now();
+                self.core.step(events.drain(..), now, &mut effects);
+                for effect in effects.drain(..) {
+                    self.perform(effect, spawner);
+                }
+                self.discard_strays();
+                self.turn_store(&mut events);
+                // What is not in the store after all is news for the core; mostly there is none.
+                if events.is_empty() {
+                    break;
+                }
             }
-            self.discard_strays();
-            self.make_room_again();
             let told = std::mem::take(&mut self.has_buried);
             self.acted.send_if_modified(|acted| {
                 *acted = self.view_version;

@@ -1,11 +1,13 @@
 //! Everything that comes into the daemon's loop.
 
+use crate::spill::SpillError;
 use crate::transfer::Lent;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::StoreError;
+use mobula_objstore::depot::{File, Kept};
 use mobula_objstore::table::Place;
-use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, PeerMsg};
+use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
 use mobula_scheduler::{Census, ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
 
@@ -27,8 +29,8 @@ pub enum Input {
     FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
     /// The membership and jobs.
     View(ClusterView),
-    /// A transfer to another node wants the bytes.
-    Lookup { object: ObjectId, reply: oneshot::Sender<Option<Lent>> },
+    /// A transfer to another node wants the bytes; of which these are on record, if any.
+    Lookup { object: ObjectId, want: Output, reply: oneshot::Sender<Option<Lent>> },
     /// It looks at them no longer.
     Served { object: ObjectId, transfer: u64 },
     /// A transfer wants room.
@@ -37,8 +39,16 @@ pub enum Input {
     Filled { object: ObjectId, crc: u32 },
     /// A transfer gave its room up.
     Abandoned { object: ObjectId },
+    /// The file of an object is durable, or was not taken.
+    SpillWritten { object: ObjectId, outcome: Result<(), SpillError> },
+    /// An object is in memory again, or its file is of no use.
+    SpillRead { object: ObjectId, outcome: Result<(), SpillError> },
+    /// The file of an object was found damaged while it was sent to another node.
+    SpillDamaged { object: ObjectId, file: File },
+    /// It is time to try the disk for spilled objects again.
+    SpillAgain,
     /// What is held for a shard, for a re-report.
-    Held { shard: ShardId, reply: oneshot::Sender<(u64, Vec<ObjectId>)> },
+    Held { shard: ShardId, reply: HeldReply },
     /// Copies for which this node has no use, for a report to their home.
     Idle { shard: ShardId, reply: oneshot::Sender<Vec<ObjectId>> },
     /// The load, for a heartbeat.
@@ -48,6 +58,9 @@ pub enum Input {
     /// The cluster has declared this node dead (R10).
     Fenced,
 }
+
+/// Takes the epoch of the slot map that a report of holdings goes by, and the holdings.
+pub type HeldReply = oneshot::Sender<(u64, Vec<ObjectId>)>;
 
 /// What a heartbeat says.
 #[derive(Debug, Clone, Copy, Default)]
@@ -69,6 +82,10 @@ pub struct Counts {
     pub objects: (u64, u64, u64),
     /// Bytes used in the store, and in all.
     pub store_bytes: (u64, u64),
+    /// Files of objects that left memory, their bytes, and how often the disk took none.
+    pub spilled: (u64, u64, u64),
+    /// Requests that wait for room in the store.
+    pub waiting_for_room: u64,
     /// Drivers that are attached.
     pub drivers: u64,
 }
@@ -81,4 +98,14 @@ pub const INBOX_MAX: usize = 16 * 1024;
 /// A place in the store as a value of the core.
 pub fn shared(place: Place) -> Value {
     Value::Shared { offset: place.offset, len: place.len, crc: place.crc }
+}
+
+/// What the store has of an object as a value of the core, which does not know what lies in files: whoever is
+/// told a place is told it by the store.
+pub fn kept(kept: Kept) -> Value {
+    let (len, crc) = kept.output();
+    match kept {
+        Kept::Memory(place) => shared(place),
+        Kept::File(_) => Value::Shared { offset: 0, len, crc },
+    }
 }

@@ -10,6 +10,7 @@
 //! - [`daemon`] — joining, the loop, one life after another.
 //! - [`perform`] — effects of the core; [`input`] — everything that comes in; [`clients`] — what drivers and
 //!   workers say, in the order in which they say it.
+//! - [`room`] — what the store decides; [`spill`] — the files of objects that left memory.
 //! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
 //! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
@@ -27,7 +28,9 @@ pub mod local;
 pub mod metrics;
 pub mod peers;
 pub mod perform;
+pub mod room;
 pub mod spawn;
+pub mod spill;
 pub mod transfer;
 
 pub use config::{Error, NodeConfig, Parts, Ready};

@@ -75,6 +75,14 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let (used, capacity) = counts.store_bytes;
     gauge(registry, "object_store_used_bytes", "Shared memory that holds objects", used);
     gauge(registry, "object_store_capacity_bytes", "Shared memory for objects", capacity);
+    let (files, bytes, failures) = counts.spilled;
+    gauge(registry, "objects_spilled", "Objects of this node that lie in files", files);
+    gauge(registry, "object_store_spilled_bytes", "Bytes of objects that lie in files", bytes);
+    let failed: Counter = Counter::default();
+    failed.inc_by(failures);
+    registry.register("object_spill_failures", "Files of objects that the disk did not take", failed);
+    let help = "Producers, readers and transfers that wait for room in shared memory";
+    gauge(registry, "object_store_waiting", help, counts.waiting_for_room);
     let (sealed, creating, leaving) = counts.objects;
     let by_state = [("sealed", sealed), ("creating", creating), ("leaving", leaving)];
     states(registry, "objects", "Objects in the shared memory of this node", &by_state);

@@ -2,17 +2,18 @@
 
 use crate::control::Copied;
 use crate::daemon::{Life, Link};
-use crate::input::{Counts, Input, Load, shared};
+use crate::input::{Counts, Input, Load, kept, shared};
 use crate::peers::msg;
+use crate::room::TRANSFER;
 use crate::spawn::{SpawnOrder, Spawner};
 use crate::transfer::{self, Held, Lent, Order};
 use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_net::frame::Outbox;
-use mobula_objstore::{Reader, StoreError};
+use mobula_objstore::Reader;
+use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, ObjectReady, PeerMsg, RunTask,
-    Shared, TaskSpec, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
-    value as wire_value,
+    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, Shared, daemon_msg,
+    object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::atomic::Ordering;
@@ -20,8 +21,6 @@ use std::sync::atomic::Ordering;
 /// Copies that were asked for in vain and are remembered, so that their home is told when they are made
 /// after all. One that is forgotten is made again once too often.
 const MISSED_MAX: usize = 10_000;
-/// The creator of transfers in the store: no link has this number.
-const TRANSFER: u64 = 0;
 
 impl Life {
     // ------------------------------------------------------------ in
@@ -49,19 +48,14 @@ impl Life {
                 }
             }
             Input::View(view) => self.view(view, events),
-            Input::Lookup { object, reply } => {
-                let lent = self.lookup(object);
+            Input::Lookup { object, want, reply } => {
+                let lent = self.lookup(object, want, events);
                 if let Err(Some(lent)) = reply.send(lent) {
                     self.store.unpin(object, Reader::Transfer(lent.transfer));
                 }
             }
             Input::Served { object, transfer } => self.store.unpin(object, Reader::Transfer(transfer)),
-            Input::Reserve { object, len, job, reply } => {
-                let known = self.jobs.contains_key(&job);
-                let room =
-                    if known { self.store.create(object, len, job, TRANSFER) } else { Err(StoreError::Busy) };
-                let _ = reply.send(room);
-            }
+            Input::Reserve { object, len, job, reply } => self.reserve(object, len, job, reply),
             Input::Filled { object, crc } => {
                 events.push(match self.store.seal(object, crc, TRANSFER) {
                     Ok(place) => {
@@ -73,6 +67,22 @@ impl Life {
                 });
             }
             Input::Abandoned { object } => self.store.abort(object, TRANSFER),
+            Input::SpillWritten { object, outcome } => {
+                if let Err(error) = &outcome {
+                    tracing::error!(%object, %error, "an object cannot leave memory");
+                }
+                self.store.written(object, outcome.map_err(drop));
+            }
+            Input::SpillRead { object, outcome } => {
+                if let Err(error) = &outcome {
+                    tracing::error!(%object, %error, "an object cannot be read back");
+                }
+                self.store.read(object, outcome.map_err(drop));
+            }
+            Input::SpillDamaged { object, file } => self.store.damaged(file, object),
+            Input::SpillAgain => self.store.try_disk_again(),
+            // What an earlier life has left is part of it.
+            Input::Held { shard, reply } if self.found.is_some() => self.early_reports.push((shard, reply)),
             Input::Held { shard, reply } => {
                 let _ = reply.send((self.core.slots_epoch(), self.core.held(shard)));
             }
@@ -95,22 +105,27 @@ impl Life {
             core: self.core.census(),
             objects: self.store.count(),
             store_bytes: self.store.usage(),
+            spilled: self.store.spilled(),
+            waiting_for_room: self.store.waiting(),
             drivers: self.open.values().filter(|link| link.token.is_none()).count() as u64,
         }
     }
 
-    fn lookup(&mut self, object: ObjectId) -> Option<Lent> {
+    fn lookup(&mut self, object: ObjectId, want: Output, events: &mut Vec<Event>) -> Option<Lent> {
         self.next_transfer += 1;
         let transfer = self.next_transfer;
+        self.check_attached(object, want, events);
         let lent = self.core.value_of(object).and_then(|value| match value {
             Value::Inline(bytes) => {
                 let crc = crc32fast::hash(bytes);
                 Some(Lent { object, transfer, bytes: Held::Inline(bytes.clone()), crc })
             }
-            Value::Shared { offset, len, crc } => {
-                let bytes = Held::Shared(self.region.clone(), *offset, *len);
-                let is_here = self.store.pin(object, Reader::Transfer(transfer));
-                is_here.then_some(Lent { object, transfer, bytes, crc: *crc })
+            Value::Shared { crc, .. } => {
+                let bytes = match self.store.lend(object, Reader::Transfer(transfer))? {
+                    Kept::Memory(place) => Held::Shared(self.region.clone(), place.offset, place.len),
+                    Kept::File(file) => Held::File(self.spill_disk.clone()?, file),
+                };
+                Some(Lent { object, transfer, bytes, crc: *crc })
             }
         });
         // One that is not told yet is here, and will be.
@@ -118,6 +133,20 @@ impl Life {
             self.missed(object);
         }
         lent
+    }
+
+    /// What an earlier life has left may be of an attempt that never was recorded, and another one has made
+    /// something else since: then it is no copy.
+    fn check_attached(&mut self, object: ObjectId, want: Output, events: &mut Vec<Event>) {
+        if want.size == 0 || !self.attached.remove(&object) {
+            return;
+        }
+        if self.store.get(object).is_some_and(|kept| kept.output() != (want.size, want.crc)) {
+            tracing::warn!(%object, "what an earlier life left is not what is on record: it is dropped");
+            self.store.discard(object);
+            self.tell_gone(object);
+            events.push(Event::CopyLost { object });
+        }
     }
 
     /// A copy was asked for that is not here: its home is told, so that nobody is sent here again.
@@ -134,6 +163,10 @@ impl Life {
         if self.core.value_of(object).is_some() && self.missed.remove(&object) {
             self.tell_home(Copied::Held(object));
         }
+    }
+
+    pub(crate) fn tell_gone(&self, object: ObjectId) {
+        self.tell_home(Copied::Gone(object));
     }
 
     fn tell_home(&self, change: Copied) {
@@ -183,6 +216,7 @@ impl Life {
 
     fn client_closed(&mut self, client: ClientId, events: &mut Vec<Event>) {
         self.store.creator_gone(client);
+        self.forget_asker(client);
         let Some(link) = self.open.remove(&client) else { return };
         match link.token {
             Some(token) => {
@@ -267,19 +301,39 @@ impl Life {
                 self.tell_peer(to, message);
             }
         }
+        let knows_me = view.nodes.iter().any(|node| node.alive && node.incarnation == self.incarnation.0);
         events.push(Event::View(view));
+        // As new as this life, so every job is in it of which an earlier one can have left something.
+        if knows_me {
+            self.attach_found(events);
+        }
+    }
+
+    /// Takes up what an earlier life has left of jobs that go on, and removes the rest.
+    fn attach_found(&mut self, events: &mut Vec<Event>) {
+        for (object, file) in self.found.take().into_iter().flatten() {
+            if self.jobs.contains_key(&file.job) && self.store.attach(object, file) {
+                self.attached.insert(object);
+                let value = kept(Kept::File(file));
+                events.push(Event::Attached { object, job: file.job, value });
+            } else {
+                self.remove_file(file.id(object));
+            }
+        }
+        for (shard, reply) in std::mem::take(&mut self.early_reports) {
+            let again = self.inbox.clone();
+            // After what was just taken up.
+            self.tasks.spawn(async move { drop(again.send(Input::Held { shard, reply }).await) });
+        }
     }
 
     // ------------------------------------------------------------ out
 
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
-            Effect::Run { worker, mut spec, attempt, args, devices } => {
-                self.lend_args(worker, &spec, &args);
-                // The arguments travel resolved; the record's own copy of them stays here.
-                spec.args = Vec::new();
-                let args = args.into_iter().map(wire).collect();
-                self.tell(worker, daemon_msg::Msg::Run(RunTask { spec: Some(spec), attempt, args, devices }));
+            Effect::Run { worker, spec, attempt, args, devices } => {
+                let order = RunTask { spec: Some(spec), attempt, args: Vec::new(), devices };
+                self.give(worker, order, args);
             }
             Effect::Discard { object } => self.discard(object),
             Effect::Freed { to, objects } => {
@@ -299,9 +353,9 @@ impl Life {
             Effect::Locate { shard, objects } => {
                 self.tasks.spawn(self.control.clone().locate(shard, objects));
             }
-            Effect::Fetch { object, job, from, output: _ } => {
+            Effect::Fetch { object, job, from, output } => {
                 let address = self.addresses.get(&from).cloned();
-                let order = Order { object, job, from, address };
+                let order = Order { object, job, from, address, output };
                 self.tasks.spawn(transfer::fetch(self.peers.clone(), self.region.clone(), order));
             }
             Effect::Ready { client, object, ready } => {
@@ -309,10 +363,7 @@ impl Life {
                     return;
                 }
                 let value = match ready {
-                    Ready::Here(value) => {
-                        self.lend(object, Reader::Link(client), &value);
-                        wire(value)
-                    }
+                    Ready::Here(value) => self.lend(object, client, value),
                     Ready::Elsewhere(output) => {
                         mobula_proto::Value { value: Some(wire_value::Value::Elsewhere(output)) }
                     }
@@ -320,8 +371,7 @@ impl Life {
                         mobula_proto::Value { value: Some(wire_value::Value::Failure(failure)) }
                     }
                 };
-                let ready = ObjectReady { object: object_bytes(object), value: Some(value) };
-                self.tell(client, daemon_msg::Msg::Ready(ready));
+                self.tell_ready(client, object, value);
             }
             Effect::Committed { client, task, revision } => {
                 let committed = mobula_proto::Committed { task: task_bytes(task), revision };
@@ -342,26 +392,6 @@ impl Life {
         }
     }
 
-    /// Somebody is told where a value lies.
-    fn lend(&mut self, object: ObjectId, reader: Reader, value: &Value) {
-        if let Value::Shared { .. } = value {
-            let is_here = self.store.pin(object, reader);
-            debug_assert!(is_here, "{object} is told to {reader:?} and is not here");
-        }
-    }
-
-    /// A task is told where its arguments lie; it looks at them until it ends.
-    fn lend_args(&mut self, worker: ClientId, spec: &TaskSpec, values: &[Value]) {
-        let (true, Ok(task)) = (self.open.contains_key(&worker), task_id(&spec.id)) else { return };
-        for (argument, value) in spec.args.iter().zip(values) {
-            if let Some(arg::Arg::Object(bytes)) = &argument.arg
-                && let Ok(object) = object_id(bytes)
-            {
-                self.lend(object, Reader::Task(worker, task), value);
-            }
-        }
-    }
-
     fn discard(&mut self, object: ObjectId) {
         // It may have been made again in the same turn.
         if self.is_used(object) {
@@ -376,7 +406,7 @@ impl Life {
     /// Whether the core goes by what the store has of an object.
     fn is_used(&self, object: ObjectId) -> bool {
         match (self.core.keeps(object), self.store.get(object)) {
-            (Some(Value::Shared { offset, .. }), Some(place)) => *offset == place.offset,
+            (Some(Value::Shared { len, crc, .. }), Some(kept)) => kept.output() == (*len, *crc),
             (Some(Value::Inline(_)) | None, _) | (_, None) => false,
         }
     }
@@ -391,7 +421,7 @@ impl Life {
         }
     }
 
-    fn tell(&self, client: ClientId, msg: daemon_msg::Msg) {
+    pub(crate) fn tell(&self, client: ClientId, msg: daemon_msg::Msg) {
         if let Some(link) = self.open.get(&client) {
             link.outbox.push(DaemonMsg { msg: Some(msg) });
         }
@@ -462,7 +492,7 @@ impl Life {
     }
 }
 
-fn wire(value: Value) -> mobula_proto::Value {
+pub(crate) fn wire(value: Value) -> mobula_proto::Value {
     let value = match value {
         Value::Inline(bytes) => wire_value::Value::Inline(bytes),
         Value::Shared { offset, len, crc } => wire_value::Value::Shared(Shared { offset, len, crc }),

@@ -2,11 +2,14 @@
 
 use crate::input::{Inbox, Input};
 use crate::peers::Peers;
+use crate::spill::{Pieces, SpillError};
 use bytes::Bytes;
+use mobula_base::disk::Disk;
 use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_net::frame::FrameReader;
-use mobula_objstore::Region;
-use mobula_proto::{Fetch, FetchReply, INLINE_MAX, object_bytes, object_id};
+use mobula_objstore::depot::File;
+use mobula_objstore::{Region, StoreError};
+use mobula_proto::{Fetch, FetchReply, INLINE_MAX, Output, object_bytes, object_id};
 use mobula_scheduler::{Event, FetchError, Value};
 use std::io;
 use std::sync::Arc;
@@ -37,7 +40,8 @@ async fn answer<W: AsyncWrite + Unpin>(inbox: &Inbox, fetch: &Fetch, write: &mut
     let value = match object_id(&fetch.object) {
         Ok(object) => {
             let (reply, value) = oneshot::channel();
-            inbox.send(Input::Lookup { object, reply }).await.map_err(io::Error::other)?;
+            let want = fetch.want.unwrap_or_default();
+            inbox.send(Input::Lookup { object, want, reply }).await.map_err(io::Error::other)?;
             value.await.map_err(io::Error::other)?
         }
         Err(error) => return Err(io::Error::new(io::ErrorKind::InvalidData, error)),
@@ -45,20 +49,63 @@ async fn answer<W: AsyncWrite + Unpin>(inbox: &Inbox, fetch: &Fetch, write: &mut
     let Some(lent) = value else {
         return mobula_net::frame::send(write, &FetchReply::default()).await;
     };
-    let sent = send(&lent, write).await;
+    let sent = send(inbox, &lent, write).await;
     let served = Input::Served { object: lent.object, transfer: lent.transfer };
     inbox.send(served).await.map_err(io::Error::other)?;
     sent
 }
 
-async fn send<W: AsyncWrite + Unpin>(lent: &Lent, write: &mut W) -> io::Result<()> {
-    let bytes = lent.bytes.as_slice();
-    let reply = FetchReply { found: true, size: bytes.len() as u64, crc: lent.crc };
-    mobula_net::frame::send(write, &reply).await?;
+async fn send<W: AsyncWrite + Unpin>(inbox: &Inbox, lent: &Lent, write: &mut W) -> io::Result<()> {
+    let reply = FetchReply { found: true, size: lent.bytes.len(), crc: lent.crc };
+    match &lent.bytes {
+        Held::Inline(bytes) => {
+            mobula_net::frame::send(write, &reply).await?;
+            send_bytes(bytes, write).await?;
+        }
+        Held::Shared(region, offset, len) => {
+            mobula_net::frame::send(write, &reply).await?;
+            send_bytes(region.view(*offset, *len), write).await?;
+        }
+        Held::File(disk, file) => {
+            if let Err(error) = send_file(disk.clone(), lent, *file, &reply, write).await? {
+                tracing::error!(object = %lent.object, %error, "an object cannot be sent from its file");
+                let damaged = Input::SpillDamaged { object: lent.object, file: *file };
+                inbox.send(damaged).await.map_err(io::Error::other)?;
+                // Whoever asked sees that it ends too early, or that its checksum is wrong.
+                return Err(io::Error::other(error));
+            }
+        }
+    }
+    write.flush().await
+}
+
+async fn send_bytes<W: AsyncWrite + Unpin>(bytes: &[u8], write: &mut W) -> io::Result<()> {
     for chunk in bytes.chunks(CHUNK) {
         tokio::time::timeout(STALL, write.write_all(chunk)).await.map_err(io::Error::other)??;
     }
-    write.flush().await
+    Ok(())
+}
+
+/// What lies in a file is not brought back to memory for another node. The inner error is the file's.
+async fn send_file<W: AsyncWrite + Unpin>(
+    disk: Arc<dyn Disk>,
+    lent: &Lent,
+    file: File,
+    reply: &FetchReply,
+    write: &mut W,
+) -> io::Result<Result<(), SpillError>> {
+    let mut pieces = match Pieces::open(disk, lent.object, file).await {
+        Ok(pieces) => pieces,
+        Err(error) => return Ok(Err(error)),
+    };
+    mobula_net::frame::send(write, reply).await?;
+    loop {
+        match pieces.next().await {
+            Ok(Some(bytes)) => send_bytes(&bytes, write).await?,
+            Ok(None) => return Ok(Ok(())),
+            Err(error) => return Ok(Err(error)),
+        }
+    }
 }
 
 /// Bytes that stay as they are until the transfer says that it is through.
@@ -79,13 +126,16 @@ pub enum Held {
     Inline(Bytes),
     /// In the region.
     Shared(Region, u64, u64),
+    /// In a file.
+    File(Arc<dyn Disk>, File),
 }
 
 impl Held {
-    fn as_slice(&self) -> &[u8] {
+    fn len(&self) -> u64 {
         match self {
-            Held::Inline(bytes) => bytes,
-            Held::Shared(region, offset, len) => region.view(*offset, *len),
+            Held::Inline(bytes) => bytes.len() as u64,
+            Held::Shared(_, _, len) => *len,
+            Held::File(_, file) => file.len,
         }
     }
 }
@@ -100,6 +150,8 @@ pub struct Order {
     pub from: Incarnation,
     /// Where that is, if it is known.
     pub address: Option<String>,
+    /// What is on record of it, as far as this node knows.
+    pub output: Output,
 }
 
 /// Copies one object here and tells the loop how it went.
@@ -117,16 +169,7 @@ pub async fn fetch(peers: Arc<Peers>, region: Region, order: Order) {
 async fn copy(peers: &Peers, region: &Region, order: &Order) -> Result<Option<Value>, FetchError> {
     let gone = |_: io::Error| FetchError::Unreachable;
     let late = |_: tokio::time::error::Elapsed| FetchError::Unreachable;
-    let address = order.address.as_ref().ok_or(FetchError::Unreachable)?;
-    let mut stream =
-        tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
-    mobula_net::frame::send(&mut stream, &peers.hello(order.from, true)).await.map_err(gone)?;
-    let request = Fetch { object: object_bytes(order.object), offset: 0 };
-    mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;
-    let reply = tokio::time::timeout(STALL, read_reply(&mut stream)).await.map_err(late)?.map_err(gone)?;
-    if !reply.found {
-        return Err(FetchError::NotFound);
-    }
+    let (mut stream, reply) = ask(peers, order).await?;
     if reply.size as usize <= INLINE_MAX {
         let mut bytes = vec![0; reply.size as usize];
         tokio::time::timeout(STALL, stream.read_exact(&mut bytes)).await.map_err(late)?.map_err(gone)?;
@@ -136,6 +179,20 @@ async fn copy(peers: &Peers, region: &Region, order: &Order) -> Result<Option<Va
         };
     }
     copy_shared(peers, region, order, stream, &reply).await
+}
+
+/// Asks a holder for an object: its bytes follow on the stream.
+async fn ask(peers: &Peers, order: &Order) -> Result<(mobula_net::Stream, FetchReply), FetchError> {
+    let gone = |_: io::Error| FetchError::Unreachable;
+    let late = |_: tokio::time::error::Elapsed| FetchError::Unreachable;
+    let address = order.address.as_ref().ok_or(FetchError::Unreachable)?;
+    let mut stream =
+        tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
+    mobula_net::frame::send(&mut stream, &peers.hello(order.from, true)).await.map_err(gone)?;
+    let request = Fetch { object: object_bytes(order.object), offset: 0, want: Some(order.output) };
+    mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;
+    let reply = tokio::time::timeout(STALL, read_reply(&mut stream)).await.map_err(late)?.map_err(gone)?;
+    if reply.found { Ok((stream, reply)) } else { Err(FetchError::NotFound) }
 }
 
 async fn read_reply(stream: &mut mobula_net::Stream) -> io::Result<FetchReply> {
@@ -153,20 +210,29 @@ async fn copy_shared(
     peers: &Peers,
     region: &Region,
     order: &Order,
-    mut stream: mobula_net::Stream,
+    stream: mobula_net::Stream,
     reply: &FetchReply,
 ) -> Result<Option<Value>, FetchError> {
     let (answer, room) = oneshot::channel();
     let reserve = Input::Reserve { object: order.object, len: reply.size, job: order.job, reply: answer };
+    let since = tokio::time::Instant::now();
     peers.inbox.send(reserve).await.map_err(|_| FetchError::Unreachable)?;
     let offset = match room.await.map_err(|_| FetchError::Unreachable)? {
         Ok(offset) => offset,
-        Err(mobula_objstore::StoreError::Exists(place)) => return Ok(Some(crate::input::shared(place))),
-        // Somebody here is making it, or its job has ended: ask again.
-        Err(mobula_objstore::StoreError::Busy) => return Err(FetchError::Unreachable),
+        // Somebody here has made it meanwhile.
+        Err(StoreError::Exists(place)) => return Ok(Some(crate::input::shared(place))),
+        Err(StoreError::Busy | StoreError::JobEnded) => return Err(FetchError::Unreachable),
         Err(error) => return Err(FetchError::StoreFull(error.to_string())),
     };
-    let result = fill(region, offset, &mut stream, reply).await;
+    // A holder does not wait for long: it is asked again once there is room.
+    let result = match since.elapsed() < STALL / 2 {
+        true => fill(region, offset, stream, reply).await,
+        false => match ask(peers, order).await {
+            Ok((stream, again)) if again == *reply => fill(region, offset, stream, reply).await,
+            Ok(_) => Err(FetchError::Unreachable),
+            Err(why) => Err(why),
+        },
+    };
     let input = match result {
         Ok(()) => Input::Filled { object: order.object, crc: reply.crc },
         Err(_) => Input::Abandoned { object: order.object },
@@ -178,7 +244,7 @@ async fn copy_shared(
 async fn fill(
     region: &Region,
     offset: u64,
-    stream: &mut mobula_net::Stream,
+    mut stream: mobula_net::Stream,
     reply: &FetchReply,
 ) -> Result<(), FetchError> {
     let mut crc = crc32fast::Hasher::new();

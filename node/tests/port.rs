@@ -55,6 +55,7 @@ impl Node {
             resources: Vec::new(),
             labels: Vec::new(),
             store_bytes: 1 << 20,
+            spill_dir: None,
             seed: 3,
         };
         let ((tell, told), (stop, stopped)) = (oneshot::channel(), oneshot::channel());

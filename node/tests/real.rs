@@ -144,6 +144,7 @@ impl Cluster {
             resources: vec![(resource.to_owned(), 4.0)],
             labels: Vec::new(),
             store_bytes: 64 << 20,
+            spill_dir: None,
             seed: u64::from(n),
         };
         let (tell, told) = mpsc::channel();

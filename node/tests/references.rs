@@ -132,6 +132,7 @@ fn run_node_if_asked() {
         resources: vec![(resource.to_owned(), 4.0)],
         labels: Vec::new(),
         store_bytes: 64 << 20,
+        spill_dir: None,
         seed: u64::from(std::process::id()),
     };
     let ready = |ready: mobula_node::Ready| {

@@ -155,16 +155,24 @@ impl Core {
 
     fn count_workers(&self) -> Vec<(&'static str, u64)> {
         let starting: u32 = self.starting.values().sum();
-        let (mut idle, mut busy, mut blocked) = (0, 0, 0);
+        let (mut idle, mut busy, mut blocked, mut stalled) = (0, 0, 0, 0);
         for worker in self.workers.values() {
             *(if worker.blocked {
                 &mut blocked
+            } else if worker.stalled {
+                &mut stalled
             } else if worker.queue.is_empty() {
                 &mut idle
             } else {
                 &mut busy
             }) += 1;
         }
-        vec![("starting", u64::from(starting)), ("idle", idle), ("busy", busy), ("blocked", blocked)]
+        vec![
+            ("starting", u64::from(starting)),
+            ("idle", idle),
+            ("busy", busy),
+            ("blocked", blocked),
+            ("stalled", stalled),
+        ]
     }
 }

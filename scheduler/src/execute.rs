@@ -111,6 +111,8 @@ pub(crate) struct Worker {
     /// What it was given, in the order it runs it; the first is running.
     pub queue: VecDeque<TaskId>,
     pub blocked: bool,
+    /// It waits for room in shared memory, and takes nothing meanwhile.
+    pub stalled: bool,
 }
 
 impl Core {
@@ -237,7 +239,7 @@ impl Core {
         let usable = self
             .workers
             .iter()
-            .filter(|(_, w)| w.job == job && !w.blocked && !(stray && w.queue.contains(&task)));
+            .filter(|(_, w)| w.job == job && !w.blocked && !w.stalled && !(stray && w.queue.contains(&task)));
         let takers = usable.filter(|(_, w)| match &w.lease {
             None => fits && w.queue.is_empty(),
             Some(lease) => lease.class == class && lease.with_cpu && w.queue.len() < depth,
@@ -324,7 +326,8 @@ impl Core {
             *starting = starting.saturating_sub(1);
         }
         self.spawn_failures.remove(&job);
-        self.workers.insert(worker, Worker { job, lease: None, queue: VecDeque::new(), blocked: false });
+        let fresh = Worker { job, lease: None, queue: VecDeque::new(), blocked: false, stalled: false };
+        self.workers.insert(worker, fresh);
     }
 
     pub(crate) fn spawn_failed(&mut self, job: JobId, failure: Failure, fatal: bool) {
@@ -405,8 +408,29 @@ impl Core {
         }
     }
 
+    pub(crate) fn stalled(&mut self, worker: ClientId, returned: Vec<TaskId>) {
+        if let Some(w) = self.workers.get_mut(&worker) {
+            w.stalled = true;
+            self.not_given(worker, returned);
+        }
+    }
+
+    /// A worker has no more of these than before they were given to it.
+    pub(crate) fn not_given(&mut self, worker: ClientId, tasks: Vec<TaskId>) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        w.queue.retain(|t| !tasks.contains(t));
+        if w.queue.is_empty() {
+            self.return_lease(worker);
+        }
+        for task in tasks.into_iter().rev() {
+            self.forget_stray(task);
+            self.requeue(worker, task);
+        }
+    }
+
     pub(crate) fn unblocked(&mut self, worker: ClientId) {
         let Some(w) = self.workers.get_mut(&worker) else { return };
+        w.stalled = false;
         if !std::mem::take(&mut w.blocked) {
             return;
         }

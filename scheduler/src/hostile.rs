@@ -94,6 +94,9 @@ impl World {
             10 => Event::JobStarted { job, counted: true },
             11 if who > 200 => Event::JobEnded(job),
             11 => Event::Blocked { worker: u64::from(who), returned: self.returned(u64::from(who)) },
+            12 if who > 240 => {
+                Event::Stalled { worker: u64::from(who), returned: self.returned(u64::from(who)) }
+            }
             12 => Event::Unblocked { worker: u64::from(who) },
             13 => {
                 let objects = objects(&message(bytes)?);
@@ -106,6 +109,16 @@ impl World {
             }
             16 => {
                 let object = objects(&message(bytes)?).first().copied()?;
+                if who > 240 {
+                    return Some(Event::CopyLost { object });
+                }
+                if who > 220 {
+                    return Some(Event::Attached {
+                        object,
+                        job,
+                        value: Value::Shared { offset: 0, len: 9, crc: 5 },
+                    });
+                }
                 Event::Replicate { object, job, holder: from, output: Default::default() }
             }
             _ => Event::Freed { objects: objects(&message(bytes)?) },

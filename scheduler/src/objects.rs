@@ -202,7 +202,10 @@ impl Core {
         if matches!(object.state, State::Here(_) | State::Failed(_)) {
             return;
         }
-        object.state = State::Here(value);
+        let before = std::mem::replace(&mut object.state, State::Here(value));
+        if let (State::Elsewhere { holders, .. }, false) = (before, object.replica) {
+            object.refs.brought_from = holders.first().copied();
+        }
         object.replica = false;
         self.effects.push(Effect::Held { object: id });
         self.announce(id);
@@ -233,6 +236,32 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// The bytes that lay here are no good any more: whoever wants them is brought others.
+    pub(crate) fn copy_lost(&mut self, id: ObjectId) {
+        if matches!(
+            self.objects.get(&id).map(|object| &object.state),
+            Some(State::Here(Value::Shared { .. }))
+        ) {
+            self.idle.remove(&id);
+            self.forget_place(id);
+        }
+    }
+
+    /// An earlier life of this node has left a copy. Nobody here has a use for it yet: its home is asked.
+    pub(crate) fn attached(&mut self, id: ObjectId, job: JobId, value: Value) {
+        if self.jobs_ended.contains(&job) {
+            return self.effects.push(Effect::Discard { object: id });
+        }
+        let object = self.object(id, job);
+        if matches!(object.state, State::Here(_) | State::Failed(_)) {
+            return;
+        }
+        object.state = State::Here(value);
+        object.refs.left = true;
+        self.effects.push(Effect::Held { object: id });
+        self.announce(id);
     }
 
     /// The object exists (or failed): tells everyone who waited.

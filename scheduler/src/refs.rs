@@ -54,6 +54,9 @@ pub(crate) struct Refs {
     pub plain: bool,
     /// The record of a driver's put, while it may wait in its stream.
     pub put: Option<Ticket>,
+    /// The node that it was brought from, and that has it as far as is known; of what was brought as a second
+    /// copy on purpose, nobody.
+    pub brought_from: Option<Incarnation>,
 }
 
 impl Refs {
@@ -432,6 +435,22 @@ impl Core {
             None => drop(self.idle_asked.remove(&shard)),
         }
         found
+    }
+
+    /// Copies of which there are others, for which nobody on this node has a use, and which can be made again:
+    /// they are forgotten here, and their memory may be used. What was put stays: nothing makes it again
+    /// should the other copy be gone by now.
+    pub fn take_spare(&mut self) -> Vec<ObjectId> {
+        let is_spare = |id: &&ObjectId| {
+            let from = self.objects.get(*id).and_then(|object| object.refs.brought_from);
+            !id.is_put() && from.is_some_and(|node| self.members.contains_key(&node))
+        };
+        let spare: Vec<ObjectId> = self.idle.iter().take(IDLE_LOOK_MAX).filter(is_spare).copied().collect();
+        for id in &spare {
+            self.objects.remove(id);
+            self.idle.remove(id);
+        }
+        spare
     }
 
     pub(crate) fn flush_freed(&mut self) {

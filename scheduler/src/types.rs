@@ -110,8 +110,17 @@ pub enum Event {
     Finished { worker: ClientId, outcomes: Vec<TaskOutcome> },
     /// A worker waits inside its task; these queued tasks come back (R16).
     Blocked { worker: ClientId, returned: Vec<TaskId> },
-    /// It goes on.
+    /// A worker waits inside its task for room in shared memory; these queued tasks come back. It keeps its
+    /// CPU: whatever else ran would want room, too.
+    Stalled { worker: ClientId, returned: Vec<TaskId> },
+    /// A worker was not given these after all: an argument was not here any more.
+    NotGiven { worker: ClientId, tasks: Vec<TaskId> },
+    /// It goes on, whatever it waited for.
     Unblocked { worker: ClientId },
+    /// The copy of this node is gone, damaged where it lay.
+    CopyLost { object: ObjectId },
+    /// A copy that an earlier life of this node had is still here; others may know of it.
+    Attached { object: ObjectId, job: JobId, value: Value },
     /// Another node's keeper wants a task run here.
     Assigned { from: Incarnation, assign: Assign },
     /// An executor reports.

@@ -410,3 +410,84 @@ fn an_attempt_runs_once_where_an_earlier_one_is_still_in_line_or_with_a_worker()
         assert_eq!(reported, [(OTHER, 1, true), (Incarnation(9), 2, true)]);
     }
 }
+
+#[test]
+fn a_worker_that_waits_for_room_keeps_its_cpu_and_gives_back_what_was_queued_behind() {
+    let mut node = Node::new(2);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    assert_eq!(node.runs(), vec![(1, task(0), 1)]);
+    // It is short, as far as is known: others are queued behind its like.
+    node.finish(1, task(0), 1, small("v"));
+    let submitted = (1..4).map(|index| TaskSpec { cpu_milli: 2000, ..spec(index, &[]) }).collect();
+    node.step(Event::Submit { client: DRIVER, specs: submitted });
+    let given = node.runs();
+    assert!(!given.is_empty() && given.iter().all(|(worker, ..)| *worker == 1), "{given:?}");
+    let behind: Vec<TaskId> = given[1..].iter().map(|(_, task, _)| *task).collect();
+    node.effects.clear();
+    node.step(Event::Stalled { worker: 1, returned: behind });
+    let census = node.core.census();
+    assert_eq!((count(&census.workers, "stalled"), census.cpu_milli.0), (1, 0));
+    assert_eq!(node.runs(), vec![], "it takes nothing, and nobody else has a CPU");
+    assert_eq!(node.take(|e| matches!(e, Effect::Spawn { .. }).then_some(())).len(), 0);
+    node.step(Event::Unblocked { worker: 1 });
+    node.finish(1, given[0].1, 1, small("v"));
+    assert!(!node.runs().is_empty(), "it goes on");
+}
+
+#[test]
+fn what_was_not_given_after_all_is_given_again_once_its_argument_is_back() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    let object = task(0).output(0);
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.runs();
+    node.finish(1, task(0), 1, Ok(Value::Shared { offset: 0, len: 1 << 20, crc: 5 }));
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(1, &[object])] });
+    assert_eq!(node.runs(), vec![(1, task(1), 1)]);
+    // The file of the argument turns out to be damaged.
+    node.effects.clear();
+    node.step(Event::CopyLost { object });
+    node.step(Event::NotGiven { worker: 1, tasks: vec![task(1)] });
+    assert_eq!(node.core.census().cpu_milli.0, 1000, "it has no CPU meanwhile");
+    assert_eq!(node.runs(), vec![]);
+    assert_eq!(node.take(|e| matches!(e, Effect::Locate { .. }).then_some(())).len(), 1);
+    let here = Here {
+        holders: vec![Holder { incarnation: OTHER.0, address: String::new() }],
+        output: Some(Output { crc: 5, size: 1 << 20 }),
+    };
+    let answer = Located { object: object_bytes(object), answer: Some(located::Answer::Here(here)) };
+    node.step(Event::Located { asked: vec![object], answers: vec![answer] });
+    node.step(Event::Fetched { object, value: Value::Shared { offset: 64, len: 1 << 20, crc: 5 } });
+    assert_eq!(node.runs(), vec![(1, task(1), 1)]);
+}
+
+#[test]
+fn spare_is_what_was_brought_from_a_live_node_and_has_no_use_here() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    let value = || Value::Shared { offset: 0, len: 1 << 20, crc: 5 };
+    let of_a_task = TaskId::new(JOB, TaskId::root(JOB), 9, 0).output(0);
+    let of_a_put = TaskId::new(JOB, TaskId::root(JOB), 9, 1).output(mobula_base::ids::FIRST_PUT_SLOT);
+    let left_here = TaskId::new(JOB, TaskId::root(JOB), 9, 2).output(0);
+    for object in [of_a_task, of_a_put] {
+        let here = Here {
+            holders: vec![Holder { incarnation: OTHER.0, address: String::new() }],
+            output: Some(Output { crc: 5, size: 1 << 20 }),
+        };
+        let answer = Located { object: object_bytes(object), answer: Some(located::Answer::Here(here)) };
+        node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![object], want_value: true });
+        node.step(Event::Located { asked: vec![object], answers: vec![answer] });
+        node.step(Event::Fetched { object, value: value() });
+    }
+    // An earlier life has left it: others may have it, or not.
+    node.step(Event::Attached { object: left_here, job: JOB, value: value() });
+    assert!(node.core.held(node.core.shard_of(left_here.task)).contains(&left_here), "it is reported");
+    assert_eq!(node.core.take_spare(), vec![of_a_task]);
+    assert_eq!(node.core.value_of(of_a_task), None);
+    assert!(node.core.value_of(of_a_put).is_some() && node.core.value_of(left_here).is_some());
+    // With the node it came from the other copy may be gone.
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![of_a_task], want_value: true });
+    assert_eq!(node.core.take_spare(), vec![]);
+}

@@ -109,6 +109,8 @@ fn push_many<T>(references: &[ObjectRef<T>], args: &mut Args) {
 pub struct ArgReader {
     values: VecDeque<ArgBytes>,
     taken: usize,
+    /// What to do once all are taken.
+    when_taken: Option<Box<dyn FnOnce() + Send>>,
 }
 
 /// Bytes of one argument: owned, or in shared memory.
@@ -132,7 +134,16 @@ impl ArgBytes {
 impl ArgReader {
     /// Reads `values` in order.
     pub fn new(values: impl IntoIterator<Item = ArgBytes>) -> Self {
-        ArgReader { values: values.into_iter().collect(), taken: 0 }
+        ArgReader { values: values.into_iter().collect(), taken: 0, when_taken: None }
+    }
+
+    /// Once all are taken, so that nobody looks at shared memory for them any more, calls `then`; not if
+    /// nothing lies there.
+    pub(crate) fn when_taken(mut self, then: impl FnOnce() + Send + 'static) -> Self {
+        if self.values.iter().any(|value| matches!(value, ArgBytes::Shared(..))) {
+            self.when_taken = Some(Box::new(then));
+        }
+        self
     }
 
     /// The next argument as a `T`.
@@ -150,9 +161,14 @@ impl ArgReader {
     ///
     /// # Errors
     /// Some were not.
-    pub fn finish(&self) -> Result<(), Failure> {
+    pub fn finish(&mut self) -> Result<(), Failure> {
         match self.values.len() {
-            0 => Ok(()),
+            0 => {
+                if let Some(then) = self.when_taken.take() {
+                    then();
+                }
+                Ok(())
+            }
             left => Err(bad(format!("{left} arguments too many"))),
         }
     }

@@ -50,6 +50,10 @@ pub(crate) struct Slot {
     pub told: bool,
     /// How often the daemon has told a place in shared memory.
     pub pins: u32,
+    /// How many look at that place just now, or wait to be told one.
+    pub looks: u32,
+    /// The daemon would like to have the place back.
+    pub recalled: bool,
 }
 
 #[derive(Default)]
@@ -61,6 +65,8 @@ pub(crate) struct State {
     pub notices: VecDeque<Notice>,
     pub tasks: VecDeque<RunTask>,
     pub blocked: bool,
+    /// It waits for room in shared memory.
+    pub for_room: bool,
     pub job_ended: bool,
     pub closed: Option<String>,
     pub sleepers: usize,
@@ -184,12 +190,31 @@ impl Client {
         ObjectRef::new(id, Some(self.clone()))
     }
 
+    /// Waits for room, and while there is none gives back what was queued behind the task: it may be what
+    /// takes the room.
     pub(crate) fn wait_created(&self, object: ObjectId) -> Result<Created, Error> {
-        self.wait_sync(None, |state| state.created.remove(&object))
+        let answer = |state: &mut State| state.created.remove(&object);
+        let created = self.wait_sync(None, answer)?;
+        if !created.waits {
+            return Ok(created);
+        }
+        self.block(true);
+        let result = self.wait_sync(None, answer);
+        self.unblock();
+        result
     }
 
+    /// As [`Client::wait_created`], without blocking the thread.
     pub(crate) async fn wait_created_async(&self, object: ObjectId) -> Result<Created, Error> {
-        self.wait_async(|state| state.created.remove(&object)).await
+        let answer = |state: &mut State| state.created.remove(&object);
+        let created = self.wait_async(answer).await?;
+        if !created.waits {
+            return Ok(created);
+        }
+        self.block(true);
+        let result = self.wait_async(answer).await;
+        self.unblock();
+        result
     }
 
     /// Waits until `count` of `refs` exist or failed, or `timeout` passes: which are ready.
@@ -288,6 +313,8 @@ impl Client {
                 matches!(&slot.ready, Some(Value { value: Some(wire_value::Value::Elsewhere(_)) }));
             if (slot.ready.is_none() && !slot.asked) || (want_value && elsewhere) {
                 slot.asked = true;
+                // Asked for once: `bytes_now` would do so again.
+                slot.ready = None;
                 objects.push(object_bytes(*id));
             }
         }
@@ -316,6 +343,7 @@ impl Client {
         }
     }
 
+    /// Called while the object is being looked at ([`Client::viewing`]): what comes stays.
     pub(crate) fn get_bytes(&self, id: ObjectId, timeout: Option<Duration>) -> Result<ArgBytes, Error> {
         self.ask(&[id], true);
         if let Some(now) = self.bytes_now(&mut self.state(), id) {
@@ -329,7 +357,7 @@ impl Client {
         if let Some(now) = self.bytes_now(&mut self.state(), id) {
             return now;
         }
-        self.block();
+        self.block(false);
         let result = self.wait_async(|state| self.bytes_now(state, id)).await;
         self.unblock();
         result?
@@ -339,21 +367,22 @@ impl Client {
 
     /// Waits inside a task: gives back the CPU and what was queued behind it (R16).
     fn blocking<R>(&self, wait: impl FnOnce() -> R) -> R {
-        self.block();
+        self.block(false);
         let result = wait();
         self.unblock();
         result
     }
 
-    pub(crate) fn block(&self) {
+    /// It waits inside a task: what was queued behind that goes to others.
+    pub(crate) fn block(&self, for_room: bool) {
         if try_current().is_none() {
             return;
         }
         let mut state = self.state();
-        state.blocked = true;
+        (state.blocked, state.for_room) = (true, for_room);
         let returned = state.tasks.drain(..).filter_map(|t| t.spec.map(|s| s.id)).collect();
         drop(state);
-        self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned }));
+        self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned, for_room }));
     }
 
     pub(crate) fn unblock(&self) {

@@ -11,8 +11,8 @@ use crate::reference::AnyRef;
 use crate::value::Encoded;
 use mobula_base::JobId;
 use mobula_proto::{
-    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Value, object_bytes, task_id,
-    value as wire_value,
+    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Unpin, Value, client_msg,
+    object_bytes, task_id, value as wire_value,
 };
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -116,6 +116,10 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let context = Context::with_devices(JobId(spec.job), task, run.attempt, replay, run.devices);
     let client_of_task = client.for_task(context, on_divergence);
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
+    let (reader, args_of) = (client.clone(), spec.id.clone());
+    let args = args.when_taken(move || {
+        reader.send(client_msg::Msg::Unpin(Unpin { args_of, ..Unpin::default() }));
+    });
     let run_with = match Function::find(spec.function) {
         Some(function) => Ok((function.run, args)),
         None => Err(Failure::new(

@@ -11,28 +11,58 @@
 use crate::client::{Client, Slot, State};
 use crate::reference::ObjectRef;
 use mobula_base::ObjectId;
-use mobula_proto::{ClientMsg, Dropped, Held, Unpin, Value, client_msg, object_bytes};
+use mobula_proto::{
+    ClientMsg, Dropped, Held, Output, Unpin, Value, client_msg, object_bytes, value as wire_value,
+};
 
 /// Objects that one message lists; a longer list goes on in the next.
 const LISTED_MAX: usize = 4096;
 
-/// A value is being looked at: places in shared memory stay as they are.
-pub(crate) struct Viewing<'a>(&'a Client);
+/// A value is being looked at: its place in shared memory stays as it is.
+pub(crate) struct Viewing<'a>(&'a Client, ObjectId);
 
 impl Drop for Viewing<'_> {
     fn drop(&mut self) {
-        let mut state = self.0.state();
+        let Viewing(client, id) = *self;
+        let mut state = client.state();
         state.views -= 1;
+        if let Some(slot) = state.slots.get_mut(&id) {
+            slot.looks = slot.looks.saturating_sub(1);
+            if slot.recalled {
+                client.give_back(id, slot);
+            }
+        }
         if state.views == 0 && state.job_ended {
-            self.0.unpin_all(&mut state);
+            client.unpin_all(&mut state);
         }
     }
 }
 
 impl Client {
-    pub(crate) fn viewing(&self) -> Viewing<'_> {
-        self.state().views += 1;
-        Viewing(self)
+    /// From before the value is asked for: else its place might be given back as soon as it is told, and asked
+    /// for again, for ever.
+    pub(crate) fn viewing(&self, id: ObjectId) -> Viewing<'_> {
+        let mut state = self.state();
+        state.views += 1;
+        if let Some(slot) = state.slots.get_mut(&id) {
+            slot.looks += 1;
+        }
+        drop(state);
+        Viewing(self, id)
+    }
+
+    /// The daemon needs the memory: what nobody looks at is told back now, the rest once nobody does. Whoever
+    /// wants it again asks for it.
+    pub(crate) fn give_back(&self, id: ObjectId, slot: &mut Slot) {
+        slot.recalled = slot.looks > 0;
+        if slot.recalled || slot.pins == 0 {
+            return;
+        }
+        if let Some(Value { value: Some(wire_value::Value::Shared(s)) }) = &slot.ready {
+            let output = Output { crc: s.crc, size: s.len };
+            slot.ready = Some(Value { value: Some(wire_value::Value::Elsewhere(output)) });
+        }
+        self.unpin(id, std::mem::take(&mut slot.pins));
     }
 
     /// This program's first reference to what it submits or puts by `msg`; without one, to what fails
@@ -122,7 +152,7 @@ impl Client {
     pub(crate) fn unpin(&self, id: ObjectId, times: u32) {
         if times > 0 {
             let objects = vec![object_bytes(id); times as usize];
-            self.send(client_msg::Msg::Unpin(Unpin { objects }));
+            self.send(client_msg::Msg::Unpin(Unpin { objects, ..Unpin::default() }));
         }
     }
 
@@ -276,10 +306,41 @@ mod tests {
         let client = client();
         let one = client.submit(task(|_| {}));
         client.receive(ToClient { msgs: vec![ready(&one)] });
-        let view = client.viewing();
+        let view = client.viewing(one.id());
         client.receive(ToClient { msgs: vec![DaemonMsg { msg: Some(daemon_msg::Msg::JobEnded(true)) }] });
         assert_eq!(said(&client), "S");
         drop(view);
+        assert_eq!(said(&client), "U1");
+        drop(one);
+        assert_eq!(said(&client), "D1");
+    }
+
+    #[test]
+    fn what_is_recalled_is_given_back_once_nobody_looks_and_asked_for_again() {
+        let client = client();
+        let (one, two) = (client.submit(task(|_| {})), client.submit(task(|_| {})));
+        client.receive(ToClient { msgs: vec![ready(&one), ready(&one), ready(&two)] });
+        let look = client.viewing(one.id());
+        let objects = [&one, &two].map(|reference| object_bytes(reference.id())).to_vec();
+        let recall = DaemonMsg { msg: Some(daemon_msg::Msg::Recall(mobula_proto::Recall { objects })) };
+        client.receive(ToClient { msgs: vec![recall.clone()] });
+        assert_eq!(said(&client), "S S U1", "the other one is looked at");
+        drop(look);
+        assert_eq!(said(&client), "U2");
+        client.receive(ToClient { msgs: vec![recall] });
+        assert_eq!(said(&client), "", "given back already");
+        assert!(one.is_ready() && two.is_ready(), "it exists all the same");
+        let again = one.get_timeout(std::time::Duration::ZERO);
+        assert!(matches!(again, Err(crate::error::Error::Timeout(_))));
+        assert!(said(&client).starts_with("Some(Get("));
+        // Told and recalled at once: whoever waits for it sees it all the same.
+        let look = client.viewing(one.id());
+        let objects = vec![object_bytes(one.id())];
+        let recall = DaemonMsg { msg: Some(daemon_msg::Msg::Recall(mobula_proto::Recall { objects })) };
+        client.receive(ToClient { msgs: vec![ready(&one), recall] });
+        assert!(client.get_bytes(one.id(), None).is_ok());
+        assert_eq!(said(&client), "");
+        drop(look);
         assert_eq!(said(&client), "U1");
         drop(one);
         assert_eq!(said(&client), "D1");

@@ -35,7 +35,7 @@ impl Client {
         if enough(&now) {
             return Ok(now);
         }
-        self.block();
+        self.block(false);
         let result = self
             .wait_async(|state| {
                 let ready = |id| state.slots.get(id).is_some_and(|slot| slot.ready.is_some());

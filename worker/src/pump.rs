@@ -62,10 +62,10 @@ impl Client {
                 self.receive_one(&mut state, msg, &mut bounced);
             }
         }
-        let sleepers = state.sleepers;
+        let (sleepers, for_room) = (state.sleepers, state.for_room);
         if !bounced.is_empty() {
             // Under the lock: the task's own `Unblocked` must not overtake it.
-            self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned: bounced }));
+            self.send(client_msg::Msg::Blocked(mobula_proto::Blocked { returned: bounced, for_room }));
         }
         drop(state);
         if sleepers > 0 {
@@ -126,6 +126,13 @@ impl Client {
                 state.forget_shared();
                 if state.views == 0 {
                     self.unpin_all(state);
+                }
+            }
+            daemon_msg::Msg::Recall(recall) => {
+                for id in recall.objects.iter().filter_map(|id| object_id(id).ok()) {
+                    if let Some(slot) = state.slots.get_mut(&id) {
+                        self.give_back(id, slot);
+                    }
                 }
             }
             daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),

@@ -118,7 +118,7 @@ impl<T: DeserializeOwned> ObjectRef<T> {
 
     fn get_within(&self, timeout: Option<Duration>) -> Result<T, Error> {
         let client = self.client()?;
-        let _viewing = client.viewing();
+        let _viewing = client.viewing(self.inner.id);
         let bytes = client.get_bytes(self.inner.id, timeout)?;
         take_for(client, || value::decode(bytes.as_slice())).map_err(Error::Value)
     }
@@ -129,7 +129,7 @@ impl<T: DeserializeOwned> ObjectRef<T> {
     /// As [`ObjectRef::get`].
     pub async fn get_async(&self) -> Result<T, Error> {
         let client = self.client()?;
-        let _viewing = client.viewing();
+        let _viewing = client.viewing(self.inner.id);
         let bytes = client.get_bytes_async(self.inner.id).await?;
         take_for(client, || value::decode(bytes.as_slice())).map_err(Error::Value)
     }

@@ -254,6 +254,7 @@ fn node_config(
         resources: resources(member).map_err(Failure::usage)?,
         labels: member.label.iter().map(|l| label(l)).collect::<Result<_, _>>().map_err(Failure::usage)?,
         store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
+        spill_dir: Some(dir.spill()),
         seed,
     })
 }

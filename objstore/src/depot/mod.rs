@@ -183,9 +183,14 @@ impl Depot {
         }
     }
 
+    /// There is a file of this number, whatever becomes of it.
+    pub fn skip_number(&mut self, number: u64) {
+        self.next_number = self.next_number.max(number.saturating_add(1));
+    }
+
     /// A file that an earlier life left here, whole. Whether it is taken: one is enough.
     pub fn attach(&mut self, object: ObjectId, file: File) -> bool {
-        self.next_number = self.next_number.max(file.number.saturating_add(1));
+        self.skip_number(file.number);
         if self.files.contains_key(&object) || self.memory.job(object).is_some() {
             return false;
         }

@@ -126,6 +126,10 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::WorkerGone { .. }
         | Event::SpawnFailed { .. }
         | Event::Blocked { .. }
+        | Event::Stalled { .. }
+        | Event::NotGiven { .. }
+        | Event::CopyLost { .. }
+        | Event::Attached { .. }
         | Event::Unblocked { .. }
         | Event::ClientGone { .. }
         | Event::View(_)

@@ -158,6 +158,7 @@ impl World {
             resources: vec![],
             labels: Vec::new(),
             store_bytes: STORE_BYTES,
+            spill_dir: None,
             seed,
         };
         let parts = Parts {
@@ -165,6 +166,8 @@ impl World {
             local: Box::new(local),
             spawner: Box::new(SimSpawner { door: door.clone(), node: life }),
             region,
+            // As if its machine kept no files from one life to the next.
+            spill: Some(Arc::new(SimDisk::new(seed))),
         };
         let (ended, named) = (self.ended.clone(), name.clone());
         let ready = move |ready: mobula_node::Ready| {
