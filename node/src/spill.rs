@@ -353,7 +353,8 @@ mod tests {
             block_on(async {
                 write(shared.clone(), &region, object(1), file, 64).await.expect("it is taken");
                 disk.flip_bit(&name, byte);
-                let back = read(shared.clone(), &region, object(1), file, 64).await;
+                let elsewhere = Region::heap(4 * CHUNK as u64);
+                let back = read(shared.clone(), &elsewhere, object(1), file, 64).await;
                 assert!(matches!(back, Err(SpillError::Damaged(_))), "byte {byte}: {back:?}");
             });
         }
