@@ -115,7 +115,7 @@ impl Life {
                         self.store.unpin(object, Reader::Link(client));
                     }
                     if let Ok(task) = task_id(&unpin.args_of) {
-                        self.store.task_ended(client, task);
+                        self.store.args_taken(client, task);
                     }
                 }
                 client_msg::Msg::Blocked(blocked) => {

@@ -131,6 +131,7 @@ pub type Outcome = Result<(), ()>;
 /// 1. What is sealed in memory stands in one of `dirty` (no file) and `clean` (it has one), once.
 /// 2. What is being written or read back is in memory. What is written stays until the file is there.
 /// 3. An object has one file at most.
+/// 4. What was discarded and is still there is there for a task that was told of it and has not ended.
 #[derive(Debug)]
 pub struct Depot {
     memory: Store,
@@ -145,6 +146,11 @@ pub struct Depot {
     clean: Lru,
     writing: BTreeMap<ObjectId, (File, Place)>,
     reading: BTreeMap<ObjectId, File>,
+    /// Who was told that an object is there already, and will say that its task has made it. It stays until
+    /// that task has ended.
+    claims: BTreeSet<(ObjectId, Creator)>,
+    /// What was discarded and is there for those alone.
+    gone: BTreeSet<ObjectId>,
     waiting: VecDeque<Want>,
     /// Requests for room of what another process is writing.
     busy: Vec<Want>,
@@ -173,6 +179,8 @@ impl Depot {
             clean: Lru::default(),
             writing: BTreeMap::new(),
             reading: BTreeMap::new(),
+            claims: BTreeSet::new(),
+            gone: BTreeSet::new(),
             waiting: VecDeque::new(),
             busy: Vec::new(),
             recalled: BTreeSet::new(),
@@ -206,7 +214,7 @@ impl Depot {
     /// Asks for objects to be in memory, all at once, pinned for a reader.
     pub fn want_here(&mut self, ticket: Ticket, reader: Reader, objects: Vec<ObjectId>) {
         // Whatever is there needs no room, and nobody need wait for it.
-        if objects.iter().all(|object| self.memory.get(*object).is_some()) {
+        if objects.iter().all(|object| matches!(self.get(*object), Some(Kept::Memory(_)))) {
             let places = self.pin_all(reader, &objects);
             self.effects.push(Effect::Here { ticket, places });
             return;
@@ -248,8 +256,25 @@ impl Depot {
         self.is_shuffled = false;
     }
 
+    /// An attempt made what it was told to be here already. Should that have been discarded meanwhile, it is
+    /// put back. None: what is here is something else.
+    pub fn seal_again(&mut self, object: ObjectId, crc: u32, creator: Creator) -> Option<Kept> {
+        let is_same = |kept: &Kept| kept.output().1 == crc;
+        if !self.gone.contains(&object) {
+            return self.get(object).filter(is_same);
+        }
+        let found = self.find(object).filter(is_same).filter(|_| self.claims.contains(&(object, creator)))?;
+        self.gone.remove(&object);
+        Some(found)
+    }
+
     /// Where a sealed object is.
     pub fn get(&self, object: ObjectId) -> Option<Kept> {
+        if self.gone.contains(&object) { None } else { self.find(object) }
+    }
+
+    /// The same, discarded or not.
+    fn find(&self, object: ObjectId) -> Option<Kept> {
         let place = self.memory.get(object).map(Kept::Memory);
         place.or_else(|| self.files.get(&object).copied().map(Kept::File))
     }
@@ -287,20 +312,55 @@ impl Depot {
         self.is_shuffled = false;
     }
 
-    /// A task of a worker looks at nothing any more.
-    pub fn task_ended(&mut self, worker: Creator, task: TaskId) {
+    /// A task of a worker has taken its arguments: it looks at them no longer.
+    pub fn args_taken(&mut self, worker: Creator, task: TaskId) {
         self.memory.task_ended(worker, task);
         self.is_shuffled = false;
     }
 
+    /// A task of a worker has ended: it looks at nothing any more, and what it was told to be there already
+    /// may go.
+    pub fn task_ended(&mut self, worker: Creator, task: TaskId) {
+        self.args_taken(worker, task);
+        let of_task = self.claims.range((task.output(0), 0)..=(task.output(u32::MAX), Creator::MAX));
+        let claimed: Vec<ObjectId> =
+            of_task.filter(|(_, by)| *by == worker).map(|(object, _)| *object).collect();
+        for object in claimed {
+            self.unclaim(object, worker);
+        }
+    }
+
+    fn unclaim(&mut self, object: ObjectId, by: Creator) {
+        self.claims.remove(&(object, by));
+        if self.gone.contains(&object) && !self.is_claimed(object) {
+            self.discard_now(object);
+        }
+    }
+
+    fn is_claimed(&self, object: ObjectId) -> bool {
+        self.claims.range((object, 0)..=(object, Creator::MAX)).next().is_some()
+    }
+
     /// Forgets an object, and its file. Whether it was here.
     pub fn discard(&mut self, object: ObjectId) -> bool {
-        let was_here = self.memory.discard(object);
-        let had_file = self.drop_file(object);
+        if self.get(object).is_none() {
+            return false;
+        }
+        if self.is_claimed(object) {
+            self.gone.insert(object);
+        } else {
+            self.discard_now(object);
+        }
+        true
+    }
+
+    fn discard_now(&mut self, object: ObjectId) {
+        self.gone.remove(&object);
+        self.memory.discard(object);
+        self.drop_file(object);
         self.dirty.remove(object);
         self.clean.remove(object);
         self.is_shuffled = false;
-        was_here || had_file
     }
 
     /// Drops what a vanished process had begun, what it looked at and what it waited for.
@@ -316,6 +376,11 @@ impl Depot {
         self.waiting.retain(|want| !is_of(want));
         self.busy.retain(|want| !is_of(want));
         self.recalled.retain(|(link, _)| *link != gone);
+        let claimed: Vec<ObjectId> =
+            self.claims.iter().filter(|(_, by)| *by == gone).map(|(object, _)| *object).collect();
+        for object in claimed {
+            self.unclaim(object, gone);
+        }
         self.is_shuffled = false;
     }
 
@@ -329,6 +394,9 @@ impl Depot {
         for object in files {
             self.drop_file(object);
         }
+        let mut gone = std::mem::take(&mut self.gone);
+        gone.retain(|object| self.find(*object).is_some());
+        self.gone = gone;
         for want in self.busy.iter_mut().chain(&mut self.waiting) {
             if matches!(&want.what, What::Room { job: of, .. } if *of == job) {
                 let room = Err(StoreError::JobEnded);
@@ -388,6 +456,9 @@ impl Depot {
             "sealed, not in order"
         );
         assert_eq!(self.files.values().map(|file| file.len).sum::<u64>(), self.file_bytes);
+        for object in &self.gone {
+            assert!(self.find(*object).is_some() && self.is_claimed(*object), "{object} is kept for nobody");
+        }
         assert!(self.writing.len() <= WRITES_MAX && self.reading.len() <= READS_MAX);
         assert!(self.waiting.len() + self.busy.len() <= WAITING_MAX);
     }

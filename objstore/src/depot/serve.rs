@@ -44,6 +44,10 @@ impl Depot {
 
     fn serve_room(&mut self, want: Want) -> Served {
         let What::Room { object, len, job, creator } = want.what else { return Served::NoRoom(want) };
+        if self.gone.contains(&object) {
+            // It is made anew: whoever was told of the old one and is not through takes the new one.
+            self.discard_now(object);
+        }
         loop {
             let room = match self.get(object) {
                 // It has no place; whoever asked needs none.
@@ -61,6 +65,9 @@ impl Depot {
                     }
                 }
                 room => {
+                    if let (Err(StoreError::Exists(_)), true) = (&room, creator != 0) {
+                        self.claims.insert((object, creator));
+                    }
                     self.effects.push(Effect::Room { ticket: want.ticket, room });
                     return Served::Yes;
                 }

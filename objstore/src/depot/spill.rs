@@ -118,7 +118,7 @@ impl Depot {
         if self.clean.remove(object) {
             // What is in memory is whole, and is written again if need be.
             self.dirty.touch(object);
-        } else {
+        } else if !self.gone.remove(&object) {
             self.effects.push(Effect::Lost { object });
         }
     }

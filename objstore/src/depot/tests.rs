@@ -361,6 +361,37 @@ fn what_is_there_already_need_not_be_made_again_wherever_it_lies() {
 }
 
 #[test]
+fn what_goes_while_an_attempt_makes_it_again_is_put_back_wherever_it_lies() {
+    let mut world = World::new(64 * MB);
+    for n in 0..20 {
+        world.make(n, 6 * MB);
+    }
+    world.settle();
+    // The first lies in a file, the last in memory.
+    for n in [0, 19] {
+        let ticket = world.ask(n, 6 * MB, DRIVER);
+        world.turn();
+        assert!(matches!(world.rooms.remove(&ticket), Some(Err(StoreError::Exists(_)))));
+        assert!(world.depot.discard(object(n)));
+        assert!(!world.depot.discard(object(n)), "it is gone");
+        assert_eq!(world.depot.get(object(n)), None);
+        let crc = crc(object(n));
+        assert_eq!(world.depot.seal_again(object(n), crc ^ 1, DRIVER), None, "other bytes");
+        assert_eq!(world.depot.seal_again(object(n), crc, WORKER), None, "who was not told of it");
+        assert!(world.depot.seal_again(object(n), crc, DRIVER).is_some());
+        world.read(n);
+        world.depot.discard(object(n));
+    }
+    world.depot.args_taken(DRIVER, TaskId::root(JOB));
+    assert!(world.depot.seal_again(object(0), crc(object(0)), DRIVER).is_some());
+    world.depot.discard(object(0));
+    world.depot.task_ended(DRIVER, TaskId::root(JOB));
+    assert_eq!(world.depot.seal_again(object(0), crc(object(0)), DRIVER), None);
+    world.settle();
+    assert!(world.files.keys().all(|file| ![object(0), object(19)].contains(&file.object)));
+}
+
+#[test]
 fn whoever_wants_to_make_what_another_makes_waits_aside() {
     let mut world = World::new(64 * MB);
     let first = world.ask(1, MB, WORKER);
@@ -446,6 +477,9 @@ mod walk {
             for n in 0..12 {
                 world.depot.discard(object(n));
             }
+            for creator in [7, 8] {
+                world.depot.task_ended(creator, TaskId::root(JOB));
+            }
             world.settle();
             prop_assert_eq!(world.depot.usage().0, 0, "nothing leaks");
             prop_assert_eq!(world.files.len(), 0, "no file is left");
@@ -454,8 +488,12 @@ mod walk {
 
     fn seal_all(world: &mut World, asked: &[(Ticket, u32, Creator)]) {
         for (ticket, n, creator) in asked {
-            if world.rooms.remove(ticket).is_some_and(|room| room.is_ok()) {
-                drop(world.depot.seal(object(*n), crc(object(*n)), *creator));
+            match world.rooms.remove(ticket) {
+                Some(Ok(_)) => drop(world.depot.seal(object(*n), crc(object(*n)), *creator)),
+                Some(Err(StoreError::Exists(_))) if n % 3 == 0 => {
+                    world.depot.seal_again(object(*n), crc(object(*n)), *creator);
+                }
+                Some(Err(_)) | None => {}
             }
         }
     }
