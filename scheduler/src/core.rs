@@ -139,6 +139,8 @@ pub struct Core {
     pub(crate) to_tidy: VecDeque<ObjectId>,
     /// Copies that nobody on this node has a use for, and which was asked about last, by shard.
     pub(crate) idle: BTreeSet<ObjectId>,
+    /// Of these, what was brought from another node and can be made again, and some that were.
+    pub(crate) spare: BTreeSet<ObjectId>,
     pub(crate) idle_asked: BTreeMap<ShardId, ObjectId>,
     /// Last tickets of what each client took out of values.
     pub(crate) gates: BTreeMap<ClientId, BTreeMap<ShardId, u64>>,
@@ -194,6 +196,7 @@ impl Core {
             counted: BTreeSet::new(),
             to_tidy: VecDeque::new(),
             idle: BTreeSet::new(),
+            spare: BTreeSet::new(),
             idle_asked: BTreeMap::new(),
             gates: BTreeMap::new(),
             held_back: Vec::new(),

@@ -518,6 +518,7 @@ impl Core {
         for id in self.objects.sorted_keys(|object| object.job == job) {
             self.objects.remove(&id);
             self.idle.remove(&id);
+            self.spare.remove(&id);
         }
         let workers: Vec<ClientId> =
             self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();

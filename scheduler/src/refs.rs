@@ -12,7 +12,7 @@ use crate::submit::named_objects;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
 /// Idle copies that a shard is asked about at once.
@@ -390,7 +390,12 @@ impl Core {
         let object = &self.objects[&id];
         match &object.state {
             State::Here(_) if object.refs.origin && !object.refs.left => self.forget(id),
-            State::Here(_) => drop(self.idle.insert(id)),
+            State::Here(_) => {
+                if object.refs.brought_from.is_some() && !id.is_put() {
+                    self.spare.insert(id);
+                }
+                self.idle.insert(id);
+            }
             State::Pending if id.is_put() && self.kept.contains_key(&id.task) => {}
             State::Unknown
             | State::Locating
@@ -405,6 +410,7 @@ impl Core {
         self.discard(id);
         self.objects.remove(&id);
         self.idle.remove(&id);
+        self.spare.remove(&id);
     }
 
     pub(crate) fn discard(&mut self, id: ObjectId) {
@@ -440,12 +446,12 @@ impl Core {
     /// Copies of which there are others, for which nobody on this node has a use, and which can be made again:
     /// they are forgotten here, and their memory may be used. What was put stays: nothing makes it again
     /// should the other copy be gone by now.
-    pub fn take_spare(&mut self) -> Vec<ObjectId> {
-        let is_spare = |id: &&ObjectId| {
-            let from = self.objects.get(*id).and_then(|object| object.refs.brought_from);
-            !id.is_put() && from.is_some_and(|node| self.members.contains_key(&node))
-        };
-        let spare: Vec<ObjectId> = self.idle.iter().take(IDLE_LOOK_MAX).filter(is_spare).copied().collect();
+    pub fn take_spare(&mut self) -> BTreeSet<ObjectId> {
+        let mut spare = std::mem::take(&mut self.spare);
+        spare.retain(|id| {
+            let from = self.objects.get(id).and_then(|object| object.refs.brought_from);
+            self.idle.contains(id) && from.is_some_and(|node| self.members.contains_key(&node))
+        });
         for id in &spare {
             self.objects.remove(id);
             self.idle.remove(id);
