@@ -30,6 +30,9 @@ pub const WRITES_MAX: usize = 2;
 pub const READS_MAX: usize = 4;
 /// Requests that may wait for room; more are refused.
 pub const WAITING_MAX: usize = 4096;
+/// So many may be given what is in memory while the head of the line waits, and so keep it from room that it
+/// needs; then they wait behind it, unless it waits for the disk.
+pub const OVERTAKING_MAX: u32 = 256;
 /// The creator of what is read back: no link has this number.
 const RESTORER: Creator = u64::MAX;
 
@@ -160,6 +163,8 @@ pub struct Depot {
     has_lent: bool,
     /// What the head of the line needs was moved, so that it lies side by side.
     is_shuffled: bool,
+    /// How many were given something since the head of the line waits.
+    overtaking: u32,
     failures: u64,
     effects: Vec<Effect>,
 }
@@ -186,6 +191,7 @@ impl Depot {
             recalled: BTreeSet::new(),
             has_lent: false,
             is_shuffled: false,
+            overtaking: 0,
             failures: 0,
             effects: Vec::new(),
         }
@@ -213,8 +219,10 @@ impl Depot {
 
     /// Asks for objects to be in memory, all at once, pinned for a reader.
     pub fn want_here(&mut self, ticket: Ticket, reader: Reader, objects: Vec<ObjectId>) {
-        // Whatever is there needs no room, and nobody need wait for it.
-        if objects.iter().all(|object| matches!(self.get(*object), Some(Kept::Memory(_)))) {
+        // Whatever is there needs no room.
+        let is_fair = self.overtaking < OVERTAKING_MAX || self.is_pausing;
+        if is_fair && objects.iter().all(|object| matches!(self.get(*object), Some(Kept::Memory(_)))) {
+            self.overtaking += u32::from(!self.waiting.is_empty());
             let places = self.pin_all(reader, &objects);
             self.effects.push(Effect::Here { ticket, places });
             return;

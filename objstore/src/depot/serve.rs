@@ -19,7 +19,7 @@ impl Depot {
         }
         while let Some(want) = self.waiting.pop_front() {
             match self.serve(want) {
-                Served::Yes => self.is_shuffled = false,
+                Served::Yes => (self.is_shuffled, self.overtaking) = (false, 0),
                 Served::Busy(want) => self.busy.push(want),
                 Served::NoRoom(want) => {
                     self.waiting.push_front(want);

@@ -262,6 +262,35 @@ fn two_who_need_more_than_fits_together_do_not_take_it_away_from_each_other() {
 }
 
 #[test]
+fn what_everybody_looks_at_keeps_nobody_waiting_for_ever() {
+    let mut world = World::new(64 * MB);
+    world.make(0, 10 * MB);
+    let task = |n: u64| TaskId::root(JobId(n));
+    let first = world.ticket();
+    world.depot.want_here(first, Reader::Task(WORKER, task(0)), vec![object(0)]);
+    let large = world.ask(1, 60 * MB, DRIVER);
+    // Another begins to look before the last is through, again and again.
+    let mut looking = 0;
+    for n in 1..=u64::from(2 * OVERTAKING_MAX) {
+        let ticket = world.ticket();
+        world.depot.want_here(ticket, Reader::Task(WORKER, task(n)), vec![object(0)]);
+        world.settle();
+        if world.here.contains_key(&ticket) {
+            world.depot.task_ended(WORKER, task(looking));
+            looking = n;
+        }
+    }
+    assert_eq!(looking, u64::from(OVERTAKING_MAX));
+    assert!(!world.rooms.contains_key(&large));
+    world.depot.task_ended(WORKER, task(looking));
+    world.settle();
+    assert!(world.rooms[&large].is_ok());
+    world.depot.abort(object(1), DRIVER);
+    world.settle();
+    assert_eq!(world.depot.waiting(), 0);
+}
+
+#[test]
 fn a_damaged_file_is_a_lost_copy() {
     let mut world = World::new(64 * MB);
     for n in 0..20 {
