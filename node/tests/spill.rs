@@ -73,6 +73,7 @@ fn run_node_if_asked() {
         socket: dir.join("node.sock"),
         workers: 2,
         resources: vec![(resource.to_owned(), 4.0)],
+        labels: Vec::new(),
         store_bytes: STORE as u64,
         spill_dir: Some(dir.join("spill")),
         seed: u64::from(std::process::id()),
