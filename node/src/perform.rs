@@ -12,8 +12,8 @@ use mobula_net::frame::Outbox;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, Shared, daemon_msg,
-    object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
+    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, RunTask, Shared,
+    daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::atomic::Ordering;
