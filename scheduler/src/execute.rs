@@ -115,6 +115,13 @@ pub(crate) struct Worker {
     pub stalled: bool,
 }
 
+impl Worker {
+    /// Whether it takes more: not while it waits inside its task.
+    fn takes(&self) -> bool {
+        !self.blocked && !self.stalled
+    }
+}
+
 impl Core {
     pub(crate) fn assigned(&mut self, from: Incarnation, assign: Assign) {
         let Some(spec) = assign.spec else { return };
@@ -239,7 +246,7 @@ impl Core {
         let usable = self
             .workers
             .iter()
-            .filter(|(_, w)| w.job == job && !w.blocked && !w.stalled && !(stray && w.queue.contains(&task)));
+            .filter(|(_, w)| w.job == job && w.takes() && !(stray && w.queue.contains(&task)));
         let takers = usable.filter(|(_, w)| match &w.lease {
             None => fits && w.queue.is_empty(),
             Some(lease) => lease.class == class && lease.with_cpu && w.queue.len() < depth,
