@@ -12,8 +12,8 @@ use mobula_net::frame::Outbox;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, RunTask, Shared,
-    daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
+    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, RunTask,
+    Shared, Stop, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::atomic::Ordering;
@@ -268,6 +268,10 @@ impl Life {
                 let objects = freed.objects.iter().filter_map(|o| object_id(o).ok()).collect();
                 events.push(Event::Freed { objects });
             }
+            Some(peer_msg::Msg::Cancel(Cancel { tasks, recursive })) => {
+                let tasks = tasks.iter().filter_map(|id| task_id(id).ok()).collect();
+                events.push(Event::Cancel { from: Some(from), tasks, recursive });
+            }
             Some(peer_msg::Msg::Hello(_)) | None => {}
         }
     }
@@ -334,6 +338,14 @@ impl Life {
             Effect::Run { worker, spec, attempt, args, devices } => {
                 let order = RunTask { spec: Some(spec), attempt, args: Vec::new(), devices };
                 self.give(worker, order, args);
+            }
+            Effect::Stop { worker, task, attempt } => {
+                self.tell(worker, daemon_msg::Msg::Stop(Stop { task: task_bytes(task), attempt }));
+            }
+            Effect::Kill { worker } => self.kill_worker(worker),
+            Effect::Cancel { to, tasks, recursive } => {
+                let tasks = tasks.into_iter().map(task_bytes).collect();
+                self.tell_peer(to, peer_msg::Msg::Cancel(Cancel { tasks, recursive }));
             }
             Effect::Discard { object } => self.discard(object),
             Effect::Freed { to, objects } => {
@@ -456,6 +468,15 @@ impl Life {
             let _ = inbox.send(Input::WorkerEnded { token, how }).await;
         });
         self.spawned.insert(token, (job, watch));
+    }
+
+    /// Its link closes when it is gone, and says so to the core.
+    fn kill_worker(&mut self, worker: ClientId) {
+        let token = self.open.get(&worker).and_then(|link| link.token);
+        if let Some((_, process)) = token.and_then(|token| self.spawned.remove(&token)) {
+            tracing::warn!(worker, "a worker is killed: its task was told to stop and has not in time");
+            process.abort();
+        }
     }
 
     fn notice(&mut self, job: JobId, notice: Notice) {

@@ -3,6 +3,9 @@
 //! The test binary serves as worker binary, so it has a `main` of its own.
 
 use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, remote};
+#[path = "real/options.rs"]
+mod options;
+
 use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
 use mobula_node::NodeConfig;
@@ -141,8 +144,8 @@ impl Cluster {
             listen: "127.0.0.1:0".into(),
             socket: self.socket(n),
             workers: 2,
-            resources: vec![(resource.to_owned(), 4.0)],
-            labels: Vec::new(),
+            resources: vec![(resource.to_owned(), 4.0), ("gpu".to_owned(), 2.0)],
+            labels: vec![("number".to_owned(), n.to_string())],
             store_bytes: 64 << 20,
             spill_dir: None,
             seed: u64::from(n),
@@ -412,7 +415,7 @@ fn nodes_count_what_they_have(c: &Cluster) {
 fn main() {
     mobula::run_worker_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 8] = [
+    let tests: [Test; 12] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
@@ -420,6 +423,10 @@ fn main() {
         ("failures_have_causes", failures_have_causes),
         ("dead_workers_are_replaced", dead_workers_are_replaced),
         ("waiting_and_acknowledgements", waiting_and_acknowledgements),
+        ("tasks_choose_their_node", options::tasks_choose_their_node),
+        ("gpus_are_numbered", options::gpus_are_numbered),
+        ("cancelled_tasks_stop", options::cancelled_tasks_stop),
+        ("tasks_have_time_limits_and_retries", options::tasks_have_time_limits_and_retries),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

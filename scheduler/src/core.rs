@@ -1,7 +1,8 @@
 //! The state of one node, and `step`, which only dispatches.
 
+use crate::cancel::Stop;
 use crate::elide::Later;
-use crate::execute::{Run, Worker};
+use crate::execute::Run;
 use crate::map::{IdMap, RunMap};
 use crate::objects::Object;
 use crate::placement::{Class, Member};
@@ -10,6 +11,7 @@ use crate::refs::{HeldBack, Named};
 use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
+use crate::workers::Worker;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
@@ -124,6 +126,10 @@ pub struct Core {
     pub(crate) rebuilding: BTreeSet<TaskId>,
     pub(crate) fetch_queue: VecDeque<ObjectId>,
     pub(crate) fetching: BTreeSet<ObjectId>,
+    /// Kept tasks that were cancelled and have not ended.
+    pub(crate) cancelled: BTreeSet<TaskId>,
+    /// Attempts that workers have and that were told to stop.
+    pub(crate) stopping: BTreeMap<TaskId, Stop>,
     pub(crate) timers: BTreeMap<(Instant, u64), Timer>,
     pub(crate) next_timer: u64,
     /// The node that was given the last task that is to be spread.
@@ -186,6 +192,8 @@ impl Core {
             rebuilding: BTreeSet::new(),
             fetch_queue: VecDeque::new(),
             fetching: BTreeSet::new(),
+            cancelled: BTreeSet::new(),
+            stopping: BTreeMap::new(),
             timers: BTreeMap::new(),
             next_timer: 0,
             last_spread: Incarnation(0),
@@ -263,6 +271,7 @@ impl Core {
             Event::Unblocked { worker } => self.unblocked(worker),
             Event::CopyLost { object } => self.copy_lost(object),
             Event::Attached { object, job, value } => self.attached(object, job, value),
+            Event::Cancel { from, tasks, recursive } => self.cancel(tasks, recursive, from),
             Event::Assigned { from, assign } => self.assigned(from, assign),
             Event::PeerResult { from, result } => self.peer_result(from, result),
             Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
@@ -348,6 +357,9 @@ impl Core {
             held.cpu_milli -= if lease.with_cpu { 0 } else { demand.cpu_milli };
             devices.give(&lease.devices, demand.of(GPU));
         }
+        let given = |task: &TaskId| self.runs.get(task).is_some_and(|run| run.given.is_some());
+        assert!(self.stopping.keys().all(given), "what is told to stop is with a worker");
+        assert!(self.cancelled.iter().all(|task| self.kept.contains_key(task)), "cancelled and not kept");
         let queued = self.workers.iter().flat_map(|(id, w)| w.queue.iter().map(move |task| (id, task)));
         let counts = queued.filter(|(id, task)| self.runs.get(*task).is_some_and(|r| r.given == Some(**id)));
         let given = self.runs.values().filter(|run| run.given.is_some()).count();

@@ -7,15 +7,13 @@ use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
+use crate::workers::Lease;
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
-    Assign, Failure, FailureKind, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
+    Assign, Failure, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
 };
-use std::collections::{BTreeMap, HashSet, VecDeque};
-
-/// A job whose workers fail to start this often in a row is told so.
-const SPAWN_FAILURES_MAX: u32 = 3;
+use std::collections::{BTreeMap, HashSet};
 
 /// An attempt that runs on this node.
 #[derive(Debug)]
@@ -88,38 +86,6 @@ pub(crate) struct Report {
     pub value: Result<Value, Failure>,
     pub contains: Vec<ObjectId>,
     pub ran_ns: u64,
-}
-
-/// What a worker holds of its node's resources.
-#[derive(Debug)]
-pub(crate) struct Lease {
-    /// The class whose demand it holds.
-    pub class: usize,
-    /// Also the CPU: a worker that waits inside its task has given that back, and only that (R16). A device
-    /// or a file system that it uses is not free because it waits.
-    pub with_cpu: bool,
-    /// The GPUs.
-    pub devices: Vec<u32>,
-}
-
-/// A worker process.
-#[derive(Debug)]
-pub(crate) struct Worker {
-    pub job: JobId,
-    /// What it holds while it has work.
-    pub lease: Option<Lease>,
-    /// What it was given, in the order it runs it; the first is running.
-    pub queue: VecDeque<TaskId>,
-    pub blocked: bool,
-    /// It waits for room in shared memory, and takes nothing meanwhile.
-    pub stalled: bool,
-}
-
-impl Worker {
-    /// Whether it takes more: not while it waits inside its task.
-    fn takes(&self) -> bool {
-        !self.blocked && !self.stalled
-    }
 }
 
 impl Core {
@@ -280,22 +246,21 @@ impl Core {
         }
         let devices = entry.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
         entry.queue.push_back(task);
+        let is_first = entry.queue.len() == 1;
         let run = self.runs.get_mut(&task).expect("seen above");
         run.given = Some(worker);
         let (spec, attempt) = (run.spec.clone(), run.attempt);
         self.effects.push(Effect::Run { worker, spec, attempt, args, devices });
+        if is_first {
+            self.watch_time(worker);
+        }
         true
-    }
-
-    /// Whether what a class demands is free.
-    fn fits_now(&self, class: usize) -> bool {
-        let demand = &self.classes[class].demand;
-        self.free.fits(demand) && self.devices.fits(demand.of(GPU))
     }
 
     /// Takes a run out of what this node does; it no longer uses its arguments.
     pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
         let run = self.runs.remove(&task)?;
+        self.stopping.remove(&task);
         self.use_args(&run.spec, false);
         Some(run)
     }
@@ -314,145 +279,6 @@ impl Core {
             .collect()
     }
 
-    /// Starts another worker for a job if its share of processes is not used up.
-    pub(crate) fn start_worker(&mut self, job: JobId) {
-        // What its binary is comes with the view; workers start then.
-        if !self.jobs_seen.contains(&job) {
-            return;
-        }
-        let awake = self.workers.values().filter(|w| w.job == job && !w.blocked).count() as u32;
-        let starting = self.starting.entry(job).or_default();
-        if awake + *starting < self.config.workers {
-            *starting += 1;
-            self.effects.push(Effect::Spawn { job });
-        }
-    }
-
-    pub(crate) fn worker_up(&mut self, worker: ClientId, job: JobId) {
-        if let Some(starting) = self.starting.get_mut(&job) {
-            *starting = starting.saturating_sub(1);
-        }
-        self.spawn_failures.remove(&job);
-        let fresh = Worker { job, lease: None, queue: VecDeque::new(), blocked: false, stalled: false };
-        self.workers.insert(worker, fresh);
-    }
-
-    pub(crate) fn spawn_failed(&mut self, job: JobId, failure: Failure, fatal: bool) {
-        if let Some(starting) = self.starting.get_mut(&job) {
-            *starting = starting.saturating_sub(1);
-        }
-        let failures = self.spawn_failures.entry(job).or_default();
-        *failures += 1;
-        if fatal || *failures >= SPAWN_FAILURES_MAX {
-            self.broken_jobs.insert(job, failure);
-        }
-    }
-
-    fn return_lease(&mut self, worker: ClientId) {
-        let Some(w) = self.workers.get_mut(&worker) else { return };
-        let Some(lease) = w.lease.take() else { return };
-        let demand = &self.classes[lease.class].demand;
-        self.free.give(demand);
-        if !lease.with_cpu {
-            self.free.cpu_milli -= demand.cpu_milli;
-        }
-        self.devices.give(&lease.devices, demand.of(GPU));
-    }
-
-    /// A worker waits inside its task: its CPU is free (R16).
-    fn return_cpu(&mut self, worker: ClientId) {
-        if let Some(lease) = self.workers.get_mut(&worker).and_then(|w| w.lease.as_mut())
-            && lease.with_cpu
-        {
-            self.free.cpu_milli += self.classes[lease.class].demand.cpu_milli;
-            lease.with_cpu = mutant!("M14");
-        }
-    }
-
-    pub(crate) fn worker_gone(&mut self, worker: ClientId) {
-        self.return_lease(worker);
-        self.forget_client_refs(worker);
-        let Some(gone) = self.workers.remove(&worker) else { return };
-        if gone.blocked {
-            self.blocked_runs = self.blocked_runs.saturating_sub(1);
-        }
-        gone.queue.iter().for_each(|task| self.forget_stray(*task));
-        let mut queue = gone.queue.into_iter();
-        // The first was running; the others never started and go to another worker.
-        if let Some(running) = queue.next() {
-            let message =
-                "the worker process died while it ran the task (killed, out of memory, or it exited)";
-            if self.runs.get(&running).is_some_and(|run| run.given == Some(worker)) {
-                self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
-            }
-        }
-        for task in queue.rev().filter(|_| !mutant!("W1")) {
-            self.requeue(worker, task);
-        }
-    }
-
-    /// What a worker had and has not begun goes to another one.
-    fn requeue(&mut self, worker: ClientId, task: TaskId) {
-        if let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) {
-            run.given = None;
-            let class = run.class;
-            self.classes[class].runs.push_front(task);
-        }
-    }
-
-    pub(crate) fn blocked(&mut self, worker: ClientId, returned: Vec<TaskId>) {
-        let Some(w) = self.workers.get_mut(&worker) else { return };
-        if !w.blocked {
-            w.blocked = true;
-            self.blocked_runs += 1;
-        }
-        w.queue.retain(|t| !returned.contains(t));
-        if !mutant!("R16") {
-            self.return_cpu(worker);
-        }
-        for task in returned.into_iter().rev() {
-            self.requeue(worker, task);
-        }
-    }
-
-    pub(crate) fn stalled(&mut self, worker: ClientId, returned: Vec<TaskId>) {
-        if let Some(w) = self.workers.get_mut(&worker) {
-            w.stalled = true;
-            self.not_given(worker, returned);
-        }
-    }
-
-    /// A worker has no more of these than before they were given to it.
-    pub(crate) fn not_given(&mut self, worker: ClientId, tasks: Vec<TaskId>) {
-        let Some(w) = self.workers.get_mut(&worker) else { return };
-        w.queue.retain(|t| !tasks.contains(t));
-        if w.queue.is_empty() {
-            self.return_lease(worker);
-        }
-        for task in tasks.into_iter().rev() {
-            self.forget_stray(task);
-            self.requeue(worker, task);
-        }
-    }
-
-    pub(crate) fn unblocked(&mut self, worker: ClientId) {
-        let Some(w) = self.workers.get_mut(&worker) else { return };
-        w.stalled = false;
-        if !std::mem::take(&mut w.blocked) {
-            return;
-        }
-        self.blocked_runs = self.blocked_runs.saturating_sub(1);
-        // It goes on at once; when its CPU was given away meanwhile, it runs without one rather than making
-        // a task in mid-run wait.
-        if let Some(lease) = &mut w.lease
-            && !lease.with_cpu
-            && self.free.cpu_milli >= self.classes[lease.class].demand.cpu_milli
-        {
-            self.free.cpu_milli -= self.classes[lease.class].demand.cpu_milli;
-            lease.with_cpu = true;
-        }
-    }
-
     pub(crate) fn finished(&mut self, worker: ClientId, outcomes: Vec<TaskOutcome>) {
         for outcome in outcomes {
             let run = self.runs.get(&outcome.task).filter(|run| run.given == Some(worker) || mutant!("W2"));
@@ -464,6 +290,9 @@ impl Core {
                 && let Some(at) = w.queue.iter().position(|t| *t == outcome.task)
             {
                 w.queue.remove(at);
+                if at == 0 {
+                    self.watch_time(worker);
+                }
             }
             self.forget_stray(outcome.task);
             if counts {
@@ -502,6 +331,10 @@ impl Core {
     ) {
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
+        let value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
+        if value.is_err() {
+            contains.clear();
+        }
         // Counted or not: what lies inside may never come.
         let has_refs = value.is_ok() && !contains.is_empty() && !mutant!("R4d");
         if !self.counts(job) {
@@ -624,7 +457,7 @@ impl Core {
     }
 
     /// A worker has ended an attempt of a task, or itself.
-    fn forget_stray(&mut self, task: TaskId) {
+    pub(crate) fn forget_stray(&mut self, task: TaskId) {
         if self.strays.contains(&task) && !self.workers.values().any(|w| w.queue.contains(&task)) {
             self.strays.remove(&task);
         }

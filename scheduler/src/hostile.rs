@@ -190,6 +190,9 @@ impl World {
                 | Effect::Freed { .. }
                 | Effect::Replicate { .. }
                 | Effect::Notice { .. }
+                | Effect::Stop { .. }
+                | Effect::Kill { .. }
+                | Effect::Cancel { .. }
                 | Effect::FreeJob(_) => {}
             }
         }

@@ -12,8 +12,9 @@
 //! - [`submit`] — a task arrives; its record goes to its shard, its arguments are awaited (R4).
 //! - [`placement`] — here, or which other node (local first, then locality and load).
 //! - `strategy` — which nodes a task's placement admits, and what to say when none does.
-//! - [`execute`] — tasks on this node: arguments, workers, leases, results.
+//! - [`execute`] — tasks on this node: arguments, dispatch, results; `workers` — worker processes and what they hold.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
+//! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
 //! - [`objects`] — what this node knows of each object, and who waits for it.
 //! - [`refs`] — who on this node refers to an object, and what its home is told (R6, R8); [`elide`] — when a
 //!   record is sent, and when it never is (R4).
@@ -23,6 +24,7 @@
 //! - `hostile` — messages that nobody should send, for tests and fuzzing.
 //! - [`census`] — how much there is of everything, for people who watch.
 
+pub mod cancel;
 pub mod census;
 pub mod core;
 pub mod elide;
@@ -40,6 +42,7 @@ pub mod stream;
 pub mod streams;
 pub mod submit;
 pub mod types;
+mod workers;
 
 pub use crate::core::{Config, Core};
 pub use census::Census;

@@ -1,5 +1,6 @@
 //! What a keeper does with a result; done-records (R3, R4).
 
+use crate::cancel::wants_retry;
 use crate::core::{Core, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
@@ -56,16 +57,18 @@ impl Core {
         if kept.attempt != attempt || kept.state != KeptState::Placed(executor) {
             return;
         }
+        let goes_on = matches!(&value, Err(failure) if wants_retry(&kept.spec, failure));
         let job = JobId(kept.spec.job);
         if executor != self.config.incarnation {
             self.unplace(task, executor);
         }
         match value {
-            Err(failure) if failure.kind() == FailureKind::FailureWorkerDied => {
-                self.died_in(end);
-            }
+            Err(failure) if failure.kind() == FailureKind::FailureWorkerDied => self.failed_in(end, None),
+            Err(failure) if goes_on => self.failed_in(end, Some(failure)),
             Err(failure) => self.conclude(end, Err(failure)),
             Ok(value) => {
+                // It was cancelled too late.
+                self.cancelled.remove(&task);
                 let output = value.output(self.config.crc);
                 if let Err(diverged) = self.compare(task, output) {
                     if executor == self.config.incarnation && matches!(value, Value::Shared { .. }) {
@@ -85,6 +88,7 @@ impl Core {
     fn result_elsewhere(&mut self, end: End, output: Output) {
         let Some(kept) = self.kept.get(&end.task) else { return };
         let job = JobId(kept.spec.job);
+        self.cancelled.remove(&end.task);
         self.unplace(end.task, end.executor);
         if let Err(diverged) = self.compare(end.task, output) {
             return self.conclude(end, Err(diverged));
@@ -178,18 +182,23 @@ impl Core {
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == attempt) else { return };
         let KeptState::Undurable(executor) = kept.state else { return };
         match (kept.result, kept.failure.as_deref()) {
+            (None, Some(failure)) if wants_retry(&kept.spec, failure) => {
+                self.propose_next(task, attempt, true)
+            }
             (Some(result), _) => self.send_done(task, attempt, executor, Ok(result)),
             (None, Some(failure)) => self.send_done(task, attempt, executor, Err(failure.clone())),
             (None, None) => self.propose_next(task, attempt, true),
         }
     }
 
-    /// A worker died in an attempt. What it had put by then may contain references: the next attempt is
-    /// proposed once their edges are there, so that they end with the record should no attempt follow.
-    fn died_in(&mut self, end: End) {
+    /// A worker died in an attempt, or it ended with a failure after which the task runs again. What it had put
+    /// by then may contain references: the next attempt is proposed once their edges are there, so that they end
+    /// with the record should no attempt follow.
+    fn failed_in(&mut self, end: End, failure: Option<Failure>) {
         let End { task, attempt, executor, durable, contains } = end;
         let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.result = None;
+        kept.failure = failure.map(Box::new);
         kept.contains = contains;
         if durable || kept.contains.is_empty() {
             self.propose_next(task, attempt, true);
@@ -213,7 +222,9 @@ impl Core {
     pub(crate) fn propose_next(&mut self, task: TaskId, from: u32, failed: bool) {
         let put = self.kept.get(&task).filter(|_| failed).map_or(&[][..], |kept| &kept.contains);
         let contains = put.iter().copied().map(object_bytes).collect();
-        let next = NextAttempt { task: task_bytes(task), from, failed, contains };
+        let failure =
+            self.kept.get(&task).filter(|_| failed).and_then(|kept| kept.failure.as_deref().cloned());
+        let next = NextAttempt { task: task_bytes(task), from, failed, contains, failure };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
         let bytes = prost::Message::encoded_len(&item);
         self.push_behind(task, Later { item, bytes, about: About::Next(task) });

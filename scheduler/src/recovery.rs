@@ -30,6 +30,10 @@ pub(crate) enum Timer {
     Relocate(ObjectId),
     /// See whether the tasks of a class can be placed by now.
     Infeasible(usize),
+    /// The attempt was told to stop and has had its grace.
+    Kill(TaskId, u32),
+    /// The attempt has had its time at this worker.
+    TimeOut(TaskId, u32, ClientId),
 }
 
 impl Core {
@@ -51,6 +55,8 @@ impl Core {
                     }
                 }
                 Timer::Infeasible(class) => self.infeasible(class),
+                Timer::Kill(task, attempt) => self.kill(task, attempt),
+                Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
             }
         }
     }

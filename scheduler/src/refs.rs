@@ -244,6 +244,7 @@ impl Core {
     /// Takes a task out of what this node keeps, with its claims on what it names.
     pub(crate) fn take_kept(&mut self, task: TaskId) -> Option<Kept> {
         let mut kept = self.kept.remove(&task)?;
+        self.cancelled.remove(&task);
         if let Record::Waits { ticket, .. } = &kept.record {
             // It was never sent, and will not be.
             self.streams.give_up(*ticket);

@@ -139,6 +139,9 @@ impl Core {
 
     /// Counts the arguments that do not exist yet; queues the task when there are none.
     pub(crate) fn await_deps(&mut self, task: TaskId) {
+        if self.end_cancelled(task) {
+            return;
+        }
         let Some(kept) = self.kept.get(&task) else { return };
         let job = JobId(kept.spec.job);
         let objects: Vec<ObjectId> = arg_objects(&kept.spec).collect();

@@ -121,6 +121,8 @@ pub enum Event {
     CopyLost { object: ObjectId },
     /// A copy that an earlier life of this node had is still here; others may know of it.
     Attached { object: ObjectId, job: JobId, value: Value },
+    /// A client wants these tasks to end, or a node whose client does; with what they submitted, if `recursive`.
+    Cancel { from: Option<Incarnation>, tasks: Vec<TaskId>, recursive: bool },
     /// Another node's keeper wants a task run here.
     Assigned { from: Incarnation, assign: Assign },
     /// An executor reports.
@@ -157,6 +159,12 @@ pub enum Event {
 pub enum Effect {
     /// Give a task to a worker, with the numbers of the GPUs that it may use.
     Run { worker: ClientId, spec: TaskSpec, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
+    /// Tell a worker that this attempt is to stop, or not to begin.
+    Stop { worker: ClientId, task: TaskId, attempt: u32 },
+    /// End a worker process, which has not stopped a task in time.
+    Kill { worker: ClientId },
+    /// Tell a node that these tasks are to end.
+    Cancel { to: Incarnation, tasks: Vec<TaskId>, recursive: bool },
     /// Start a worker process.
     Spawn { job: JobId },
     /// Hand a task to another node.

@@ -25,6 +25,8 @@ enum Step {
     /// A worker waits inside its task; what it has not begun comes back.
     Blocks(u8),
     Unblocks(u8),
+    /// A task is cancelled; one that runs stops at once or not at all.
+    Cancel(u8),
     /// The job ends, and with it all of its workers.
     JobEnds,
 }
@@ -36,6 +38,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<u8>().prop_map(Step::Dies),
         2 => any::<u8>().prop_map(Step::Blocks),
         2 => any::<u8>().prop_map(Step::Unblocks),
+        1 => any::<u8>().prop_map(Step::Cancel),
     ];
     (prop::collection::vec(step, 1..200), any::<bool>()).prop_map(|(mut steps, ends)| {
         steps.extend(ends.then_some(Step::JobEnds));
@@ -111,6 +114,11 @@ impl World {
                     let task = task_id(&spec.id).expect("valid");
                     let demand = self.demands.iter().zip(0..).find(|(_, index)| id(*index) == task);
                     worker.given.push_back((task, attempt, *demand.expect("known").0, devices));
+                }
+                Effect::Kill { worker } => {
+                    if self.workers.remove(&worker).is_some() {
+                        follow.push(Event::WorkerGone { worker });
+                    }
                 }
                 Effect::Spawn { job } => {
                     self.next += 1;
@@ -219,6 +227,13 @@ impl World {
                 if let Some(id) = self.pick(pick, |w| w.blocked) {
                     self.workers.get_mut(&id).expect("just seen").blocked = false;
                     self.event(Event::Unblocked { worker: id });
+                }
+            }
+            Step::Cancel(pick) => {
+                let many = self.demands.len();
+                if many > 0 {
+                    let tasks = vec![id(u64::from(pick) % many as u64)];
+                    self.event(Event::Cancel { from: None, tasks, recursive: false });
                 }
             }
             Step::JobEnds => {

@@ -57,7 +57,8 @@ impl Node {
 
     /// Submits so many tasks alike.
     fn submit(&mut self, many: u64, placement: Option<Placement>, cpu_milli: u32) {
-        let options = placement.map(|placement| Box::new(TaskOptions { placement: Some(placement) }));
+        let options = placement
+            .map(|placement| Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }));
         let one = |index| TaskSpec { cpu_milli, options: options.clone(), ..spec(index) };
         let specs = (self.next..self.next + many).map(one);
         let specs = specs.collect();

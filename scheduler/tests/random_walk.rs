@@ -44,6 +44,8 @@ enum Step {
     Answer,
     /// The driver wants the bytes of an earlier output.
     Get(u8),
+    /// The driver cancels an earlier task, perhaps with what it submitted.
+    Cancel(u8, bool),
 }
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
@@ -59,6 +61,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Step::AckAgain),
         2 => Just(Step::Answer),
         1 => any::<u8>().prop_map(Step::Get),
+        1 => (any::<u8>(), any::<bool>()).prop_map(|(task, recursive)| Step::Cancel(task, recursive)),
     ];
     prop::collection::vec(step, 1..150)
 }
@@ -137,6 +140,12 @@ impl World {
                     let task = task_id(&spec.id).expect("valid");
                     self.workers.get_mut(&worker).expect("a live worker").push_back((task, attempt));
                 }
+                Effect::Kill { worker } => {
+                    if self.workers.remove(&worker).is_some() {
+                        self.blocked.remove(&worker);
+                        follow.push(Event::WorkerGone { worker });
+                    }
+                }
                 Effect::Spawn { job } => {
                     self.next += 1;
                     self.workers.insert(self.next, VecDeque::new());
@@ -164,6 +173,9 @@ impl World {
                 | Effect::Notice { .. }
                 | Effect::Discard { .. }
                 | Effect::Freed { .. }
+                // Some do not listen: they end when they end, or are killed.
+                | Effect::Stop { .. }
+                | Effect::Cancel { .. }
                 | Effect::FreeJob(_) => {}
             }
         }
@@ -342,6 +354,11 @@ impl World {
                 }
             }
             Step::Answer => self.answer(),
+            Step::Cancel(pick, recursive) => {
+                if let Some(task) = self.submitted.get(usize::from(pick) % self.submitted.len().max(1)) {
+                    self.event(Event::Cancel { from: None, tasks: vec![*task], recursive });
+                }
+            }
             Step::Get(pick) => {
                 if let Some(task) = self.submitted.get(usize::from(pick) % self.submitted.len().max(1)) {
                     let objects = vec![task.output(0)];

@@ -67,6 +67,10 @@ pub(crate) struct State {
     pub blocked: bool,
     /// It waits for room in shared memory.
     pub for_room: bool,
+    /// The task that runs in this worker, and its attempt.
+    pub running: Option<(bytes::Bytes, u32)>,
+    /// It has been told to stop.
+    pub stopped: bool,
     pub job_ended: bool,
     pub closed: Option<String>,
     pub sleepers: usize,
@@ -225,7 +229,8 @@ impl Client {
         let ready = |state: &mut State| {
             let flags: Vec<bool> =
                 ids.iter().map(|id| state.slots.get(id).is_some_and(|s| s.ready.is_some())).collect();
-            (flags.iter().filter(|f| **f).count() >= count.min(ids.len())).then_some(flags)
+            let enough = flags.iter().filter(|f| **f).count() >= count.min(ids.len());
+            (enough || state.stopped).then_some(flags)
         };
         match self.blocking(|| self.wait_sync(Some(timeout), ready)) {
             Ok(flags) => flags,
@@ -324,8 +329,13 @@ impl Client {
         }
     }
 
-    /// The bytes, if they are in this node's memory; asks for them when they are elsewhere.
+    /// The bytes, if they are in this node's memory, or why they will not come; asks for them when they are
+    /// elsewhere. A task that is to stop waits no longer.
     fn bytes_now(&self, state: &mut State, id: ObjectId) -> Option<Result<ArgBytes, Error>> {
+        self.bytes_here(state, id).or_else(|| state.stopped.then(|| Err(told_to_stop().into())))
+    }
+
+    fn bytes_here(&self, state: &mut State, id: ObjectId) -> Option<Result<ArgBytes, Error>> {
         let slot = state.slots.get_mut(&id)?;
         match slot.ready.as_ref()?.value.as_ref()? {
             wire_value::Value::Inline(bytes) => Some(Ok(ArgBytes::Inline(bytes.clone()))),
@@ -439,6 +449,14 @@ impl Client {
             woken.await;
         }
     }
+}
+
+/// What a task that is to stop gets instead of what it waits for, and ends with.
+pub(crate) fn told_to_stop() -> Failure {
+    Failure::new(
+        FailureKind::FailureCancelled,
+        "the task was told to stop: it was cancelled, or ran too long",
+    )
 }
 
 /// Why a submission is too large, if it is.

@@ -1,7 +1,7 @@
 //! The worker's loop: take a task, run its function, report.
 
 use crate::args::ArgReader;
-use crate::client::{Client, failed};
+use crate::client::{Client, failed, told_to_stop};
 use crate::context::{self, Context};
 use crate::error::Error;
 use crate::function::{Function, Run, RunFuture, RunResult};
@@ -9,6 +9,7 @@ use crate::link;
 use crate::options::OnDivergence;
 use crate::reference::AnyRef;
 use crate::value::Encoded;
+use futures::future::{Either, select};
 use mobula_base::JobId;
 use mobula_proto::{
     Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Unpin, Value, client_msg,
@@ -58,7 +59,7 @@ pub fn run_tasks(client: &Client) {
             Err(failure) => Err(failure),
             Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => {
-                let future = context::enter_async(prepared.client.clone(), run(args));
+                let future = run_async(prepared.client.clone(), run(args));
                 guarded(|| futures::executor::block_on(future))
             }
         };
@@ -95,8 +96,24 @@ pub async fn run_tasks_async(client: &Client) {
     }
 }
 
+/// Runs an async function until it has ended, or is told to stop: then it goes no further than where it waits.
 async fn run_async(client: Client, future: RunFuture) -> RunResult {
-    context::enter_async(client, future).await
+    let stopper = client.clone();
+    let stoppable = async move {
+        let stopped = std::pin::pin!(stopper.wait_async(|state| state.stopped.then_some(())));
+        // The function is looked at first: one that does not wait costs nothing more.
+        let function = match select(future, stopped).await {
+            Either::Left((result, _)) => return result,
+            Either::Right((_, function)) => function,
+        };
+        drop(function);
+        // It may have been waiting for a value.
+        if stopper.state().blocked {
+            stopper.unblock();
+        }
+        Err(told_to_stop())
+    };
+    context::enter_async(client, stoppable).await
 }
 
 struct Prepared {

@@ -31,6 +31,7 @@
 //! - `later` — put and wait in `async` tasks; which task and attempt this is.
 //! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
+//! - [`cancel`] — ending tasks early; which failures are retried.
 //! - [`placement`] — where a task may run.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
@@ -40,6 +41,7 @@
 extern crate self as mobula;
 
 pub mod args;
+pub mod cancel;
 pub mod client;
 pub mod context;
 pub mod error;
@@ -60,6 +62,7 @@ pub mod task;
 pub mod value;
 
 pub use args::{ArgReader, Args, FromArgs, IntoArg, Many};
+pub use cancel::{RetryOn, Scope};
 pub use client::{Client, Notice};
 pub use context::current;
 pub use error::Error;

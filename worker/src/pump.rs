@@ -1,10 +1,10 @@
 //! What the node daemon says: values, room, tasks to run, acknowledgements; and the end of the link.
 
 use crate::args::ArgBytes;
-use crate::client::{Client, Notice, State, failed};
+use crate::client::{Client, Notice, State, failed, told_to_stop};
 use mobula_proto::{
-    DaemonMsg, Failure, FailureKind, RunTask, ToClient, Value, client_msg, daemon_msg, object_id, task_id,
-    value as wire_value,
+    DaemonMsg, Failure, FailureKind, RunTask, Stop, TaskResult, ToClient, Value, client_msg, daemon_msg,
+    object_id, task_id, value as wire_value,
 };
 use std::sync::atomic::Ordering;
 
@@ -14,6 +14,30 @@ const NOTICES_MAX: usize = 10_000;
 const COMMITTED_MAX: usize = 1_000_000;
 
 impl State {
+    /// The next task, if there is one, is the one that runs.
+    fn begin(&mut self) -> Option<RunTask> {
+        let next = self.tasks.pop_front()?;
+        self.running = next.spec.as_ref().map(|spec| (spec.id.clone(), next.attempt));
+        self.stopped = false;
+        Some(next)
+    }
+
+    /// An attempt is to stop: what runs hears of it, what waits is given back as a result.
+    fn stop(&mut self, stop: Stop) -> Option<TaskResult> {
+        if self.running.as_ref().is_some_and(|(task, attempt)| *task == stop.task && *attempt == stop.attempt)
+        {
+            self.stopped = true;
+            return None;
+        }
+        let is_meant = |run: &RunTask| {
+            run.attempt == stop.attempt && run.spec.as_ref().is_some_and(|spec| spec.id == stop.task)
+        };
+        let at = self.tasks.iter().position(is_meant)?;
+        self.tasks.remove(at);
+        let value = Some(failed(told_to_stop()));
+        Some(TaskResult { task: stop.task, attempt: stop.attempt, value, ..TaskResult::default() })
+    }
+
     /// The shared memory is no longer ours: what lay there may be another job's by now.
     fn forget_shared(&mut self) {
         for slot in self.slots.values_mut() {
@@ -30,11 +54,11 @@ impl State {
 impl Client {
     /// The next task to run; `None` when the link closed.
     pub(crate) fn next_task(&self) -> Option<RunTask> {
-        self.wait_sync(None, |state| state.tasks.pop_front()).ok()
+        self.wait_sync(None, State::begin).ok()
     }
 
     pub(crate) async fn next_task_async(&self) -> Option<RunTask> {
-        self.wait_async(|state| state.tasks.pop_front()).await.ok()
+        self.wait_async(State::begin).await.ok()
     }
 
     pub(crate) fn arg_bytes(&self, value: Value) -> ArgBytes {
@@ -93,6 +117,11 @@ impl Client {
                     bounced.extend(run.spec.map(|s| s.id));
                 } else {
                     state.tasks.push_back(run);
+                }
+            }
+            daemon_msg::Msg::Stop(stop) => {
+                if let Some(result) = state.stop(stop) {
+                    self.send_result(result);
                 }
             }
             daemon_msg::Msg::Created(created) => {

@@ -626,7 +626,7 @@ fn what_a_task_had_put_whose_executors_all_died_ends_its_edges_with_the_task() {
     let contains = vec![proto::object_bytes(inner.output(0))];
     let died = |from| {
         let (task, contains) = (proto::task_bytes(outer), contains.clone());
-        Item::Next(proto::NextAttempt { task, from, failed: true, contains })
+        Item::Next(proto::NextAttempt { task, from, failed: true, contains, failure: None })
     };
     for from in 1..=3 {
         let said = shard.say(1, vec![died(from)]);

@@ -320,7 +320,11 @@ impl ShardState {
         let over =
             next.failed && standing.failures > max_retries - u32::from(mutant!("R7e") && max_retries > 1);
         if over {
-            standing.state = State::Failed(Box::new(out_of_attempts(standing.failures, max_retries)));
+            let failure = match &next.failure {
+                Some(failure) => its_own(failure, standing.failures, max_retries),
+                None => out_of_attempts(standing.failures, max_retries),
+            };
+            standing.state = State::Failed(Box::new(failure));
         } else {
             standing.attempt += 1;
             standing.keeper = who;
@@ -345,6 +349,13 @@ impl ShardState {
 
 pub(super) fn run_id(bytes: &[u8]) -> Option<RunId> {
     Some(RunId(u128::from_be_bytes(bytes.try_into().ok()?)))
+}
+
+/// The failure of a task's last attempt, which others went before.
+fn its_own(failure: &proto::Failure, failures: u32, max_retries: u32) -> proto::Failure {
+    let mut failure = failure.clone();
+    failure.causes.push(format!("{failures} attempts failed; {max_retries} retries were allowed"));
+    failure
 }
 
 fn out_of_attempts(failures: u32, max_retries: u32) -> proto::Failure {

@@ -172,6 +172,24 @@ fn retries_run_out_with_a_clear_failure() {
 }
 
 #[test]
+fn retries_after_errors_of_its_own_end_with_the_last_of_them() {
+    let mut state = shard(1);
+    let failed = |n: u64, from: u32, why: &str| {
+        let failure = Some(proto::Failure::new(FailureKind::FailureUserError, why));
+        let task = proto::task_bytes(task(n));
+        Item::Next(proto::NextAttempt { task, from, failed: true, failure, ..Default::default() })
+    };
+    let items = vec![submit(0, 5), failed(0, 1, "one"), next(0, 2, true), failed(0, 3, "three")];
+    acked(state.apply(1, &batch(1, 1, items)));
+    assert_eq!(state_of(&state, 0), TaskState::TaskPending);
+    let ack = acked(state.apply(2, &batch(1, 5, vec![failed(0, 4, "four")])));
+    let Some(Outcome::Refused(view)) = &ack.outcomes[0].outcome else { panic!("{ack:?}") };
+    let failure = view.failure.as_ref().expect("failed for good");
+    assert_eq!((failure.kind(), &failure.message[..]), (FailureKind::FailureUserError, "four"));
+    assert!(failure.causes[0].contains("4 attempts"), "deaths count, too: {failure:?}");
+}
+
+#[test]
 fn the_fenced_are_rejected_at_apply() {
     let mut state = shard(1);
     state.apply(1, &batch(1, 1, vec![submit(0, 5)]));

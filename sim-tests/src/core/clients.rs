@@ -52,6 +52,9 @@ impl World {
                 returned.iter().for_each(|task| life.store.task_ended(client, *task));
                 events.push(Event::Blocked { worker: client, returned });
             }
+            Said::Cancel(task, recursive) => {
+                events.push(Event::Cancel { from: None, tasks: vec![task], recursive });
+            }
             Said::Unblocked => events.push(Event::Unblocked { worker: client }),
             Said::Held(objects) => events.push(Event::Held { client, job: JOB, objects }),
             Said::Dropped(objects) => events.push(Event::Dropped { client, objects }),

@@ -24,6 +24,8 @@ pub enum Step {
     Get(ObjectId),
     /// Refers to it no longer.
     Drop(ObjectId),
+    /// Cancels the task that makes it, perhaps with all that this has submitted.
+    Cancel(ObjectId, bool),
 }
 
 /// The driver of the one job.
@@ -146,6 +148,7 @@ impl Driver {
             }
             at += Duration::from_millis(dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1));
         }
+        script.extend(cancels(&script, options, end));
         script.sort_by_key(|(at, _)| *at);
         if !options.without.is_empty() {
             (script, *oracle) = left_of(script, options);
@@ -171,7 +174,8 @@ impl Driver {
 
     /// What it does when, counted from its connection: for a driver of another layer.
     pub fn into_script(self) -> Vec<(Duration, Step)> {
-        self.script
+        let is_for_all = |(_, step): &(Duration, Step)| !matches!(step, Step::Cancel(..));
+        self.script.into_iter().filter(is_for_all).collect()
     }
 
     /// How many steps it takes.
@@ -222,6 +226,21 @@ pub fn steps(options: &Options) -> usize {
     Driver::new(&all, &mut Oracle::default()).steps()
 }
 
+/// Some tasks are cancelled, before they begin, while they run, or when they have ended.
+fn cancels(script: &[(Duration, Step)], options: &Options, end: Duration) -> Vec<(Duration, Step)> {
+    let dice = &mut Dice::new(options.seed, "cancels");
+    let mut cancels = Vec::new();
+    for (at, step) in script {
+        if let Step::Submit(task) = step
+            && dice.permille(options.style.cancel_permille)
+        {
+            let later = *at + Duration::from_millis(dice.log_uniform(1, 2_000));
+            cancels.push((later.min(end), Step::Cancel(task.id.output(0), dice.permille(500))));
+        }
+    }
+    cancels
+}
+
 /// A script without some of its steps, nor what takes the values that these would have made; and what is
 /// left must come to.
 fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, Step)>, Oracle) {
@@ -231,7 +250,7 @@ fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, 
         let possible = match &step {
             Step::Submit(task) => task.args.iter().chain(&task.nested).all(there),
             Step::Put { content, .. } => content.refs.iter().all(there),
-            Step::Get(object) | Step::Drop(object) => there(object),
+            Step::Get(object) | Step::Drop(object) | Step::Cancel(object, _) => there(object),
         };
         if !possible || options.without.contains(&number) {
             continue;
@@ -241,7 +260,7 @@ fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, 
             Step::Put { object, content } => {
                 oracle.objects.insert(*object, Expected::Value(content.clone()));
             }
-            Step::Get(_) | Step::Drop(_) => {}
+            Step::Get(_) | Step::Drop(_) | Step::Cancel(..) => {}
         }
         left.push((at, step));
     }
@@ -313,6 +332,10 @@ impl World {
     fn driver_step(&mut self, step: Step) {
         let epoch = self.driver.epoch;
         match step {
+            Step::Cancel(object, recursive) => {
+                self.judges.cause.cancelled(object.task, recursive);
+                self.say(0, epoch, DRIVER, Said::Cancel(object.task, recursive));
+            }
             Step::Submit(task) => {
                 let spec = task.spec(&self.options.style, false);
                 self.driver.made.insert(task.id.output(0));
@@ -451,7 +474,7 @@ impl World {
                     self.driver.failures += 1;
                 }
             }
-            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run { .. } => {}
+            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run { .. } | Told::Stop { .. } => {}
         }
     }
 }

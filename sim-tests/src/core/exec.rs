@@ -191,7 +191,7 @@ impl World {
         self.say(machine, epoch, client, Said::Blocked(returned));
     }
 
-    fn unblock(&mut self, machine: usize, epoch: u64, client: ClientId) {
+    pub(super) fn unblock(&mut self, machine: usize, epoch: u64, client: ClientId) {
         let Some(run) = self.run_of(machine, epoch, client) else { return };
         if std::mem::take(&mut run.blocked) {
             self.say(machine, epoch, client, Said::Unblocked);

@@ -122,6 +122,9 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
                 .collect();
             ("acked", format!("by {shard}: {}", outcomes.join("; ")))
         }
+        Event::Cancel { from, tasks, recursive } => {
+            ("cancels", format!("{tasks:?}, with children: {recursive}, told by {from:?}"))
+        }
         Event::WorkerUp { .. }
         | Event::WorkerGone { .. }
         | Event::SpawnFailed { .. }
@@ -170,6 +173,13 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
         Effect::Discard { object } => ("discards", object.to_string()),
         Effect::Freed { to, objects } => ("frees", format!("{objects:?} at {to}")),
         Effect::Replicate { to, object, .. } => ("replicates", format!("{object} at {to}")),
+        Effect::Stop { worker, task, attempt } => {
+            ("stops", format!("{task} attempt {attempt} at worker {worker}"))
+        }
+        Effect::Kill { worker } => ("kills", format!("worker {worker}")),
+        Effect::Cancel { to, tasks, recursive } => {
+            ("cancels", format!("{tasks:?}, with children: {recursive}, at {to}"))
+        }
         Effect::Spawn { .. } | Effect::Committed { .. } | Effect::Notice { .. } | Effect::FreeJob(_) => {
             return None;
         }

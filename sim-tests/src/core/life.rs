@@ -47,6 +47,8 @@ pub enum Said {
     Dropped(Vec<ObjectId>),
     /// Looks no longer where these lie, once for each time it was told.
     Unpin(Vec<ObjectId>),
+    /// Cancels a task, perhaps with all that it has submitted.
+    Cancel(mobula_base::TaskId, bool),
     /// The driver's job is over.
     EndJob,
 }
@@ -65,6 +67,8 @@ pub enum Written {
 pub enum Told {
     /// Run this.
     Run { spec: Box<TaskSpec>, attempt: u32, args: Vec<Value> },
+    /// An attempt is to stop, or not to begin.
+    Stop { task: mobula_base::TaskId, attempt: u32 },
     /// An object exists (or never will).
     Ready { object: ObjectId, value: Seen },
     /// There is room, or the object is there already, with this checksum; or there is none.

@@ -251,6 +251,23 @@ impl World {
                 let told = Told::Run { spec: Box::new(spec), attempt, args };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
+            Effect::Stop { worker, task, attempt } => {
+                let told = Told::Stop { task, attempt };
+                self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+            }
+            Effect::Kill { worker } => {
+                self.sometimes.hit("worker killed for a task that did not stop");
+                self.worker_dies(machine, epoch, worker);
+            }
+            Effect::Cancel { to, tasks, recursive } => {
+                let tasks = tasks.into_iter().map(task_bytes).collect();
+                self.tell_peer(
+                    machine,
+                    epoch,
+                    to,
+                    peer_msg::Msg::Cancel(mobula_proto::Cancel { tasks, recursive }),
+                );
+            }
             Effect::Discard { object } => self.discard(machine, epoch, object),
             Effect::Freed { to, objects } => {
                 self.sometimes.hit("copies freed elsewhere");
@@ -501,6 +518,10 @@ fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Even
         Some(peer_msg::Msg::Freed(freed)) => {
             let objects = freed.objects.iter().filter_map(|id| object_id(id).ok()).collect();
             events.push(Event::Freed { objects });
+        }
+        Some(peer_msg::Msg::Cancel(cancel)) => {
+            let tasks = cancel.tasks.iter().filter_map(|id| task_id(id).ok()).collect();
+            events.push(Event::Cancel { from: Some(from), tasks, recursive: cancel.recursive });
         }
         Some(peer_msg::Msg::Notice(_) | peer_msg::Msg::Hello(_)) | None => {}
     }

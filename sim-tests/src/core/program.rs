@@ -44,6 +44,8 @@ pub struct Style {
     pub work_us: (u64, u64),
     /// Tasks that may not run everywhere, or are to be spread, in a thousand.
     pub placed_permille: u64,
+    /// Tasks of the driver that it cancels, in a thousand.
+    pub cancel_permille: u64,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -180,7 +182,7 @@ impl Place {
             }
             Place::AllBut(zone) => label(LabelOp::LabelNotIn, &[zone]),
         }
-        Some(Box::new(TaskOptions { placement: Some(placement) }))
+        Some(Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }))
     }
 }
 
@@ -231,6 +233,7 @@ impl Style {
                 .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000), (20_000, 1_000_000)])
                 .unwrap_or((500, 20_000)),
             placed_permille: dice.pick(&[0, 100, 600]).unwrap_or(0),
+            cancel_permille: dice.pick(&[0, 0, 20, 100]).unwrap_or(0),
         }
     }
 

@@ -42,6 +42,7 @@ pub const POINTS: &[&str] = &[
     "spilled over",
     "store full",
     "submit known already",
+    "task cancelled",
     "task elided",
     "task may have run",
     "worker bounced a task",
@@ -49,6 +50,8 @@ pub const POINTS: &[&str] = &[
     "worker died before its report",
     "worker died in mid-run",
     "worker died after its report",
+    "worker killed for a task that did not stop",
+    "worker stopped a task",
     "worker waited inside a task",
 ];
 

@@ -176,7 +176,37 @@ impl World {
                     self.go_on(machine, epoch, client);
                 }
             }
+            Told::Stop { task, attempt } => self.stop(machine, epoch, client, task, attempt),
             Told::Created { object, room } => self.created(machine, epoch, client, object, room),
+        }
+    }
+
+    /// An attempt is to stop. What has not begun will not; what runs may hear of it or not, and then its worker
+    /// is killed.
+    fn stop(&mut self, machine: usize, epoch: u64, client: ClientId, task: TaskId, attempt: u32) {
+        let heeds = self.dice.permille(600);
+        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
+            return;
+        };
+        let failure = || Failure::new(FailureKind::FailureCancelled, "told to stop");
+        let is_meant = |(spec, of, _): &(Box<TaskSpec>, u32, Vec<Value>)| {
+            *of == attempt && task_id(&spec.id).is_ok_and(|id| id == task)
+        };
+        if let Some(at) = worker.queue.iter().position(is_meant) {
+            worker.queue.remove(at);
+            let (value, contains) = (Err(failure()), Vec::new());
+            let said = Said::Finished { task, attempt, value, contains, ran_ns: 0 };
+            return self.say(machine, epoch, client, said);
+        }
+        let Some(run) = worker.run.as_mut().filter(|run| run.task == task && run.attempt == attempt) else {
+            return;
+        };
+        if heeds && !matches!(run.waits, Some(Waits::Room(_))) {
+            run.waits = None;
+            run.failure = Some(failure());
+            self.sometimes.hit("worker stopped a task");
+            self.unblock(machine, epoch, client);
+            self.end_run(machine, epoch, client);
         }
     }
 

@@ -124,6 +124,8 @@ impl Driver {
                     self.hands.borrow_mut().made.insert(object, reference);
                 }
                 Step::Get(object) => self.wants(object),
+                // Of the core layer alone.
+                Step::Cancel(..) => {}
                 Step::Drop(object) => _ = self.hands.borrow_mut().made.remove(&object),
             }
         }

@@ -18,6 +18,8 @@ pub struct Cause {
     no_puts: BTreeSet<ObjectId>,
     /// How often each began.
     began: BTreeMap<TaskId, u32>,
+    /// Tasks that the driver cancelled, and whether with all that they submitted.
+    cancelled: BTreeMap<TaskId, bool>,
     /// Some store was full.
     pub store_full: bool,
     /// The job has ended: what is not finished is cancelled.
@@ -25,6 +27,27 @@ pub struct Cause {
 }
 
 impl Cause {
+    /// The driver cancels a task.
+    pub fn cancelled(&mut self, task: TaskId, recursive: bool) {
+        *self.cancelled.entry(task).or_default() |= recursive;
+    }
+
+    /// Whether a task was cancelled, itself or with the one that it descends from.
+    fn was_cancelled(&self, oracle: &Oracle, task: TaskId) -> bool {
+        let mut line: Vec<TaskId> =
+            self.cancelled.iter().filter(|(_, recursive)| **recursive).map(|(task, _)| *task).collect();
+        let mut seen = BTreeSet::new();
+        while let Some(next) = line.pop() {
+            if next == task {
+                return true;
+            }
+            if seen.insert(next) {
+                line.extend(oracle.tasks.get(&next).iter().flat_map(|known| &known.children));
+            }
+        }
+        self.cancelled.contains_key(&task)
+    }
+
     /// A task begins.
     pub fn began(&mut self, task: TaskId) {
         *self.began.entry(task).or_default() += 1;
@@ -99,6 +122,10 @@ impl Cause {
                 oracle.objects.get(&object) == Some(&Expected::Failure)
                     || self.explains(oracle, task, &mut BTreeSet::new())
             }
+            FailureKind::FailureCancelled => {
+                sometimes.hit("task cancelled");
+                self.was_cancelled(oracle, task)
+            }
             FailureKind::FailureUnspecified
             | FailureKind::FailurePanic
             | FailureKind::FailureFunctionNotRegistered
@@ -106,7 +133,7 @@ impl Cause {
             | FailureKind::FailureInfeasible
             | FailureKind::FailureUnknownObject
             | FailureKind::FailureObjectLost
-            | FailureKind::FailureCancelled
+            | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull => false,
         };
@@ -126,7 +153,7 @@ impl Cause {
         }
         let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
         let died = self.died.get(&task).copied().unwrap_or(0) > known.retries;
-        if died || self.may_have_diverged(oracle, task) {
+        if died || self.may_have_diverged(oracle, task) || self.was_cancelled(oracle, task) {
             return true;
         }
         known.args.iter().chain(&known.uses).any(|arg| {

@@ -1,0 +1,163 @@
+//! Tasks that end before they are done: cancelled, or out of their time.
+//!
+//! A task that does not run yet ends at once. One that runs is told, and its worker is killed when it has not
+//! stopped after a grace. Either way its keeper records why, as it records any failure: a cancelled task stays
+//! cancelled for whoever asks, also when its node dies meanwhile.
+
+use crate::core::{Core, KeptState};
+use crate::recovery::Timer;
+use crate::types::{ClientId, Effect, Value};
+use mobula_base::{Incarnation, TaskId};
+use mobula_proto::{Failure, FailureKind, TaskSpec, task_bytes};
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+/// How long a task that is told to stop may take before its worker is killed.
+pub const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// An attempt on this node that has been told to stop.
+#[derive(Debug)]
+pub(crate) struct Stop {
+    pub attempt: u32,
+    /// What it ends with, whatever it makes.
+    pub why: Failure,
+}
+
+fn cancelled() -> Failure {
+    Failure::new(FailureKind::FailureCancelled, "the task was cancelled")
+}
+
+/// How long an attempt may run.
+fn time_limit(spec: &TaskSpec) -> Option<Duration> {
+    let limit = spec.options.as_deref()?.timeout_ms;
+    (limit > 0).then(|| Duration::from_millis(limit))
+}
+
+/// Whether a task wants to run again after this failure, which is none of the system's.
+pub(crate) fn wants_retry(spec: &TaskSpec, failure: &Failure) -> bool {
+    let Some(retry) = spec.options.as_deref().and_then(|options| options.retry_on.as_ref()) else {
+        return false;
+    };
+    let named =
+        retry.containing.is_empty() || retry.containing.iter().any(|text| failure.message.contains(text));
+    spec.max_retries > 0
+        && match failure.kind() {
+            FailureKind::FailureUserError => retry.errors && named,
+            FailureKind::FailurePanic => retry.panics,
+            FailureKind::FailureTimedOut => retry.timeouts,
+            _ => false,
+        }
+}
+
+impl Core {
+    /// Somebody on this node (or, `from` another node, somebody there) wants these tasks to end. Twice is as
+    /// good as once, and what has ended stays as it is.
+    pub(crate) fn cancel(&mut self, tasks: Vec<TaskId>, recursive: bool, from: Option<Incarnation>) {
+        // Whoever keeps a task that this node does not know is found by asking all: few are cancelled that way.
+        let strange: Vec<TaskId> =
+            tasks.iter().filter(|task| !self.kept.contains_key(task)).copied().collect();
+        if from.is_none() && !strange.is_empty() {
+            let me = self.config.incarnation;
+            for to in self.members.keys().copied().filter(|node| *node != me) {
+                self.effects.push(Effect::Cancel { to, tasks: strange.clone(), recursive });
+            }
+        }
+        let mut seen: BTreeSet<TaskId> = tasks.iter().copied().collect();
+        let mut line = tasks;
+        while let Some(task) = line.pop() {
+            self.cancel_kept(task, recursive);
+            self.stop_run(task, cancelled());
+            if recursive {
+                let parent = task_bytes(task);
+                let children = self.kept.sorted_keys(|kept| kept.spec.parent == parent);
+                line.extend(children.into_iter().filter(|child| seen.insert(*child)));
+            }
+        }
+    }
+
+    fn cancel_kept(&mut self, task: TaskId, recursive: bool) {
+        let Some(kept) = self.kept.get(&task) else { return };
+        match kept.state {
+            // It has ended, and what it came to may have been used.
+            KeptState::Undurable(_) | KeptState::Finishing => {}
+            KeptState::AwaitDeps(_) | KeptState::Queued => self.fail_kept(task, cancelled()),
+            // Its shard says first how the task stands.
+            KeptState::AwaitCommit | KeptState::AwaitAttempt => drop(self.cancelled.insert(task)),
+            KeptState::Placed(node) => {
+                // Should that node die, there is no other attempt.
+                self.cancelled.insert(task);
+                if node != self.config.incarnation {
+                    self.effects.push(Effect::Cancel { to: node, tasks: vec![task], recursive });
+                }
+            }
+        }
+    }
+
+    /// Ends a kept task that was cancelled while it could not end yet; whether it did.
+    pub(crate) fn end_cancelled(&mut self, task: TaskId) -> bool {
+        let was = !self.cancelled.is_empty() && self.cancelled.remove(&task);
+        if was {
+            self.fail_kept(task, cancelled());
+        }
+        was
+    }
+
+    /// An attempt on this node is to end without a value. What waits ends now; what a worker has is asked to
+    /// stop, and is nobody's any more when it ends.
+    fn stop_run(&mut self, task: TaskId, why: Failure) {
+        let Some(run) = self.runs.get(&task) else { return };
+        let (Some(worker), attempt) = (run.given, run.attempt) else { return self.fail_run(task, why) };
+        if self.stopping.contains_key(&task) {
+            return;
+        }
+        self.stopping.insert(task, Stop { attempt, why });
+        self.effects.push(Effect::Stop { worker, task, attempt });
+        self.set_timer(STOP_GRACE, Timer::Kill(task, attempt));
+    }
+
+    /// The grace of a task that was told to stop is over.
+    pub(crate) fn kill(&mut self, task: TaskId, attempt: u32) {
+        if self.stopping.get(&task).is_none_or(|stop| stop.attempt != attempt) {
+            return;
+        }
+        let Some(worker) = self.runs.get(&task).and_then(|run| run.given) else { return };
+        let runs = self.workers.get(&worker).and_then(|w| w.queue.front()) == Some(&task);
+        if runs {
+            self.effects.push(Effect::Kill { worker });
+        } else {
+            // It is not the one that keeps the worker busy: its worker has not listened yet.
+            self.set_timer(STOP_GRACE, Timer::Kill(task, attempt));
+        }
+    }
+
+    /// An attempt that was told to stop has ended, however: what it made is for nobody.
+    pub(crate) fn stopped(&mut self, task: TaskId, value: Result<Value, Failure>) -> Result<Value, Failure> {
+        let Some(Stop { why, .. }) = self.stopping.remove(&task) else { return value };
+        if let Ok(Value::Shared { .. }) = value {
+            self.effects.push(Effect::Discard { object: task.output(0) });
+        }
+        Err(why)
+    }
+
+    /// A worker goes on to the first of its tasks: from here on its time runs.
+    pub(crate) fn watch_time(&mut self, worker: ClientId) {
+        let Some(task) = self.workers.get(&worker).and_then(|w| w.queue.front()).copied() else { return };
+        let Some(run) = self.runs.get(&task).filter(|run| run.given == Some(worker)) else { return };
+        if let Some(limit) = time_limit(&run.spec) {
+            let attempt = run.attempt;
+            self.set_timer(limit, Timer::TimeOut(task, attempt, worker));
+        }
+    }
+
+    /// The time of an attempt is over, if it still runs.
+    pub(crate) fn time_out(&mut self, task: TaskId, attempt: u32, worker: ClientId) {
+        let Some(run) = self.runs.get(&task) else { return };
+        let is_first = self.workers.get(&worker).and_then(|w| w.queue.front()) == Some(&task);
+        if run.attempt != attempt || run.given != Some(worker) || !is_first {
+            return;
+        }
+        let limit = time_limit(&run.spec).unwrap_or_default();
+        let message = format!("the task ran longer than the {limit:?} that it may take (attempt {attempt})");
+        self.stop_run(task, Failure::new(FailureKind::FailureTimedOut, message));
+    }
+}

@@ -1,0 +1,196 @@
+//! Worker processes of this node: their starts and deaths, and what they hold of its resources.
+
+use crate::core::Core;
+use crate::types::{ClientId, Effect};
+use mobula_base::resources::GPU;
+use mobula_base::{JobId, TaskId, mutant};
+use mobula_proto::{Failure, FailureKind};
+use std::collections::VecDeque;
+
+/// A job whose workers fail to start this often in a row is told so.
+const SPAWN_FAILURES_MAX: u32 = 3;
+
+/// What a worker holds of its node's resources.
+#[derive(Debug)]
+pub(crate) struct Lease {
+    /// The class whose demand it holds.
+    pub class: usize,
+    /// Also the CPU: a worker that waits inside its task has given that back, and only that (R16). A device
+    /// or a file system that it uses is not free because it waits.
+    pub with_cpu: bool,
+    /// The GPUs.
+    pub devices: Vec<u32>,
+}
+
+/// A worker process.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pub job: JobId,
+    /// What it holds while it has work.
+    pub lease: Option<Lease>,
+    /// What it was given, in the order it runs it; the first is running.
+    pub queue: VecDeque<TaskId>,
+    pub blocked: bool,
+    /// It waits for room in shared memory, and takes nothing meanwhile.
+    pub stalled: bool,
+}
+
+impl Worker {
+    /// Whether it takes more: not while it waits inside its task.
+    pub(crate) fn takes(&self) -> bool {
+        !self.blocked && !self.stalled
+    }
+}
+
+impl Core {
+    /// Whether what a class demands is free.
+    pub(crate) fn fits_now(&self, class: usize) -> bool {
+        let demand = &self.classes[class].demand;
+        self.free.fits(demand) && self.devices.fits(demand.of(GPU))
+    }
+
+    /// Starts another worker for a job if its share of processes is not used up.
+    pub(crate) fn start_worker(&mut self, job: JobId) {
+        // What its binary is comes with the view; workers start then.
+        if !self.jobs_seen.contains(&job) {
+            return;
+        }
+        let awake = self.workers.values().filter(|w| w.job == job && !w.blocked).count() as u32;
+        let starting = self.starting.entry(job).or_default();
+        if awake + *starting < self.config.workers {
+            *starting += 1;
+            self.effects.push(Effect::Spawn { job });
+        }
+    }
+
+    pub(crate) fn worker_up(&mut self, worker: ClientId, job: JobId) {
+        if let Some(starting) = self.starting.get_mut(&job) {
+            *starting = starting.saturating_sub(1);
+        }
+        self.spawn_failures.remove(&job);
+        let fresh = Worker { job, lease: None, queue: VecDeque::new(), blocked: false, stalled: false };
+        self.workers.insert(worker, fresh);
+    }
+
+    pub(crate) fn spawn_failed(&mut self, job: JobId, failure: Failure, fatal: bool) {
+        if let Some(starting) = self.starting.get_mut(&job) {
+            *starting = starting.saturating_sub(1);
+        }
+        let failures = self.spawn_failures.entry(job).or_default();
+        *failures += 1;
+        if fatal || *failures >= SPAWN_FAILURES_MAX {
+            self.broken_jobs.insert(job, failure);
+        }
+    }
+
+    pub(crate) fn return_lease(&mut self, worker: ClientId) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        let Some(lease) = w.lease.take() else { return };
+        let demand = &self.classes[lease.class].demand;
+        self.free.give(demand);
+        if !lease.with_cpu {
+            self.free.cpu_milli -= demand.cpu_milli;
+        }
+        self.devices.give(&lease.devices, demand.of(GPU));
+    }
+
+    /// A worker waits inside its task: its CPU is free (R16).
+    fn return_cpu(&mut self, worker: ClientId) {
+        if let Some(lease) = self.workers.get_mut(&worker).and_then(|w| w.lease.as_mut())
+            && lease.with_cpu
+        {
+            self.free.cpu_milli += self.classes[lease.class].demand.cpu_milli;
+            lease.with_cpu = mutant!("M14");
+        }
+    }
+
+    pub(crate) fn worker_gone(&mut self, worker: ClientId) {
+        self.return_lease(worker);
+        self.forget_client_refs(worker);
+        let Some(gone) = self.workers.remove(&worker) else { return };
+        if gone.blocked {
+            self.blocked_runs = self.blocked_runs.saturating_sub(1);
+        }
+        gone.queue.iter().for_each(|task| self.forget_stray(*task));
+        let mut queue = gone.queue.into_iter();
+        // The first was running; the others never started and go to another worker.
+        if let Some(running) = queue.next() {
+            let message =
+                "the worker process died while it ran the task (killed, out of memory, or it exited)";
+            if self.runs.get(&running).is_some_and(|run| run.given == Some(worker)) {
+                self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
+            }
+        }
+        for task in queue.rev().filter(|_| !mutant!("W1")) {
+            self.requeue(worker, task);
+        }
+    }
+
+    /// What a worker had and has not begun goes to another one.
+    fn requeue(&mut self, worker: ClientId, task: TaskId) {
+        if let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) {
+            run.given = None;
+            let class = run.class;
+            if let Some(stop) = self.stopping.remove(&task) {
+                return self.fail_run(task, stop.why);
+            }
+            self.classes[class].runs.push_front(task);
+        }
+    }
+
+    pub(crate) fn blocked(&mut self, worker: ClientId, returned: Vec<TaskId>) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        if !w.blocked {
+            w.blocked = true;
+            self.blocked_runs += 1;
+        }
+        w.queue.retain(|t| !returned.contains(t));
+        if !mutant!("R16") {
+            self.return_cpu(worker);
+        }
+        for task in returned.into_iter().rev() {
+            self.requeue(worker, task);
+        }
+    }
+
+    pub(crate) fn stalled(&mut self, worker: ClientId, returned: Vec<TaskId>) {
+        if let Some(w) = self.workers.get_mut(&worker) {
+            w.stalled = true;
+            self.not_given(worker, returned);
+        }
+    }
+
+    /// A worker has no more of these than before they were given to it.
+    pub(crate) fn not_given(&mut self, worker: ClientId, tasks: Vec<TaskId>) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        let first = w.queue.front().copied();
+        w.queue.retain(|t| !tasks.contains(t));
+        if w.queue.is_empty() {
+            self.return_lease(worker);
+        } else if w.queue.front().copied() != first {
+            self.watch_time(worker);
+        }
+        for task in tasks.into_iter().rev() {
+            self.forget_stray(task);
+            self.requeue(worker, task);
+        }
+    }
+
+    pub(crate) fn unblocked(&mut self, worker: ClientId) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        w.stalled = false;
+        if !std::mem::take(&mut w.blocked) {
+            return;
+        }
+        self.blocked_runs = self.blocked_runs.saturating_sub(1);
+        // It goes on at once; when its CPU was given away meanwhile, it runs without one rather than making
+        // a task in mid-run wait.
+        if let Some(lease) = &mut w.lease
+            && !lease.with_cpu
+            && self.free.cpu_milli >= self.classes[lease.class].demand.cpu_milli
+        {
+            self.free.cpu_milli -= self.classes[lease.class].demand.cpu_milli;
+            lease.with_cpu = true;
+        }
+    }
+}
