@@ -116,9 +116,7 @@ impl World {
                     worker.given.push_back((task, attempt, *demand.expect("known").0, devices));
                 }
                 Effect::Kill { worker } => {
-                    if self.workers.remove(&worker).is_some() {
-                        follow.push(Event::WorkerGone { worker });
-                    }
+                    follow.extend(self.workers.remove(&worker).map(|_| Event::WorkerGone { worker }));
                 }
                 Effect::Spawn { job } => {
                     self.next += 1;
