@@ -268,6 +268,17 @@ mod tests {
     }
 
     #[test]
+    fn a_segment_that_purges_the_last_number_there_is_is_refused() {
+        let mut found = vec![0x29, 0x41, 0, 0, 0xb9, 0xdc, 0xa1, 0x29, 5, 0, 8, 0, 0, 0xff, 0, 0];
+        found.extend([0xff; 7]);
+        found.extend([0; 7]);
+        found.extend([0x71, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0x22]);
+        found.extend([0xff; 9]);
+        found.extend([1, 0xff, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20]);
+        segment(&found);
+    }
+
+    #[test]
     fn an_archive_that_promises_more_than_there_can_be_is_refused() {
         let file = ManifestFile { number: 1, len: u64::MAX, ..Default::default() };
         let cold = Manifest { files: vec![file.clone(), file] };

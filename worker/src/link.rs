@@ -77,6 +77,8 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
         socket: options.socket.display().to_string(),
         cause: e.to_string(),
     };
+    // A daemon waits only so long for the hello: what takes time comes before the connection.
+    let hash = executable_hash().map_err(unreachable)?;
     let deadline = Instant::now() + options.connect_timeout;
     let stream = loop {
         match UnixStream::connect(&options.socket) {
@@ -87,7 +89,6 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
         }
     };
     let executable = std::env::current_exe().map_err(unreachable)?.display().to_string();
-    let hash = executable_hash().map_err(unreachable)?;
     let job = entropy().map_err(unreachable)?;
     let hello = driver_hello(options, job, executable, hash);
     let client = connect_unix(stream, hello, options.connect_timeout)?;

@@ -251,7 +251,7 @@ impl ShardIndex {
     /// While replaying: what the header of a segment says.
     pub(super) fn restate(&mut self, point: &ShardPoint) -> io::Result<()> {
         self.vote = record::load_vote(&point.vote)?;
-        if let Some(purged) = record::unpack_option(&point.purged)? {
+        if let Some(purged) = record::load_id_option(&point.purged)? {
             self.purge(purged);
         }
         self.replay_truncate(point.end);

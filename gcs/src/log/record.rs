@@ -85,6 +85,23 @@ pub fn unpack_option<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<Option<T>>
     if bytes.is_empty() { Ok(None) } else { unpack(bytes).map(Some) }
 }
 
+/// A place in a log, which another can follow.
+///
+/// # Errors
+/// The bytes are none, or the last number that there is.
+pub fn load_id(bytes: &[u8]) -> io::Result<LogId> {
+    let id: LogId = unpack(bytes)?;
+    if id.index == u64::MAX {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "no log is that long"));
+    }
+    Ok(id)
+}
+
+/// As [`load_id`], where no bytes stand for nothing.
+pub fn load_id_option(bytes: &[u8]) -> io::Result<Option<LogId>> {
+    if bytes.is_empty() { Ok(None) } else { load_id(bytes).map(Some) }
+}
+
 /// An entry as it is stored.
 pub fn store_entry(entry: &Entry) -> StoredEntry {
     let (kind, payload) = match &entry.payload {
@@ -100,7 +117,7 @@ pub fn store_entry(entry: &Entry) -> StoredEntry {
 /// # Errors
 /// The bytes are not an entry.
 pub fn load_entry(stored: &StoredEntry) -> io::Result<Entry> {
-    let log_id: LogId = unpack(&stored.log_id)?;
+    let log_id = load_id(&stored.log_id)?;
     let payload = match stored.kind {
         0 => EntryPayload::Blank,
         // Copied, so that an entry does not keep a whole segment in memory.

@@ -102,8 +102,8 @@ impl Replay {
             Kind::Truncate => {
                 shard.replay_truncate(u64::from_le_bytes(payload.try_into().map_err(io::Error::other)?));
             }
-            Kind::Purge => shard.purge(record::unpack(payload)?),
-            Kind::Committed => shard.committed = record::unpack_option(payload)?,
+            Kind::Purge => shard.purge(record::load_id(payload)?),
+            Kind::Committed => shard.committed = record::load_id_option(payload)?,
             Kind::Segment | Kind::Mark | Kind::Seal => {}
         }
         Ok(())
