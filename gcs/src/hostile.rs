@@ -274,7 +274,9 @@ mod tests {
         found.extend([0; 7]);
         found.extend([0x71, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0x22]);
         found.extend([0xff; 9]);
-        found.extend([1, 0xff, 0xe0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x20]);
+        found.extend([1, 0xff, 0xe0]);
+        found.extend([0; 11]);
+        found.push(0x20);
         segment(&found);
     }
 

@@ -181,7 +181,9 @@ impl<K: Key, V> RunMap<K, V> {
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.chunks.iter().map(Vec::len).sum::<usize>() - self.free.len() + self.others.len()
+        // All but the last are full.
+        let entries = self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len());
+        entries - self.free.len() + self.others.len()
     }
 
     /// All, in no order that may show.
