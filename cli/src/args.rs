@@ -84,6 +84,9 @@ pub enum Command {
     /// The demo's single-threaded reference run
     #[command(hide = true)]
     Reference(ReferenceArgs),
+    /// A process of the bare transport that `bench micro` compares with
+    #[command(hide = true)]
+    Bare(BareArgs),
     /// Removes a directory once the process at the other end of standard input has ended
     #[command(hide = true)]
     Janitor {
@@ -443,18 +446,44 @@ pub struct RunArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct BenchArgs {
-    /// gcs: the control store; memory: what it keeps per task; micro: costs of tasks, objects and
-    /// lineage; transfer: bandwidth between nodes
+    /// gcs: the control store; memory: what it keeps per task; micro: the table of what tasks, objects and
+    /// lineage cost; transfer: bandwidth between nodes
     pub name: String,
-    /// Tasks to run (micro, memory)
-    #[arg(long, default_value_t = 100_000)]
-    pub tasks: u64,
+    /// Tasks of micro's long sequence [default: 1000000], or of memory [default: 100000]
+    #[arg(long, value_name = "N")]
+    pub tasks: Option<u64>,
+    /// Only these rows of micro, separated by commas: start, in-flight, floor, sync, async, threads, held,
+    /// chain, fan-in, wait, put, put-1mb, growth, put-1gb, transfer
+    #[arg(long, value_delimiter = ',', value_name = "ROWS")]
+    pub only: Vec<String>,
     /// Seconds for each figure (gcs)
     #[arg(long, default_value_t = 5)]
     pub seconds: u64,
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct BareArgs {
+    /// Which of the processes
+    #[arg(long)]
+    pub role: BareRole,
+    /// Where the daemon listens
+    #[arg(long, value_name = "SOCKET")]
+    pub socket: PathBuf,
+    /// As for a daemon
+    #[arg(long, value_name = "PID")]
+    pub die_with_parent: Option<u32>,
+}
+
+/// A process of the bare transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum BareRole {
+    /// Between driver and worker
+    Daemon,
+    /// Answers
+    Worker,
 }
 
 #[derive(Debug, Clone, Args)]

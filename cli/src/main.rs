@@ -86,6 +86,7 @@ fn run(cli: &Cli, found: &clap::ArgMatches) -> Outcome {
         Command::Config(args) => commands::config::run(&settings, args, found),
         Command::Daemon(args) => commands::daemon::run(&settings, args),
         Command::Reference(args) => demo::reference_process(args),
+        Command::Bare(args) => bench::micro::floor::run(args),
         Command::Janitor { .. } => unreachable!("handled above"),
     }
 }

@@ -1,7 +1,7 @@
 //! `mobula bench`: this machine's figures, measured on a cluster of its own.
 //!
 //! - [`gcs`] — what the control store does.
-//! - [`micro`] — costs of tasks, objects and lineage records.
+//! - [`micro`] — the table of what tasks, objects and lineage records cost.
 //! - [`transfer`] — bandwidth between two nodes.
 //! - [`table`] — how figures are printed.
 
@@ -19,6 +19,9 @@ use mobula::{Client, ConnectOptions};
 use std::fs;
 use table::Figures;
 
+/// Worker processes of each node.
+const WORKERS: u32 = 2;
+
 /// Runs one of the benchmarks.
 pub fn run(settings: &Settings, args: &BenchArgs) -> Outcome {
     let measure: fn(&BenchArgs) -> Result<Figures, Failure> = match args.name.as_str() {
@@ -32,8 +35,11 @@ pub fn run(settings: &Settings, args: &BenchArgs) -> Outcome {
             )));
         }
     };
-    if args.tasks == 0 {
+    if args.tasks == Some(0) {
         return Err(Failure::usage("a benchmark of no task measures nothing; use --tasks 1 or more"));
+    }
+    if !args.only.is_empty() && args.name != "micro" {
+        return Err(Failure::usage("--only chooses rows of `bench micro`"));
     }
     limits::raise_open_files()?;
     signals::leave_in_order();
@@ -50,7 +56,7 @@ pub fn run(settings: &Settings, args: &BenchArgs) -> Outcome {
 /// A cluster to measure on: the demo's control store, and as many nodes as needed.
 fn cluster(nodes: usize, store_mb: u64) -> Result<LocalCluster, Failure> {
     let cluster = LocalCluster::prepare(false)?;
-    cluster.start(Shape { heads: 3, nodes, shards: 4, workers: 2, store_mb })?;
+    cluster.start(Shape { heads: 3, nodes, shards: 4, workers: WORKERS, store_mb })?;
     Ok(cluster)
 }
 

@@ -40,6 +40,8 @@ const READ_BACK: u64 = RUN_LEN / 100;
 const READ_BATCH: usize = 1000;
 /// Runs in one batch of the memory benchmark.
 const RUNS_AT_ONCE: u64 = 2;
+/// Tasks of the memory benchmark, unless another number is asked for.
+const TASKS: u64 = 100_000;
 /// In the memory benchmark, resident memory is looked at so many times.
 const LOOKS: u64 = 50;
 /// So many syncs where the disk alone is measured.
@@ -70,11 +72,12 @@ pub fn run(args: &BenchArgs) -> Result<Figures, Failure> {
 /// `bench memory`: tasks that end while every reference is held, and what heads keep in memory.
 pub fn run_memory(args: &BenchArgs) -> Result<Figures, Failure> {
     let mut figures = Figures::new("memory");
+    let tasks = args.tasks.unwrap_or(TASKS);
     let cluster = heads()?;
     on_runtime(async {
         let client = connect(&cluster).await?;
         let mut writers: Vec<Writer> = (0..RUN_WRITERS).map(|n| Writer::new(&client, 1, n)).collect();
-        let runs = args.tasks.div_ceil(RUN_LEN).div_ceil(RUN_WRITERS * LOOKS).max(1);
+        let runs = tasks.div_ceil(RUN_LEN).div_ceil(RUN_WRITERS * LOOKS).max(1);
         let (mut highest, at) = (0, Instant::now());
         for look in 1..=LOOKS {
             try_join_all(writers.iter_mut().map(|writer| writer.submit_and_end(runs, RUNS_AT_ONCE))).await?;
@@ -94,7 +97,7 @@ pub fn run_memory(args: &BenchArgs) -> Result<Figures, Failure> {
         figures.add("records read back and equal", compared as f64, "");
         Ok(())
     })?;
-    figures.add("on disk, all heads, per task", disk_bytes(&cluster) / args.tasks.max(1) as f64 / 3.0, "B");
+    figures.add("on disk, all heads, per task", disk_bytes(&cluster) / tasks.max(1) as f64 / 3.0, "B");
     Ok(figures)
 }
 
