@@ -7,7 +7,8 @@
 use crate::core::{Core, KeptState};
 use crate::recovery::Timer;
 use crate::types::{ClientId, Effect, Value};
-use mobula_base::{Incarnation, TaskId};
+use crate::workers::Worker;
+use mobula_base::{Incarnation, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, TaskSpec, task_bytes};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -118,7 +119,8 @@ impl Core {
     /// The grace of a task that was told to stop is over.
     pub(crate) fn kill(&mut self, task: TaskId, attempt: u32) {
         if self.stopping.get(&task).is_none_or(|stop| stop.attempt != attempt) {
-            return;
+            // A later attempt has taken its place meanwhile.
+            return self.kill_stray(task);
         }
         let Some(worker) = self.runs.get(&task).and_then(|run| run.given) else { return };
         let runs = self.workers.get(&worker).and_then(|w| w.queue.front()) == Some(&task);
@@ -127,6 +129,20 @@ impl Core {
         } else {
             // It is not the one that keeps the worker busy: its worker has not listened yet.
             self.set_timer(STOP_GRACE, Timer::Kill(task, attempt));
+        }
+    }
+
+    /// The time of an attempt that does not count any more is over: it may never end by itself, and nobody waits
+    /// for what it makes.
+    fn kill_stray(&mut self, task: TaskId) {
+        if !self.strays.contains(&task) || mutant!("W19") {
+            return;
+        }
+        let given = self.runs.get(&task).and_then(|run| run.given);
+        let mut workers = self.workers.iter();
+        let has_it = |(id, w): &(&ClientId, &Worker)| given != Some(**id) && w.queue.front() == Some(&task);
+        if let Some((worker, _)) = workers.find(has_it) {
+            self.effects.push(Effect::Kill { worker: *worker });
         }
     }
 
@@ -142,8 +158,10 @@ impl Core {
     /// A worker goes on to the first of its tasks: from here on its time runs.
     pub(crate) fn watch_time(&mut self, worker: ClientId) {
         let Some(task) = self.workers.get(&worker).and_then(|w| w.queue.front()).copied() else { return };
-        let Some(run) = self.runs.get(&task).filter(|run| run.given == Some(worker)) else { return };
+        let now = self.now;
+        let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) else { return };
         if let Some(limit) = time_limit(&run.spec) {
+            run.began = now;
             let attempt = run.attempt;
             self.set_timer(limit, Timer::TimeOut(task, attempt, worker));
         }
@@ -151,12 +169,17 @@ impl Core {
 
     /// The time of an attempt is over, if it still runs.
     pub(crate) fn time_out(&mut self, task: TaskId, attempt: u32, worker: ClientId) {
-        let Some(run) = self.runs.get(&task) else { return };
-        let is_first = self.workers.get(&worker).and_then(|w| w.queue.front()) == Some(&task);
-        if run.attempt != attempt || run.given != Some(worker) || !is_first {
-            return;
+        let Some(run) = self.runs.get(&task) else { return self.kill_stray(task) };
+        if run.given != Some(worker) {
+            return self.kill_stray(task);
         }
         let limit = time_limit(&run.spec).unwrap_or_default();
+        let is_first = self.workers.get(&worker).and_then(|w| w.queue.front()) == Some(&task);
+        // A record that came anew counts its attempts from 1 again: the time may be that of an earlier run.
+        let is_over = self.now >= run.began + limit || mutant!("W18");
+        if run.attempt != attempt || !is_first || !is_over {
+            return;
+        }
         let message = format!("the task ran longer than the {limit:?} that it may take (attempt {attempt})");
         self.stop_run(task, Failure::new(FailureKind::FailureTimedOut, message));
     }

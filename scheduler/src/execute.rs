@@ -9,7 +9,7 @@ use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
 use crate::workers::Lease;
 use mobula_base::resources::GPU;
-use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
     Assign, Failure, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
 };
@@ -28,6 +28,8 @@ pub(crate) struct Run {
     pub class: usize,
     /// The worker that has it. What a worker has of another attempt of the task is not this run.
     pub given: Option<ClientId>,
+    /// When it became the first of that worker's: its time runs from then on.
+    pub began: Instant,
     /// Arguments whose bytes are not here yet.
     pub missing: u32,
     /// Last ticket of each shard that a record of it has (R4).
@@ -136,7 +138,8 @@ impl Core {
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
-        let run = Run { spec, attempt, keeper, others, class, given: None, missing: 0, submitted, contains };
+        let (given, began) = (None, self.now);
+        let run = Run { spec, attempt, keeper, others, class, given, began, missing: 0, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -261,6 +264,14 @@ impl Core {
     pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
         let run = self.runs.remove(&task)?;
         self.stopping.remove(&task);
+        // One that ends before its arguments have come waits for them no longer.
+        if run.missing > 0 && !mutant!("W17") {
+            for id in arg_objects(&run.spec) {
+                if let Some(object) = self.objects.get_mut(&id) {
+                    object.runs_waiting.retain(|other| *other != task);
+                }
+            }
+        }
         self.use_args(&run.spec, false);
         Some(run)
     }
@@ -468,11 +479,6 @@ impl Core {
         let Some(run) = self.take_run(task) else { return };
         if run.given.is_some() {
             self.strays.insert(task);
-        }
-        for id in arg_objects(&run.spec) {
-            if let Some(object) = self.objects.get_mut(&id) {
-                object.runs_waiting.retain(|t| *t != task);
-            }
         }
     }
 }

@@ -5,6 +5,7 @@ use crate::core::{Core, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
 use crate::stream::About;
+use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{
@@ -214,6 +215,14 @@ impl Core {
             return;
         }
         let (attempt, executor) = (kept.attempt, self.config.incarnation);
+        if matches!(kept.state, KeptState::AwaitDeps(_)) {
+            // It waits for its arguments no longer.
+            for id in arg_objects(&kept.spec) {
+                if let Some(object) = self.objects.get_mut(&id) {
+                    object.tasks_waiting.retain(|other| *other != task);
+                }
+            }
+        }
         let end = End { task, attempt, executor, durable: true, contains: Vec::new() };
         self.conclude(end, Err(failure));
     }

@@ -376,7 +376,20 @@ impl Core {
         if self.rebuilding.insert(task) {
             self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
         }
+        self.look_for_puts(task);
         self.await_deps(task);
+    }
+
+    /// What a task that runs again has put is there before it ends, and it may wait for somebody here who needs
+    /// that: the home is asked.
+    fn look_for_puts(&mut self, task: TaskId) {
+        let lost = self.recovering.get(&task).into_iter().flatten().copied();
+        let puts: Vec<ObjectId> = lost.filter(|id| id.is_put() && !mutant!("W16")).collect();
+        for id in puts {
+            if self.objects.get(&id).is_some_and(|object| object.state == State::Pending) {
+                self.forget_place(id);
+            }
+        }
     }
 
     /// Somebody else was faster, or there is nothing to grant.

@@ -435,3 +435,38 @@ fn a_cancelled_task_is_not_retried_for_its_own_errors() {
     node.finish(1, task(0), 1, error("half way"));
     assert_eq!((node.failures(), node.nexts.len()), (vec![(task(0), CANCELLED)], 0));
 }
+
+#[test]
+fn the_time_of_an_attempt_does_not_count_for_a_later_one_of_that_number() {
+    let mut node = Node::new(&[OTHER]);
+    let options = TaskOptions { timeout_ms: 100, ..TaskOptions::default() };
+    let assign = || Assign { spec: Some(with(options.clone(), 1)), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign: assign() });
+    node.wait(Duration::from_millis(50));
+    node.finish(1, task(1), 1, small());
+    // Its record was pruned, and came anew.
+    node.step(Event::Assigned { from: OTHER, assign: assign() });
+    node.wait(Duration::from_millis(60));
+    assert!(node.stops().is_empty(), "it has run for less than its time");
+    node.wait(Duration::from_millis(60));
+    assert_eq!(node.stops(), [(1, task(1))]);
+}
+
+#[test]
+fn an_attempt_that_counts_no_more_does_not_run_for_ever() {
+    let third = Incarnation(3);
+    let mut node = Node::new(&[OTHER, third]);
+    node.step(Event::WorkerUp { worker: 2, job: JOB });
+    let options = TaskOptions { timeout_ms: 100, ..TaskOptions::default() };
+    let spec = with(options, 1);
+    let assign = |attempt| Assign { spec: Some(spec.clone()), attempt, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign: assign(1) });
+    // Its keeper has died, and another one has been granted the next.
+    node.members(&[third]);
+    node.step(Event::Assigned { from: third, assign: assign(2) });
+    assert_eq!(node.kills(), 0);
+    node.wait(Duration::from_millis(110));
+    assert_eq!(node.kills(), 1, "it holds a worker and a CPU");
+    node.step(Event::WorkerGone { worker: 1 });
+    assert_eq!(node.runs(), [(task(1), 1), (task(1), 2)]);
+}

@@ -909,3 +909,47 @@ fn what_is_dropped_while_its_task_is_run_again_for_something_else_is_let_go() {
     node.ack(next, |_| None);
     assert!(told(&node.settle()).contains(&('r', put(1))));
 }
+
+/// What the home of `object` says.
+fn located(node: &mut Node, object: ObjectId, answer: mobula_proto::located::Answer) {
+    let located = mobula_proto::Located { object: object_bytes(object), answer: Some(answer) };
+    node.step(Event::Located { asked: vec![object], answers: vec![located] });
+}
+
+fn locates(node: &Node, object: ObjectId) -> usize {
+    let asks = |e: &&Effect| matches!(e, Effect::Locate { objects, .. } if objects.contains(&object));
+    node.effects.iter().filter(asks).count()
+}
+
+#[test]
+fn what_a_task_puts_again_is_looked_for_before_the_task_has_ended() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    let put = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![put], want_value: true });
+    located(&mut node, put, mobula_proto::located::Answer::Lost(1));
+    let next = node.batch();
+    let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
+    assert_eq!(locates(&node, put), 1);
+    node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
+    assert_eq!(locates(&node, put), 2, "it may be waiting for whoever needs what it puts");
+    // The attempt has not put it yet; then its home is asked again, and knows.
+    located(&mut node, put, mobula_proto::located::Answer::Lost(2));
+    node.now = node.now + Duration::from_secs(1);
+    node.step(Event::Tick);
+    assert_eq!(locates(&node, put), 3);
+    assert!(node.batches.is_empty(), "and no third attempt is proposed");
+}
+
+#[test]
+fn a_run_that_ends_before_its_arguments_have_come_waits_for_them_no_longer() {
+    let mut node = Node::new();
+    node.members(&[ME, OTHER]);
+    let (a, arg) = (task_in(0, 0), task_in(1, 0));
+    let assign = Assign { spec: Some(spec(a, &[out(arg)])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    assert_eq!(node.objects(), 1);
+    node.step(Event::Cancel { from: Some(OTHER), tasks: vec![a], recursive: false });
+    node.settle();
+    assert_eq!(node.objects(), 0);
+}

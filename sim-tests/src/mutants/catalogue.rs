@@ -168,6 +168,20 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W15", "R8", "what goes while an attempt makes it again is not put back", CORE),
+    product(
+        "W16",
+        "G5",
+        "what a task puts again is awaited until the task ends, which may wait for whoever needs it",
+        CORE,
+    ),
+    product("W17", "G8", "an attempt that ends before its arguments have come waits for them for ever", CORE),
+    product(
+        "W18",
+        "limits",
+        "the time of an attempt that has ended counts for the next one of that number",
+        CORE,
+    ),
+    product("W19", "limits", "an attempt that counts no more may run for ever", CORE),
 ];
 
 /// The bug of this name.
