@@ -14,7 +14,7 @@ use crate::types::{ClientId, Effect, Event};
 use crate::workers::Worker;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
-use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
 use mobula_proto::TaskSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -141,6 +141,8 @@ pub struct Core {
     pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
     /// Jobs whose references are counted.
     pub(crate) counted: BTreeSet<JobId>,
+    /// Arguments of kept tasks that ended before all had come: these are still in their lines.
+    pub(crate) waited_for: BTreeSet<ObjectId>,
     /// Objects that somebody may have lost interest in.
     pub(crate) to_tidy: VecDeque<ObjectId>,
     /// Copies that nobody on this node has a use for, and which was asked about last, by shard.
@@ -202,6 +204,7 @@ impl Core {
             blocked_runs: 0,
             to_fail: VecDeque::new(),
             counted: BTreeSet::new(),
+            waited_for: BTreeSet::new(),
             to_tidy: VecDeque::new(),
             idle: BTreeSet::new(),
             spare: BTreeSet::new(),
@@ -325,6 +328,20 @@ impl Core {
             // A run that has its arguments is with a worker, or soon: what failed was another attempt's.
             if self.runs.get(&task).is_some_and(|run| run.missing > 0) {
                 self.fail_run(task, failure);
+            }
+        }
+        self.leave_lines();
+    }
+
+    /// Takes those that have ended out of the lines of what they waited for: once for each object, however many
+    /// have ended, and before anything else could stand there by the same name.
+    fn leave_lines(&mut self) {
+        let (objects, kept) = (&mut self.objects, &self.kept);
+        let waits =
+            |task: &TaskId| kept.get(task).is_some_and(|k| matches!(k.state, KeptState::AwaitDeps(_)));
+        for id in std::mem::take(&mut self.waited_for) {
+            if let Some(object) = objects.get_mut(&id).filter(|_| !mutant!("W17")) {
+                object.tasks_waiting.retain(waits);
             }
         }
     }

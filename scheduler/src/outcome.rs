@@ -216,12 +216,8 @@ impl Core {
         }
         let (attempt, executor) = (kept.attempt, self.config.incarnation);
         if matches!(kept.state, KeptState::AwaitDeps(_)) {
-            // It waits for its arguments no longer.
-            for id in arg_objects(&kept.spec) {
-                if let Some(object) = self.objects.get_mut(&id) {
-                    object.tasks_waiting.retain(|other| *other != task);
-                }
-            }
+            // It waits for its arguments no longer. Many may end at once that wait for one and the same.
+            self.waited_for.extend(arg_objects(&kept.spec));
         }
         let end = End { task, attempt, executor, durable: true, contains: Vec::new() };
         self.conclude(end, Err(failure));

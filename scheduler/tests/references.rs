@@ -953,3 +953,27 @@ fn a_run_that_ends_before_its_arguments_have_come_waits_for_them_no_longer() {
     node.settle();
     assert_eq!(node.objects(), 0);
 }
+
+#[test]
+fn a_task_that_ends_before_its_arguments_have_come_waits_for_them_no_longer() {
+    let mut node = Node::new();
+    let (first, second, arg) = (task_in(0, 0), task_in(0, 1), task_in(1, 0));
+    node.submit(DRIVER, spec(first, &[out(arg), out(arg)]));
+    node.submit(DRIVER, spec(second, &[out(arg)]));
+    node.settle();
+    node.step(Event::Cancel { from: None, tasks: vec![first], recursive: false });
+    let here = mobula_proto::located::Answer::Value(Bytes::from_static(&[1]));
+    located(&mut node, out(arg), here);
+    let given = |e: &Effect| if let Effect::Run { spec, .. } = e { task_id(&spec.id).ok() } else { None };
+    let given: Vec<TaskId> = node.effects.iter().filter_map(given).collect();
+    assert_eq!(given, [second], "the other one still waits");
+    let third = task_in(0, 2);
+    let late = task_in(1, 1);
+    node.submit(DRIVER, spec(third, &[out(late)]));
+    node.settle();
+    let before = node.objects();
+    node.step(Event::Cancel { from: None, tasks: vec![third], recursive: false });
+    node.drop_refs(DRIVER, &[out(third)]);
+    node.settle();
+    assert_eq!(node.objects(), before - 2, "neither what it made nor what it waited for");
+}
