@@ -232,6 +232,10 @@ pub struct MemberArgs {
     /// Shared memory for objects, MB [default: 512]
     #[arg(long, env = "MOBULA_STORE_MB", value_name = "MB")]
     pub store_mb: Option<u64>,
+    /// How long the lineage of a task that nobody waits for stays on its node: of what comes and goes meanwhile
+    /// the control store never hears. 0: not at all [default: 100]
+    #[arg(long, env = "MOBULA_LINGER_MS", value_name = "MS")]
+    pub linger_ms: Option<u64>,
     /// Listen beyond this machine without a cluster token
     #[arg(long, env = "MOBULA_INSECURE")]
     pub insecure: bool,

@@ -23,7 +23,7 @@ const CONFIG_FILE: &str = "mobula.toml";
 /// The variable that may hold the token itself.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
 /// Every key of the file; the options have the same names, with dashes.
-pub const KEYS: [&str; 19] = [
+pub const KEYS: [&str; 20] = [
     "address",
     "data_dir",
     "token_file",
@@ -40,6 +40,7 @@ pub const KEYS: [&str; 19] = [
     "resource",
     "label",
     "store_mb",
+    "linger_ms",
     "insecure",
     "no_repair",
     "log_format",
@@ -67,6 +68,7 @@ struct ConfigFile {
     resource: Words,
     label: Words,
     store_mb: Option<u64>,
+    linger_ms: Option<u64>,
     insecure: bool,
     no_repair: bool,
     log_format: Option<String>,
@@ -183,6 +185,7 @@ impl Settings {
             resource: file.resource.or(&given.resource),
             label: file.label.or(&given.label),
             store_mb: given.store_mb.or(file.store_mb),
+            linger_ms: given.linger_ms.or(file.linger_ms),
             insecure: given.insecure || file.insecure,
             no_repair: given.no_repair || file.no_repair,
             log_format: given.log_format.or_else(|| file.log_format.clone()),

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use mobula_base::ObjectId;
 use mobula_objstore::Reader;
 use mobula_proto::{
-    Cancel, ClientMsg, Failure, FailureKind, Seal, Shared, TaskResult, TaskSpec, client_msg, object_id,
-    task_id, value as wire_value,
+    Cancel, ClientMsg, Failure, FailureKind, Flush, Seal, Shared, TaskResult, TaskSpec, client_msg,
+    object_id, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 
@@ -135,6 +135,7 @@ impl Life {
                     let tasks = tasks.iter().filter_map(|id| task_id(id).ok()).collect();
                     run.push(Event::Cancel { from: None, tasks, recursive });
                 }
+                client_msg::Msg::Flush(Flush {}) => run.push(Event::Flush),
                 client_msg::Msg::EndJob(end) => {
                     let outbox = self.open.get(&client).map(|link| link.outbox.clone());
                     self.end_job(job, end.succeeded, outbox);

@@ -7,6 +7,7 @@ use mobula_net::Net;
 use mobula_objstore::Region;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// What a node is told.
 #[derive(Debug, Clone)]
@@ -27,6 +28,9 @@ pub struct NodeConfig {
     pub labels: Vec<(String, String)>,
     /// Shared memory for objects, bytes.
     pub store_bytes: u64,
+    /// How long a lineage record lingers that nobody waits for: a task that comes and goes meanwhile never
+    /// reaches the control store.
+    pub linger: Duration,
     /// Where objects go that find no room in memory; `None` refuses whoever finds none.
     pub spill_dir: Option<PathBuf>,
     /// Seed of its random streams; production draws it from the system.

@@ -255,6 +255,7 @@ impl Life {
             resources,
             labels: config.labels.iter().cloned().collect(),
             workers: config.workers,
+            linger: config.linger,
             crc: crc32fast::hash,
         });
         let mut store = Depot::new(parts.region.len(), parts.spill.is_some());

@@ -35,3 +35,4 @@ pub mod transfer;
 
 pub use config::{Error, NodeConfig, Parts, Ready};
 pub use daemon::{run, run_with};
+pub use mobula_scheduler::LINGER;

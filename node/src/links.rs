@@ -15,9 +15,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
 
 /// How long a peer may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first driver of a new cluster waits until all heads are heard.
+const LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 /// Unacknowledged lineage records beyond which submissions are not read: a driver slows down to
 /// the speed of the control store instead of filling this daemon's memory.
 pub const UNACKNOWLEDGED_MAX: u64 = 200_000;
@@ -112,15 +115,23 @@ async fn greet<R: tokio::io::AsyncRead + Unpin>(
     Ok(())
 }
 
-/// Level of the cluster's formats. Before the first view it is asked for.
-async fn level(links: &Links) -> u32 {
-    match links.level.load(Ordering::Relaxed) {
-        0 => {
-            let view = links.control.client.watch(0, Duration::ZERO, HELLO_TIMEOUT).await;
-            view.map_or(0, |view| view.level)
+/// Whether the cluster counts references. A new one does a moment after it is formed, once all its heads are heard:
+/// that is waited for, or the first job would keep all that it makes. One that is being upgraded does not yet.
+/// `view` has what is newer than a version, or what there is after so long: version and level.
+async fn counts<F: Future<Output = Option<(u64, u32)>>>(
+    known: u32,
+    view: impl Fn(u64, Duration) -> F,
+) -> bool {
+    let until = Instant::now() + LEVEL_PATIENCE;
+    let (mut level, mut seen) = (known, 0);
+    while level < LEVEL_REFERENCES {
+        let left = until.saturating_duration_since(Instant::now());
+        match view(seen, left).await {
+            Some(newer) if !left.is_zero() || newer.1 >= LEVEL_REFERENCES => (seen, level) = newer,
+            _ => return false,
         }
-        known => known,
     }
+    true
 }
 
 /// Commits the job, then opens the link.
@@ -135,8 +146,15 @@ async fn driver_up(
     start.incarnation = links.welcome.incarnation;
     start.executable_hash = hello.executable_hash;
     // Decided once: nodes that counted and nodes that did not would let go of each other's objects.
-    start.counted = level(links).await >= LEVEL_REFERENCES;
     let store: &Client = &links.control.client;
+    let view = |seen, wait| {
+        let store = store.clone();
+        async move {
+            let view = store.watch(seen, wait, HELLO_TIMEOUT).await.ok()?;
+            Some((view.version, view.level))
+        }
+    };
+    start.counted = counts(links.level.load(Ordering::Relaxed), view).await;
     if let Err(why) = crate::control::start_job(store, start.clone()).await {
         // It may have been committed all the same: nobody would end it.
         let (store, job) = (store.clone(), start.job);
@@ -148,4 +166,37 @@ async fn driver_up(
     outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
     let up = Input::DriverUp { client, job, start, outbox: outbox.clone() };
     links.inbox.send(up).await.map_err(|_| refuse("the daemon is stopping".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::RefCell;
+
+    /// What is said of a cluster that reads so, view by view: (after ms, level).
+    async fn asked(known: u32, views: &[(u64, u32)]) -> (bool, Duration) {
+        let (start, views) = (Instant::now(), RefCell::new(views.iter()));
+        let view = |seen: u64, wait: Duration| {
+            let next = views.borrow_mut().next();
+            async move {
+                let Some((after, level)) = next else {
+                    tokio::time::sleep(wait).await;
+                    return Some((seen, 1));
+                };
+                tokio::time::sleep(Duration::from_millis(*after).min(wait)).await;
+                Some((seen + 1, *level))
+            }
+        };
+        let counted = counts(known, view).await;
+        (counted, start.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_job_of_a_new_cluster_waits_until_references_are_counted() {
+        let ms = Duration::from_millis;
+        assert_eq!(asked(3, &[]).await, (true, ms(0)), "it is known already");
+        assert_eq!(asked(0, &[(0, 1), (30, 1), (40, 3)]).await, (true, ms(70)));
+        assert_eq!(asked(1, &[(0, 1)]).await, (false, LEVEL_PATIENCE), "it is being upgraded");
+        assert!(!counts(0, |_, _| async { None }).await, "nobody answers");
+    }
 }

@@ -16,6 +16,7 @@ use mobula_proto::{
     Shared, Stop, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Copies that were asked for in vain and are remembered, so that their home is told when they are made
@@ -336,7 +337,8 @@ impl Life {
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
             Effect::Run { worker, spec, attempt, args, devices } => {
-                let order = RunTask { spec: Some(spec), attempt, args: Vec::new(), devices };
+                let spec = Some(Arc::unwrap_or_clone(spec));
+                let order = RunTask { spec, attempt, args: Vec::new(), devices };
                 self.give(worker, order, args);
             }
             Effect::Stop { worker, task, attempt } => {

@@ -55,6 +55,7 @@ impl Node {
             resources: Vec::new(),
             labels: Vec::new(),
             store_bytes: 1 << 20,
+            linger: mobula_node::LINGER,
             spill_dir: None,
             seed: 3,
         };

@@ -147,6 +147,7 @@ impl Cluster {
             resources: vec![(resource.to_owned(), 4.0), ("gpu".to_owned(), 2.0)],
             labels: vec![("number".to_owned(), n.to_string())],
             store_bytes: 64 << 20,
+            linger: mobula_node::LINGER,
             spill_dir: None,
             seed: u64::from(n),
         };
@@ -358,13 +359,13 @@ fn slots_move_under_a_job(c: &Cluster) {
         let rebuilt = blob.get_timeout(SOON).expect("is rebuilt");
         assert!(rebuilt.len() == 300_000 && rebuilt.iter().all(|byte| *byte == n as u8));
     }
-    let committed = Instant::now() + SOON;
-    let mut records = 0;
-    while records < 6 + refs.len() + sums.len() {
-        records += client.take_committed().len();
-        assert!(Instant::now() < committed, "{records} records are acknowledged");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    client.wait_durable(SOON).expect("all records are acknowledged");
+    let records = client.take_committed().len();
+    assert_eq!(
+        (records, client.committed()),
+        (6 + refs.len() + sums.len(), client.submitted()),
+        "none was elided"
+    );
     client.end(true).expect("the job ends");
     stop_second.send(()).expect("it runs");
     second.join().expect("it ends cleanly");

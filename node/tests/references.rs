@@ -132,6 +132,7 @@ fn run_node_if_asked() {
         resources: vec![(resource.to_owned(), 4.0)],
         labels: Vec::new(),
         store_bytes: 64 << 20,
+        linger: mobula_node::LINGER,
         spill_dir: None,
         seed: u64::from(std::process::id()),
     };

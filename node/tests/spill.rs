@@ -75,6 +75,7 @@ fn run_node_if_asked() {
         resources: vec![(resource.to_owned(), 4.0)],
         labels: Vec::new(),
         store_bytes: STORE as u64,
+        linger: mobula_node::LINGER,
         spill_dir: Some(dir.join("spill")),
         seed: u64::from(std::process::id()),
     };

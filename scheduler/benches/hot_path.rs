@@ -8,7 +8,7 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{StreamAck, StreamBatch, TaskSpec, task_bytes, task_id};
-use mobula_scheduler::{Config, Core, Effect, Event, TaskOutcome, Value};
+use mobula_scheduler::{Config, Core, Effect, Event, LINGER, TaskOutcome, Value};
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
@@ -40,6 +40,7 @@ impl Bench {
             resources: Resources::cpus_milli(2000),
             labels: BTreeMap::new(),
             workers: 2,
+            linger: LINGER,
             crc: |bytes| bytes.len() as u32,
         };
         let mut events = vec![Event::JobStarted { job: JOB, counted: true }];
@@ -143,7 +144,8 @@ fn main() {
     if drops {
         bench.drop_oldest(0);
     }
-    while !bench.events.is_empty() || !bench.batches.is_empty() {
+    bench.events.push(Event::Flush);
+    while !bench.events.is_empty() || bench.core.unacknowledged() > 0 {
         bench.turn();
     }
     let ns = started.elapsed().as_nanos() as f64 / submitted as f64;

@@ -17,6 +17,11 @@ use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
 use mobula_proto::TaskSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long records linger, unless somebody says otherwise.
+pub const LINGER: Duration = Duration::from_millis(100);
 
 /// What a node is.
 #[derive(Clone, Debug)]
@@ -33,6 +38,8 @@ pub struct Config {
     pub labels: BTreeMap<String, String>,
     /// Worker processes per job, not counting those that wait inside a task.
     pub workers: u32,
+    /// How long a record lingers that nobody waits for: a task that comes and goes meanwhile is elided (R4).
+    pub linger: Duration,
     /// CRC-32, handed in so that this crate computes no checksums of its own.
     pub crc: fn(&[u8]) -> u32,
 }
@@ -40,7 +47,7 @@ pub struct Config {
 /// A task that this node keeps (R4): it was submitted here, or its attempt was granted here.
 #[derive(Debug)]
 pub(crate) struct Kept {
-    pub spec: TaskSpec,
+    pub spec: Arc<TaskSpec>,
     pub attempt: u32,
     pub client: Option<ClientId>,
     pub state: KeptState,
@@ -224,6 +231,7 @@ impl Core {
     pub fn step(&mut self, events: impl IntoIterator<Item = Event>, now: Instant, out: &mut Vec<Effect>) {
         assert!(self.now <= now, "time went backwards: {:?} then {now:?}", self.now);
         self.now = now;
+        self.streams.linger(now + self.config.linger);
         for event in events {
             self.handle(event);
             self.fail_dependents();
@@ -286,13 +294,15 @@ impl Core {
             Event::View(view) => self.view(view),
             Event::JobStarted { job, counted } => self.job_started(job, counted),
             Event::JobEnded(job) => self.job_ended(job),
+            Event::Flush => self.streams.hurry(),
             Event::Tick => {}
         }
     }
 
     /// When `Event::Tick` will next have something to do.
     pub fn deadline(&self) -> Option<Instant> {
-        self.timers.keys().next().map(|(at, _)| *at)
+        let timer = self.timers.keys().next().map(|(at, _)| *at);
+        timer.into_iter().chain(self.streams.due()).min()
     }
 
     /// Lineage records that are not yet acknowledged: the shell stops reading submissions when
@@ -347,7 +357,7 @@ impl Core {
     }
 
     fn flush_streams(&mut self) {
-        for (shard, batch) in self.streams.next_batches(self.config.incarnation) {
+        for (shard, batch) in self.streams.next_batches(self.config.incarnation, self.now) {
             self.effects.push(Effect::Send { shard, batch });
             self.batch_left(shard);
         }

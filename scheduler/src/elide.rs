@@ -4,16 +4,15 @@
 //! that has come and gone on this node before its record was sent is *elided*: nobody will ask for it.
 
 use crate::core::{Core, KeptState, Record};
-use crate::stream::{About, Ticket};
+use crate::stream::{About, Content, Ticket};
 use crate::submit::named_objects;
 use crate::types::Effect;
 use mobula_base::{ShardId, TaskId, mutant};
-use mobula_proto::StreamItem;
 
 /// An item about a task whose record has not been queued.
 #[derive(Debug)]
 pub(crate) struct Later {
-    pub item: StreamItem,
+    pub item: Content,
     pub bytes: usize,
     pub about: About,
 }

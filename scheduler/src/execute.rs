@@ -3,8 +3,6 @@
 use crate::core::Core;
 use crate::objects::State;
 use crate::outcome::End;
-use crate::stream::Ticket;
-use crate::streams::Streams;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
 use crate::workers::Lease;
@@ -14,11 +12,12 @@ use mobula_proto::{
     Assign, Failure, PeerResult, TaskSpec, arg, object_bytes, object_id, task_bytes, task_id,
 };
 use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
 
 /// An attempt that runs on this node.
 #[derive(Debug)]
 pub(crate) struct Run {
-    pub spec: TaskSpec,
+    pub spec: Arc<TaskSpec>,
     /// The highest number under which it was assigned: what its worker knows it by.
     pub attempt: u32,
     pub keeper: Asker,
@@ -57,15 +56,11 @@ impl Run {
         }
     }
 
-    /// Its done-record comes after what has this ticket.
-    pub(crate) fn waits_for(&mut self, ticket: Ticket) {
-        let last = self.submitted.entry(ticket.shard).or_default();
-        *last = ticket.number.max(*last);
+    /// Its done-record comes after what has this ticket of a shard.
+    pub(crate) fn waits_for(&mut self, shard: ShardId, number: u64) {
+        let last = self.submitted.entry(shard).or_default();
+        *last = number.max(*last);
     }
-}
-
-fn is_committed(streams: &Streams, shard: ShardId, number: u64) -> bool {
-    streams.is_committed(Ticket { shard, number })
 }
 
 /// A finished run whose submissions are not all committed.
@@ -115,11 +110,11 @@ impl Core {
                 self.announce(id);
             }
         }
-        self.start_run(spec, assign.attempt, from);
+        self.start_run(Arc::new(spec), assign.attempt, from);
     }
 
     /// Begins an attempt here: brings its arguments, then queues it for a worker.
-    pub(crate) fn start_run(&mut self, spec: TaskSpec, attempt: u32, keeper: Incarnation) {
+    pub(crate) fn start_run(&mut self, spec: Arc<TaskSpec>, attempt: u32, keeper: Incarnation) {
         let Ok(task) = task_id(&spec.id) else { return };
         let keeper = Asker { node: keeper, attempt };
         let mut others = Vec::new();
@@ -355,7 +350,7 @@ impl Core {
         for inner in contains.iter().copied() {
             let ticket = self.name(inner, job, Some(task.output(0)), true, false);
             if let Some(run) = self.runs.get_mut(&task) {
-                run.waits_for(ticket);
+                run.waits_for(ticket.shard, ticket.number);
             }
         }
         let Some(run) = self.take_run(task) else { return };
@@ -363,7 +358,7 @@ impl Core {
         let pending: BTreeMap<ShardId, u64> = run
             .submitted
             .into_iter()
-            .filter(|(shard, number)| !is_committed(streams, *shard, *number))
+            .filter(|(shard, number)| !streams.are_committed(*shard, *number))
             .collect();
         let durable = pending.is_empty() || mutant!("R4");
         if ran_ns > 0 {
@@ -384,6 +379,9 @@ impl Core {
             None
         };
         if !durable {
+            for (shard, number) in &pending {
+                self.streams.hurry_for(*shard, *number);
+            }
             self.undurable.push(UndurableRun { task, askers, pending, report });
         }
     }
@@ -438,7 +436,7 @@ impl Core {
         let streams = &self.streams;
         let (done, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.undurable)
             .into_iter()
-            .partition(|u| u.pending.iter().all(|(shard, number)| is_committed(streams, *shard, *number)));
+            .partition(|u| u.pending.iter().all(|(shard, number)| streams.are_committed(*shard, *number)));
         self.undurable = waiting;
         for UndurableRun { task, askers, report, .. } in done {
             if let Some(report) = report {

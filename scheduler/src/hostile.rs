@@ -44,6 +44,7 @@ pub fn messages(bytes: &[u8]) {
         resources: Resources::cpus_milli(2000),
         labels: Default::default(),
         workers: 2,
+        linger: Duration::ZERO,
         crc: |bytes| bytes.len() as u32,
     };
     let mut world = World {

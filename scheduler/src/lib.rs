@@ -31,6 +31,7 @@ pub mod elide;
 pub mod execute;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
+mod line;
 pub mod map;
 pub mod objects;
 pub mod outcome;
@@ -44,6 +45,6 @@ pub mod submit;
 pub mod types;
 mod workers;
 
-pub use crate::core::{Config, Core};
+pub use crate::core::{Config, Core, LINGER};
 pub use census::Census;
 pub use types::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};

@@ -2,6 +2,7 @@
 
 use mobula_base::ids::RUN_LEN;
 use mobula_base::{ObjectId, RunId, TaskId};
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hash, Hasher};
 use std::ops::Index;
@@ -65,7 +66,11 @@ impl Key for ObjectId {
 ///
 /// Invariant: every place of `runs` names the entry that has its key, and no other entry has a value.
 pub(crate) struct RunMap<K, V> {
-    runs: IdMap<RunId, Places>,
+    runs: IdMap<RunId, u32>,
+    places: Vec<Places>,
+    free_places: Vec<u32>,
+    /// The run that was looked up last: mostly it is the next one, too.
+    last: Cell<Option<(RunId, u32)>>,
     chunks: Vec<Vec<Option<(K, V)>>>,
     free: Vec<u32>,
     others: IdMap<K, V>,
@@ -80,15 +85,34 @@ struct Places {
 
 impl<K, V> Default for RunMap<K, V> {
     fn default() -> Self {
-        let (runs, others) = (IdMap::default(), IdMap::default());
-        RunMap { runs, chunks: Vec::new(), free: Vec::new(), others }
+        RunMap {
+            runs: IdMap::default(),
+            places: Vec::new(),
+            free_places: Vec::new(),
+            last: Cell::new(None),
+            chunks: Vec::new(),
+            free: Vec::new(),
+            others: IdMap::default(),
+        }
     }
 }
 
 impl<K: Key, V> RunMap<K, V> {
+    /// Which places are a run's.
+    fn run(&self, run: RunId) -> Option<usize> {
+        if let Some((last, number)) = self.last.get()
+            && last == run
+        {
+            return Some(number as usize);
+        }
+        let number = *self.runs.get(&run)?;
+        self.last.set(Some((run, number)));
+        Some(number as usize)
+    }
+
     /// Where the entry of a place is.
     fn at(&self, run: RunId, place: usize) -> Option<usize> {
-        let number = *self.runs.get(&run)?.at.get(place)?;
+        let number = *self.places[self.run(run)?].at.get(place)?;
         (number as usize).checked_sub(1)
     }
 
@@ -152,7 +176,8 @@ impl<K: Key, V> RunMap<K, V> {
                 number * CHUNK + chunk.len() - 1
             }
         };
-        let places = self.runs.entry(run).or_default();
+        let number = self.run(run).unwrap_or_else(|| self.add_run(run));
+        let places = &mut self.places[number];
         if places.at.len() <= place {
             places.at.resize(place + 1, 0);
         }
@@ -161,20 +186,39 @@ impl<K: Key, V> RunMap<K, V> {
         at
     }
 
+    fn add_run(&mut self, run: RunId) -> usize {
+        let number = self.free_places.pop().unwrap_or_else(|| {
+            self.places.push(Places::default());
+            self.places.len() as u32 - 1
+        });
+        self.runs.insert(run, number);
+        number as usize
+    }
+
+    fn remove_run(&mut self, run: RunId) {
+        let Some(number) = self.runs.remove(&run) else { return };
+        self.last.set(None);
+        self.places[number as usize] = Places::default();
+        self.free_places.push(number);
+        if self.runs.is_empty() {
+            // Nothing is left: the memory goes back.
+            (self.places, self.free_places) = (Vec::new(), Vec::new());
+            (self.chunks, self.free) = (Vec::new(), Vec::new());
+        }
+    }
+
     /// Takes the value of a key out.
     pub fn remove(&mut self, key: &K) -> Option<V> {
         let Some((run, place)) = key.place() else { return self.others.remove(key) };
-        let places = self.runs.get_mut(&run)?;
+        let number = self.run(run)?;
+        let places = &mut self.places[number];
         let at = (std::mem::take(places.at.get_mut(place)?) as usize).checked_sub(1)?;
         places.taken -= 1;
-        if places.taken == 0 {
-            self.runs.remove(&run);
-        }
+        let is_last = places.taken == 0;
         let (_, value) = self.chunks[at / CHUNK][at % CHUNK].take()?;
         self.free.push(at as u32);
-        if self.runs.is_empty() {
-            // Nothing is left: the memory goes back.
-            (self.chunks, self.free) = (Vec::new(), Vec::new());
+        if is_last {
+            self.remove_run(run);
         }
         Some(value)
     }

@@ -171,7 +171,7 @@ impl Core {
         }
         let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
         let bytes = prost::Message::encoded_len(&item);
-        let ticket = self.push_behind(task, Later { item, bytes, about: About::Done(task) });
+        let ticket = self.push_behind(task, Later { item: item.into(), bytes, about: About::Done(task) });
         if let Some(kept) = self.kept.get_mut(&task) {
             (kept.done, kept.state) = (ticket, KeptState::Finishing);
         }
@@ -232,7 +232,11 @@ impl Core {
         let next = NextAttempt { task: task_bytes(task), from, failed, contains, failure };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
         let bytes = prost::Message::encoded_len(&item);
-        self.push_behind(task, Later { item, bytes, about: About::Next(task) });
+        if let Some(ticket) =
+            self.push_behind(task, Later { item: item.into(), bytes, about: About::Next(task) })
+        {
+            self.streams.hurry_for(ticket.shard, ticket.number);
+        }
         self.set_kept_state(task, KeptState::AwaitAttempt);
         if mutant!("R7a")
             && let Some(kept) = self.kept.get_mut(&task)

@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Tasks that one worker may have queued up, running included.
-pub const DEPTH_MAX: u64 = 256;
+pub const DEPTH_MAX: u64 = 1024;
 /// A worker's queue should hold about this much work, nanoseconds.
 const QUEUE_NS: u64 = 500_000;
 /// Bytes already on a node are worth a detour from this on.
@@ -118,11 +118,13 @@ impl Core {
             self.start_run(spec, attempt, me);
         } else {
             kept.shared = true;
+            // What it names may be asked for there.
+            self.streams.hurry();
             *self.placed.entry(node).or_default() += 1;
             if !self.classes[class].demand.named.is_empty() {
                 *self.placed_scarce.entry((node, class)).or_default() += 1;
             }
-            let assign = Assign { hints: self.hints(&spec), spec: Some(spec), attempt };
+            let assign = Assign { hints: self.hints(&spec), spec: Some(TaskSpec::clone(&spec)), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
         }
         true

@@ -359,7 +359,7 @@ impl Core {
             self.set_object_state(task.output(0), State::Pending);
         }
         let kept = Kept {
-            spec,
+            spec: spec.into(),
             attempt: view.attempt,
             client,
             state: KeptState::AwaitDeps(0),

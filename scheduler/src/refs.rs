@@ -113,7 +113,7 @@ impl Core {
     pub(crate) fn running_waits_for(&mut self, worker: ClientId, ticket: Ticket) {
         let running = self.workers.get(&worker).and_then(|w| w.queue.front()).copied();
         if let Some(run) = running.and_then(|task| self.runs.get_mut(&task)) {
-            run.waits_for(ticket);
+            run.waits_for(ticket.shard, ticket.number);
         }
     }
 
@@ -121,7 +121,7 @@ impl Core {
     pub(crate) fn client_dropped(&mut self, client: ClientId, objects: Vec<ObjectId>) {
         let streams = &self.streams;
         if let Some(gate) = self.gates.get_mut(&client) {
-            gate.retain(|shard, number| !streams.is_committed(Ticket { shard: *shard, number: *number }));
+            gate.retain(|shard, number| !streams.are_committed(*shard, *number));
             if !gate.is_empty() && !mutant!("R8b") {
                 let pending = gate.clone();
                 return self.held_back.push(HeldBack { client, objects, pending });
@@ -138,7 +138,7 @@ impl Core {
         let streams = &self.streams;
         let open = |back: &HeldBack| {
             let mut pending = back.pending.iter();
-            pending.any(|(shard, number)| !streams.is_committed(Ticket { shard: *shard, number: *number }))
+            pending.any(|(shard, number)| !streams.are_committed(*shard, *number))
         };
         let (waiting, ready) = std::mem::take(&mut self.held_back).into_iter().partition(open);
         self.held_back = waiting;
@@ -197,7 +197,10 @@ impl Core {
         let by = by.map(object_bytes).unwrap_or_default();
         let name = Name { object: object_bytes(id), by, contains, hold, job: job.0 };
         let item = StreamItem { item: Some(stream_item::Item::Name(name)) };
-        self.streams.push(item, ITEM_BYTES, About::Name(id))
+        let ticket = self.streams.push(item, ITEM_BYTES, About::Name(id));
+        // Records and dropped references wait for it.
+        self.streams.hurry_for(ticket.shard, ticket.number);
+        ticket
     }
 
     /// A kept task names objects, each once: this node holds them, and they have an edge from the task.
@@ -332,6 +335,7 @@ impl Core {
             self.recheck = true;
             return self.forget(id);
         }
+        let takes_room = !matches!(object.state, State::Here(Value::Inline(_)));
         refs.home = Home::Releasing;
         // Nobody else can have a use for it.
         let private = refs.origin && !refs.left && refs.copy_at.is_none();
@@ -342,7 +346,10 @@ impl Core {
         }
         let release = Release { object: object_bytes(id) };
         let item = StreamItem { item: Some(stream_item::Item::Release(release)) };
-        self.streams.push(item, ITEM_BYTES, About::Release(id));
+        let ticket = self.streams.push(item, ITEM_BYTES, About::Release(id));
+        if takes_room {
+            self.streams.hurry_for(ticket.shard, ticket.number);
+        }
     }
 
     /// The home has taken note that this node no longer holds an object. `kept`: others need copies.

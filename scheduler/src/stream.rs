@@ -3,17 +3,27 @@
 //! Whatever has queued up while a batch was under way is the next batch, so batches grow with the
 //! shard's latency. A batch is repeated unchanged until it is acknowledged.
 //!
+//! Items that nobody waits for *linger*: a task that comes and goes meanwhile is elided (R4), and the control
+//! store never hears of it. An item is due when it has lingered its time, when somebody waits for it or for
+//! one behind it, and when too many linger.
+//!
 //! What an item is waited for by is its *ticket*, not its number on the wire: an item whose slot moves
 //! leaves its stream for another one, and keeps the ticket of the shard that it was first meant for.
 
-use mobula_base::{Incarnation, ObjectId, ShardId, TaskId, mutant};
-use mobula_proto::{StreamBatch, StreamItem};
-use std::collections::{BTreeSet, VecDeque};
+use crate::line::Line;
+use mobula_base::{Incarnation, Instant, ObjectId, ShardId, TaskId, mutant};
+use mobula_proto::{StreamBatch, StreamItem, TaskSpec, stream_item};
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 /// Items in a batch at most.
 pub const BATCH_ITEMS_MAX: usize = 4096;
 /// Bytes in a batch at most (arguments travel inside records).
 pub const BATCH_BYTES_MAX: usize = 4 << 20;
+/// Items of a stream that linger at most.
+pub const LINGER_ITEMS_MAX: usize = 8 * BATCH_ITEMS_MAX;
+/// Bytes of a stream that linger at most.
+pub const LINGER_BYTES_MAX: usize = 2 * BATCH_BYTES_MAX;
 
 /// What an item was about, kept until its acknowledgement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +63,40 @@ pub struct Ticket {
     pub shard: ShardId,
     /// Counted from 1 for each shard.
     pub number: u64,
+    /// Where in that shard's line it was put, if it was.
+    pub place: Option<u64>,
+}
+
+/// What an item says.
+#[derive(Clone, Debug)]
+pub(crate) enum Content {
+    /// A lineage record, whose specification others have, too.
+    Record(Arc<TaskSpec>),
+    /// Anything else.
+    Item(Box<StreamItem>),
+}
+
+impl Content {
+    fn into_item(self) -> StreamItem {
+        match self {
+            Content::Record(spec) => {
+                StreamItem { item: Some(stream_item::Item::Submit(Arc::unwrap_or_clone(spec))) }
+            }
+            Content::Item(item) => *item,
+        }
+    }
+}
+
+impl From<Arc<TaskSpec>> for Content {
+    fn from(spec: Arc<TaskSpec>) -> Self {
+        Content::Record(spec)
+    }
+}
+
+impl From<StreamItem> for Content {
+    fn from(item: StreamItem) -> Self {
+        Content::Item(Box::new(item))
+    }
 }
 
 /// An item in a stream, without its content.
@@ -80,15 +124,21 @@ fn rank(about: About) -> usize {
 /// An item in a queue.
 #[derive(Clone, Debug)]
 pub(crate) struct Queued {
-    pub item: StreamItem,
+    pub item: Content,
     pub bytes: usize,
     pub waits: Waits,
+    /// It is due then.
+    pub due: Instant,
 }
 
 /// The stream to one shard.
 #[derive(Debug, Default)]
 pub struct Stream {
-    queue: VecDeque<Queued>,
+    line: Line<Queued>,
+    /// Bytes of what is in the line.
+    bytes: usize,
+    /// What has a place before this one is due, whatever its time.
+    hurried: u64,
     in_flight: Vec<Waits>,
     /// Highest acknowledged sequence number on the wire.
     acked: u64,
@@ -96,30 +146,74 @@ pub struct Stream {
     given: u64,
     /// The last ticket of this shard that was acknowledged from this stream.
     settled: u64,
-    /// Items here that have a ticket of this shard, never left, and were not withdrawn.
+    /// Items here, or on their way from here, that have a ticket of this shard and never left.
     own: usize,
-    /// The last ticket of this shard whose item was put into a batch here.
-    taken: u64,
-    /// Tickets whose items are still queued and will not be sent.
-    withdrawn: BTreeSet<u64>,
     /// Tickets of this shard whose items have left, and are not acknowledged elsewhere yet.
     strayed: BTreeSet<u64>,
+    /// Tickets of this shard whose items are acknowledged, though one before them is not.
+    early: BTreeSet<u64>,
 }
 
 impl Stream {
-    /// A ticket for an item of this shard, that is queued here or strays from the start.
-    pub(crate) fn ticket(&mut self, shard: ShardId, strays: bool) -> Ticket {
+    /// A ticket for an item of this shard that is not in its line.
+    pub(crate) fn stray(&mut self, shard: ShardId) -> Ticket {
         self.given += 1;
-        if strays {
-            self.strayed.insert(self.given);
-        }
-        Ticket { shard, number: self.given }
+        self.strayed.insert(self.given);
+        Ticket { shard, number: self.given, place: None }
     }
 
-    /// Queues an item.
+    /// Queues an item that was meant for this shard from the start; its ticket.
+    pub(crate) fn push_own(
+        &mut self,
+        shard: ShardId,
+        item: Content,
+        bytes: usize,
+        about: About,
+        due: Instant,
+    ) -> Ticket {
+        self.given += 1;
+        self.own += 1;
+        let ticket = Ticket { shard, number: self.given, place: Some(self.line.next()) };
+        self.push(Queued { item, bytes, waits: Waits { about, ticket, strays: false }, due });
+        ticket
+    }
+
+    /// Queues an item that has a ticket.
     pub(crate) fn push(&mut self, queued: Queued) {
-        self.own += usize::from(!queued.waits.strays);
-        self.queue.push_back(queued);
+        self.bytes += queued.bytes;
+        self.line.push(queued);
+    }
+
+    /// Whatever is queued is due.
+    pub(crate) fn hurry(&mut self) {
+        self.hurried = self.line.next();
+    }
+
+    /// Somebody waits for the item with this ticket of this shard: whether it is not here.
+    pub(crate) fn hurry_for(&mut self, number: u64) -> bool {
+        let first = self.line.front().map(|first| first.waits);
+        if first.is_some_and(|first| first.strays || first.ticket.number <= number) {
+            self.hurry();
+        }
+        self.strayed.contains(&number)
+    }
+
+    /// When the first item is due, unless a batch is in flight: what comes next, comes with its acknowledgement.
+    pub(crate) fn due(&self) -> Option<Instant> {
+        self.line.front().filter(|_| self.in_flight.is_empty()).map(|first| first.due)
+    }
+
+    fn pop(&mut self) -> Option<Queued> {
+        let queued = self.line.pop()?;
+        self.bytes -= queued.bytes;
+        Some(queued)
+    }
+
+    /// Whether the first item is to be sent now.
+    fn is_due(&self, now: Instant) -> bool {
+        let Some(first) = self.line.front() else { return false };
+        let many = self.line.len() > LINGER_ITEMS_MAX || self.bytes > LINGER_BYTES_MAX;
+        many || self.line.first() < self.hurried || first.due <= now
     }
 
     /// The number of the last ticket.
@@ -139,28 +233,52 @@ impl Stream {
 
     /// All items with a ticket up to this one are acknowledged.
     pub(crate) fn committed(&self) -> u64 {
-        let here = if self.own == 0 { self.given } else { self.settled };
+        let here = match self.line.front() {
+            _ if self.own == 0 => self.given,
+            // All before it were acknowledged or withdrawn.
+            Some(Queued { waits: Waits { ticket, strays: false, .. }, .. }) if self.in_flight.is_empty() => {
+                ticket.number - 1
+            }
+            _ => self.settled,
+        };
         self.strayed.first().map_or(here, |first| here.min(first - 1))
+    }
+
+    /// Whether the item with this ticket is acknowledged.
+    pub(crate) fn is_committed(&self, number: u64) -> bool {
+        self.early.contains(&number) || self.committed() >= number
+    }
+
+    /// Remembers of these what the first open ticket hides.
+    fn note_early(&mut self, acknowledged: impl Iterator<Item = u64>) {
+        let committed = self.committed();
+        self.early.extend(acknowledged.filter(|number| *number > committed));
+        if self.early.first().is_some_and(|first| *first <= committed) {
+            self.early = self.early.split_off(&(committed + 1));
+        }
     }
 
     /// Items that are here and not acknowledged.
     pub(crate) fn pending(&self) -> u64 {
-        (self.queue.len() + self.in_flight.len() - self.withdrawn.len()) as u64
+        (self.line.len() + self.in_flight.len()) as u64
     }
 
     /// Whether the item with this ticket of this shard waits here, so that it could be withdrawn.
-    pub(crate) fn is_queued(&self, number: u64) -> bool {
-        number > self.taken && !self.strayed.contains(&number) && !self.withdrawn.contains(&number)
+    pub(crate) fn is_queued(&self, ticket: Ticket) -> bool {
+        let queued = ticket.place.and_then(|place| self.line.get(place));
+        queued.is_some_and(|queued| !queued.waits.strays && queued.waits.ticket == ticket)
     }
 
     /// The item with this ticket is not to be sent, if it has not been.
-    pub(crate) fn withdraw(&mut self, number: u64) -> bool {
-        let queued = self.is_queued(number);
-        if queued {
-            self.withdrawn.insert(number);
+    pub(crate) fn withdraw(&mut self, ticket: Ticket) -> bool {
+        if !self.is_queued(ticket) {
+            return false;
+        }
+        if let Some(queued) = ticket.place.and_then(|place| self.line.take(place)) {
+            self.bytes -= queued.bytes;
             self.own -= 1;
         }
-        queued
+        true
     }
 
     /// What the batch in flight is about.
@@ -168,12 +286,12 @@ impl Stream {
         self.in_flight.iter().map(|waits| waits.about)
     }
 
-    /// The next batch, unless one is in flight or nothing waits.
-    pub(crate) fn next_batch(&mut self, incarnation: Incarnation) -> Option<StreamBatch> {
-        if !self.in_flight.is_empty() || self.queue.is_empty() {
+    /// The next batch, unless one is in flight or nothing is due.
+    pub(crate) fn next_batch(&mut self, incarnation: Incarnation, now: Instant) -> Option<StreamBatch> {
+        if !self.in_flight.is_empty() || !self.is_due(now) {
             return None;
         }
-        let mut ranks = self.take_batch();
+        let mut ranks = self.take_batch(now);
         if ranks.iter().all(Vec::is_empty) {
             return None;
         }
@@ -185,23 +303,21 @@ impl Stream {
         }
         let mut items = Vec::with_capacity(ranks.iter().map(Vec::len).sum());
         for queued in ranks.into_iter().flatten() {
-            items.push(queued.item);
+            items.push(queued.item.into_item());
             self.in_flight.push(queued.waits);
         }
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
     }
 
-    /// What the next batch is made of, by rank, each as it was queued: what was withdrawn is left out. It ends
-    /// before an object is held or made anew whose release is in it, since the order within it changes.
-    fn take_batch(&mut self) -> [Vec<Queued>; RANKS] {
+    /// What the next batch is made of, by rank, each as it was queued. It ends before an object is held or made
+    /// anew whose release is in it, since the order within it changes.
+    fn take_batch(&mut self, now: Instant) -> [Vec<Queued>; RANKS] {
         let mut ranks: [Vec<Queued>; RANKS] = Default::default();
         let (mut count, mut bytes, mut released) = (0, 0, BTreeSet::new());
-        while let Some(next) = self.queue.front() {
-            let Waits { about, ticket, strays } = next.waits;
-            if !strays && self.withdrawn.remove(&ticket.number) {
-                self.queue.pop_front();
-                continue;
-            }
+        while self.is_due(now)
+            && let Some(next) = self.line.front()
+        {
+            let about = next.waits.about;
             let full = count == BATCH_ITEMS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && count > 0);
             let anew = match about {
                 About::Submit(task) => released.contains(&task.output(0)),
@@ -215,11 +331,8 @@ impl Stream {
             if let About::Release(object) = about {
                 released.insert(object);
             }
-            if !strays {
-                self.taken = self.taken.max(ticket.number);
-            }
             count += 1;
-            ranks[rank(about)].extend(self.queue.pop_front());
+            ranks[rank(about)].extend(self.pop());
         }
         ranks
     }
@@ -236,7 +349,9 @@ impl Stream {
             self.own -= 1;
             self.settled = self.settled.max(waits.ticket.number);
         }
-        self.in_flight.drain(..).enumerate().map(|(i, waits)| (first + i as u64, waits)).collect()
+        let told = std::mem::take(&mut self.in_flight);
+        self.note_early(told.iter().filter(|waits| !waits.strays).map(|waits| waits.ticket.number));
+        (first..).zip(told).collect()
     }
 
     /// An item that was acknowledged or is taken out here is to be sent elsewhere.
@@ -244,12 +359,14 @@ impl Stream {
         if !waits.strays {
             waits.strays = true;
             self.strayed.insert(waits.ticket.number);
+            self.early.remove(&waits.ticket.number);
         }
     }
 
     /// An item that has left this shard's stream is acknowledged.
     pub(crate) fn found(&mut self, ticket: u64) {
         self.strayed.remove(&ticket);
+        self.note_early(std::iter::once(ticket));
     }
 
     /// Whether an item of one of these slots is in flight.
@@ -259,14 +376,9 @@ impl Stream {
 
     /// Takes what waits here and `goes` out, in order.
     pub(crate) fn take_out(&mut self, goes: impl Fn(u32) -> bool) -> Vec<Queued> {
-        let withdrawn = std::mem::take(&mut self.withdrawn);
-        let queue = std::mem::take(&mut self.queue).into_iter();
-        let sent =
-            queue.filter(|queued| queued.waits.strays || !withdrawn.contains(&queued.waits.ticket.number));
-        let (out, stay): (VecDeque<_>, _) = sent.partition(|queued| goes(queued.waits.about.slot()));
-        self.queue = stay;
-        let mut out = Vec::from(out);
+        let mut out = self.line.take_all(|queued| goes(queued.waits.about.slot()));
         for queued in &mut out {
+            self.bytes -= queued.bytes;
             self.own -= usize::from(!queued.waits.strays);
             self.lose(&mut queued.waits);
         }

@@ -9,8 +9,8 @@
 //! 2. The new map is known first: what waits for the old shard is parked; so is the slot, until the batch
 //!    in flight that may have some of it is acknowledged.
 
-use crate::stream::{About, Queued, Stream, Ticket, Waits};
-use mobula_base::{Incarnation, ShardId, SlotMap};
+use crate::stream::{About, Content, Queued, Stream, Ticket, Waits};
+use mobula_base::{Incarnation, Instant, ShardId, SlotMap};
 use mobula_proto::{ItemOutcome, StreamAck, StreamBatch, StreamItem, item_outcome};
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +28,8 @@ struct Parked {
 /// The streams to all shards.
 #[derive(Debug)]
 pub struct Streams {
+    /// What is queued now is due then, if nobody waits for it.
+    lingers: Instant,
     map: SlotMap,
     streams: Vec<Stream>,
     parked: BTreeMap<u32, Parked>,
@@ -37,7 +39,30 @@ impl Streams {
     /// Streams to so many shards, that own what the first map gives them.
     pub fn new(shards: u32) -> Self {
         let streams = (0..shards).map(|_| Stream::default()).collect();
-        Streams { map: SlotMap::even(shards), streams, parked: BTreeMap::new() }
+        Streams { lingers: Instant::default(), map: SlotMap::even(shards), streams, parked: BTreeMap::new() }
+    }
+
+    /// What is queued from now on may linger until then.
+    pub fn linger(&mut self, until: Instant) {
+        self.lingers = until;
+    }
+
+    /// Somebody waits for something that is queued: all of it is due.
+    pub fn hurry(&mut self) {
+        self.streams.iter_mut().for_each(Stream::hurry);
+    }
+
+    /// Somebody waits for all items of a shard up to this ticket's number.
+    pub fn hurry_for(&mut self, shard: ShardId, number: u64) {
+        if self.streams[shard.0 as usize].hurry_for(number) {
+            // It may be anywhere.
+            self.hurry();
+        }
+    }
+
+    /// When the next batch is due for which no acknowledgement has to come first.
+    pub fn due(&self) -> Option<Instant> {
+        self.streams.iter().filter_map(Stream::due).min()
     }
 
     /// Which shard has what, as far as is known.
@@ -46,17 +71,14 @@ impl Streams {
     }
 
     /// Queues an item of about `bytes` bytes.
-    pub fn push(&mut self, item: StreamItem, bytes: usize, about: About) -> Ticket {
-        let slot = about.slot();
+    pub(crate) fn push(&mut self, item: impl Into<Content>, bytes: usize, about: About) -> Ticket {
+        let (slot, item, due) = (about.slot(), item.into(), self.lingers);
         let shard = self.map.of_slot(slot);
-        let parked = if self.parked.is_empty() { None } else { self.parked.get_mut(&slot) };
         let stream = &mut self.streams[shard.0 as usize];
-        let (ticket, strays) = (stream.ticket(shard, parked.is_some()), parked.is_some());
-        let queued = Queued { item, bytes, waits: Waits { about, ticket, strays } };
-        match parked {
-            Some(parked) => parked.queue.push_back(queued),
-            None => stream.push(queued),
-        }
+        let parked = if self.parked.is_empty() { None } else { self.parked.get_mut(&slot) };
+        let Some(parked) = parked else { return stream.push_own(shard, item, bytes, about, due) };
+        let ticket = stream.stray(shard);
+        parked.queue.push_back(Queued { item, bytes, waits: Waits { about, ticket, strays: true }, due });
         ticket
     }
 
@@ -64,16 +86,28 @@ impl Streams {
     /// nothing after it counts as acknowledged.
     pub fn reserve(&mut self, slot: u32) -> Ticket {
         let shard = self.map.of_slot(slot);
-        self.streams[shard.0 as usize].ticket(shard, true)
+        self.streams[shard.0 as usize].stray(shard)
     }
 
     /// Queues the item that a ticket was reserved for.
-    pub fn push_reserved(&mut self, item: StreamItem, bytes: usize, about: About, ticket: Ticket) {
-        let slot = about.slot();
-        let queued = Queued { item, bytes, waits: Waits { about, ticket, strays: true } };
+    pub(crate) fn push_reserved(
+        &mut self,
+        item: impl Into<Content>,
+        bytes: usize,
+        about: About,
+        ticket: Ticket,
+    ) {
+        let (slot, item) = (about.slot(), item.into());
+        // It has waited long enough.
+        let due = Instant::default();
+        let queued = Queued { item, bytes, waits: Waits { about, ticket, strays: true }, due };
         match self.parked.get_mut(&slot) {
             Some(parked) => parked.queue.push_back(queued),
-            None => self.streams[self.map.of_slot(slot).0 as usize].push(queued),
+            None => {
+                let stream = &mut self.streams[self.map.of_slot(slot).0 as usize];
+                stream.push(queued);
+                stream.hurry();
+            }
         }
     }
 
@@ -84,12 +118,12 @@ impl Streams {
 
     /// Whether an item waits in its stream, so that it can be withdrawn.
     pub fn is_queued(&self, ticket: Ticket) -> bool {
-        self.streams[ticket.shard.0 as usize].is_queued(ticket.number)
+        self.streams[ticket.shard.0 as usize].is_queued(ticket)
     }
 
     /// Takes an item back, if it has not been sent; its ticket then counts as acknowledged.
     pub fn withdraw(&mut self, ticket: Ticket) -> bool {
-        self.streams[ticket.shard.0 as usize].withdraw(ticket.number)
+        self.streams[ticket.shard.0 as usize].withdraw(ticket)
     }
 
     /// Whether what is queued for the first slot now arrives before what is queued for the second later.
@@ -104,17 +138,20 @@ impl Streams {
 
     /// Whether an item is acknowledged, by its ticket.
     pub fn is_committed(&self, ticket: Ticket) -> bool {
-        self.streams[ticket.shard.0 as usize].committed() >= ticket.number
+        self.streams[ticket.shard.0 as usize].is_committed(ticket.number)
     }
 
-    /// Tickets that stand for whatever was queued so far that may be of a slot: its shard's last, and
-    /// all that have left their shard.
-    pub fn all_of(&self, slot: u32) -> Vec<Ticket> {
+    /// Whether all items of a shard up to this ticket's number are acknowledged.
+    pub fn are_committed(&self, shard: ShardId, number: u64) -> bool {
+        self.streams[shard.0 as usize].committed() >= number
+    }
+
+    /// What stands for whatever was queued so far that may be of a slot: the number of its shard's last ticket,
+    /// and of all that have left their shard.
+    pub fn all_of(&self, slot: u32) -> Vec<(ShardId, u64)> {
         let home = self.map.of_slot(slot);
-        let last = Ticket { shard: home, number: self.streams[home.0 as usize].given() };
-        let strayed = |(shard, stream): (u32, &Stream)| {
-            Some(Ticket { shard: ShardId(shard), number: stream.last_strayed()? })
-        };
+        let last = (home, self.streams[home.0 as usize].given());
+        let strayed = |(shard, stream): (u32, &Stream)| Some((ShardId(shard), stream.last_strayed()?));
         std::iter::once(last).chain((0..).zip(&self.streams).filter_map(strayed)).collect()
     }
 
@@ -136,9 +173,9 @@ impl Streams {
     }
 
     /// The batches that can be sent now.
-    pub fn next_batches(&mut self, incarnation: Incarnation) -> Vec<(ShardId, StreamBatch)> {
+    pub fn next_batches(&mut self, incarnation: Incarnation, now: Instant) -> Vec<(ShardId, StreamBatch)> {
         let batch = |(shard, stream): (u32, &mut Stream)| {
-            stream.next_batch(incarnation).map(|batch| (ShardId(shard), batch))
+            stream.next_batch(incarnation, now).map(|batch| (ShardId(shard), batch))
         };
         (0..).zip(&mut self.streams).filter_map(batch).collect()
     }
@@ -164,7 +201,8 @@ impl Streams {
                     self.streams[at].lose(&mut waits);
                     let (newest, queue) = back.entry(waits.about.slot()).or_default();
                     *newest = (*newest).max(*epoch);
-                    queue.push_back(Queued { item, bytes, waits });
+                    let item = item.into();
+                    queue.push_back(Queued { item, bytes, waits, due: Instant::default() });
                 }
                 _ => {
                     if waits.strays {
@@ -240,10 +278,13 @@ impl Streams {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::{LINGER_BYTES_MAX, LINGER_ITEMS_MAX};
     use mobula_base::{JobId, SlotSet, TaskId};
     use mobula_proto::{Done, StreamAck, TaskSpec, stream_item, task_bytes};
+    use proptest::prelude::*;
 
     const ME: Incarnation = Incarnation(3);
+    const NOW: Instant = Instant(0);
 
     /// Task number `n`, in a run of its own.
     fn task(n: u64) -> TaskId {
@@ -306,7 +347,7 @@ mod tests {
         let (goes, stays, slots, next) = two();
         let mut streams = Streams::new(2);
         let (first, other) = (submit(&mut streams, goes), submit(&mut streams, stays));
-        let batch = streams.next_batches(ME).remove(0);
+        let batch = streams.next_batches(ME, NOW).remove(0);
         let behind = done(&mut streams, goes);
         done(&mut streams, stays);
         assert_eq!(ack(&mut streams, &batch, &slots, 2), [About::Submit(task(stays))]);
@@ -314,12 +355,12 @@ mod tests {
         assert!(!streams.is_committed(first) && !streams.is_committed(behind));
         assert!(!streams.is_committed(other), "tickets are a line: it waits for the one before");
         let late = done(&mut streams, goes);
-        let batches = streams.next_batches(ME);
+        let batches = streams.next_batches(ME, NOW);
         assert_eq!((batches.len(), batches[0].1.items.len()), (1, 1), "the other goes on");
         assert_eq!(ack(&mut streams, &batches[0], &slots, 2), [About::Done(task(stays))]);
-        assert_eq!((streams.next_batches(ME).len(), streams.pending()), (0, 3));
+        assert_eq!((streams.next_batches(ME, NOW).len(), streams.pending()), (0, 3));
         streams.learn(next);
-        let batch = streams.next_batches(ME).remove(0);
+        let batch = streams.next_batches(ME, NOW).remove(0);
         assert_eq!((batch.0, batch.1.first_seq), (ShardId(1), 1));
         let expected = [About::Submit(task(goes)), About::Done(task(goes)), About::Done(task(goes))];
         assert_eq!(ack(&mut streams, &batch, &SlotSet::default(), 2), expected, "in order");
@@ -333,16 +374,16 @@ mod tests {
         for taken in [true, false] {
             let mut streams = Streams::new(2);
             let first = submit(&mut streams, goes);
-            let batch = streams.next_batches(ME).remove(0);
+            let batch = streams.next_batches(ME, NOW).remove(0);
             let behind = done(&mut streams, goes);
             streams.learn(next.clone());
             let late = done(&mut streams, goes);
             submit(&mut streams, stays);
-            assert!(streams.next_batches(ME).is_empty(), "nothing overtakes what is in flight");
+            assert!(streams.next_batches(ME, NOW).is_empty(), "nothing overtakes what is in flight");
             let moved = if taken { SlotSet::default() } else { slots };
             ack(&mut streams, &batch, &moved, 2);
             assert_eq!(streams.is_committed(first), taken);
-            let batches = streams.next_batches(ME);
+            let batches = streams.next_batches(ME, NOW);
             assert_eq!(batches.iter().map(|(shard, _)| shard.0).collect::<Vec<_>>(), [0, 1]);
             assert_eq!(batches[1].1.items.len(), if taken { 2 } else { 3 });
             for batch in &batches {
@@ -358,19 +399,22 @@ mod tests {
         let (goes, _, slots, next) = two();
         let mut streams = Streams::new(2);
         let first = submit(&mut streams, goes);
-        let batch = streams.next_batches(ME).remove(0);
+        let batch = streams.next_batches(ME, NOW).remove(0);
         ack(&mut streams, &batch, &slots, 2);
         streams.learn(next.clone());
-        let batch = streams.next_batches(ME).remove(0);
+        let batch = streams.next_batches(ME, NOW).remove(0);
         let behind = done(&mut streams, goes);
         // It has gone back already.
         ack(&mut streams, &batch, &slots, 3);
-        assert!(streams.next_batches(ME).is_empty());
+        assert!(streams.next_batches(ME, NOW).is_empty());
         assert!(
-            !streams.all_of(task(goes).run.slot()).into_iter().all(|ticket| streams.is_committed(ticket))
+            !streams
+                .all_of(task(goes).run.slot())
+                .into_iter()
+                .all(|(shard, n)| streams.are_committed(shard, n))
         );
         streams.learn(next.moved(&slots, ShardId(0)));
-        let batch = streams.next_batches(ME).remove(0);
+        let batch = streams.next_batches(ME, NOW).remove(0);
         assert_eq!((batch.0, batch.1.first_seq, batch.1.items.len()), (ShardId(0), 2, 2));
         ack(&mut streams, &batch, &SlotSet::default(), 0);
         assert!(streams.is_committed(first) && streams.is_committed(behind));
@@ -382,18 +426,146 @@ mod tests {
         let mut streams = Streams::new(2);
         let none = SlotSet::default();
         submit(&mut streams, stays);
-        let first = streams.next_batches(ME).remove(0);
+        let first = streams.next_batches(ME, NOW).remove(0);
         assert_eq!((first.1.first_seq, first.1.items.len()), (1, 1));
         done(&mut streams, stays);
         let last = done(&mut streams, stays);
-        assert!(streams.next_batches(ME).is_empty(), "one is in flight");
+        assert!(streams.next_batches(ME, NOW).is_empty(), "one is in flight");
         let old = StreamAck::default();
         assert!(streams.acknowledge(ShardId(0), old, Vec::new()).is_empty(), "it says nothing");
         assert_eq!(ack(&mut streams, &first, &none, 0), [About::Submit(task(stays))]);
-        let second = streams.next_batches(ME).remove(0);
+        let second = streams.next_batches(ME, NOW).remove(0);
         assert_eq!((second.1.first_seq, second.1.items.len()), (2, 2));
         assert!(!streams.is_committed(last));
         assert_eq!(ack(&mut streams, &second, &none, 0).len(), 2);
         assert!(streams.is_committed(last) && streams.pending() == 0);
+    }
+
+    #[test]
+    fn what_is_acknowledged_counts_though_something_before_it_has_not_come() {
+        let mut streams = Streams::new(1);
+        let late = streams.reserve(task(0).run.slot());
+        let edge = submit(&mut streams, 1);
+        let batch = streams.next_batches(ME, NOW).remove(0);
+        ack(&mut streams, &batch, &SlotSet::default(), 0);
+        assert!(streams.is_committed(edge) && !streams.is_committed(late));
+        assert!(!streams.are_committed(edge.shard, edge.number), "not all up to it");
+        streams.give_up(late);
+        assert!(streams.are_committed(edge.shard, edge.number));
+    }
+
+    #[test]
+    fn what_was_withdrawn_counts_as_acknowledged_though_what_is_behind_it_lingers() {
+        let mut streams = Streams::new(2);
+        let (goes, stays, _, _) = two();
+        streams.linger(Instant(5));
+        let (first, behind) = (submit(&mut streams, goes), submit(&mut streams, stays));
+        assert!(streams.next_batches(ME, Instant(4)).is_empty() && !streams.is_committed(first));
+        assert!(streams.withdraw(first) && streams.is_committed(first) && !streams.is_committed(behind));
+        assert_eq!((streams.pending(), streams.due()), (1, Some(Instant(5))));
+        let batch = streams.next_batches(ME, Instant(5)).remove(0);
+        assert_eq!((batch.1.items.len(), streams.due()), (1, None));
+    }
+
+    #[test]
+    fn too_many_that_linger_are_sent_and_so_are_too_many_bytes() {
+        for (bytes, most) in [(1, LINGER_ITEMS_MAX), (LINGER_BYTES_MAX / 4, 4)] {
+            let mut streams = Streams::new(1);
+            streams.linger(Instant(5));
+            let push = |streams: &mut Streams, n| {
+                let spec = TaskSpec { id: task_bytes(task(n)), ..Default::default() };
+                let item = StreamItem { item: Some(stream_item::Item::Submit(spec)) };
+                streams.push(item, bytes, About::Submit(task(n)));
+            };
+            (0..most as u64).for_each(|n| push(&mut streams, n));
+            assert!(streams.next_batches(ME, Instant(0)).is_empty());
+            push(&mut streams, most as u64);
+            let batch = streams.next_batches(ME, Instant(0)).remove(0);
+            assert_eq!(batch.1.items.len(), 1, "so many that the rest may linger");
+        }
+    }
+
+    /// One step of a story: what happens, and to what.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        Submit(u64),
+        Withdraw(usize),
+        Later,
+        Send,
+        Acknowledge(usize),
+        Move(u64),
+        Learn,
+        Hurry,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            6 => (0..12u64).prop_map(Step::Submit),
+            2 => any::<usize>().prop_map(Step::Withdraw),
+            2 => Just(Step::Later),
+            3 => Just(Step::Send),
+            3 => any::<usize>().prop_map(Step::Acknowledge),
+            1 => (0..12u64).prop_map(Step::Move),
+            1 => Just(Step::Learn),
+            1 => Just(Step::Hurry),
+        ]
+    }
+
+    proptest! {
+        /// Whatever moves, lingers and is withdrawn: all else is told once, and nothing is committed before.
+        #[test]
+        fn everything_arrives_once(steps in prop::collection::vec(step(), 1..200)) {
+            let mut streams = Streams::new(3);
+            let (mut now, mut truth) = (0, SlotMap::even(3));
+            let (mut batches, mut open, mut told) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
+            let ending = [Step::Learn, Step::Hurry, Step::Send, Step::Acknowledge(0), Step::Acknowledge(0), Step::Acknowledge(0)];
+            let ending = std::iter::repeat_n(ending, 12).flatten();
+            for step in steps.into_iter().chain(ending) {
+                streams.linger(Instant(now + 5));
+                match step {
+                    Step::Submit(run) => {
+                        // Tasks of a run have its slot.
+                        let place = open.len() + told.len();
+                        let id = TaskId { place: place as u16, ..task(run) };
+                        let spec = TaskSpec { id: task_bytes(id), ..Default::default() };
+                        let item = StreamItem { item: Some(stream_item::Item::Submit(spec)) };
+                        open.insert(id, streams.push(item, 1, About::Submit(id)));
+                    }
+                    Step::Withdraw(which) if !open.is_empty() => {
+                        let (id, ticket) = open.iter().nth(which % open.len()).map(|(id, t)| (*id, *t)).expect("some");
+                        if streams.withdraw(ticket) {
+                            prop_assert!(!streams.withdraw(ticket));
+                            open.remove(&id);
+                            told.insert(id, 0);
+                        }
+                    }
+                    Step::Later => now += 3,
+                    Step::Send => batches.extend(streams.next_batches(ME, Instant(now))),
+                    Step::Acknowledge(which) if !batches.is_empty() => {
+                        let (shard, batch) = batches.remove(which % batches.len());
+                        let slots = truth.slots_of(shard);
+                        let gone: SlotSet = (0..12).map(|run| task(run).run.slot()).filter(|slot| !slots.contains(*slot)).collect();
+                        for about in ack(&mut streams, &(shard, batch), &gone, truth.epoch()) {
+                            let About::Submit(id) = about else { unreachable!("nothing else was sent") };
+                            prop_assert!(open.remove(&id).is_some(), "told twice, or withdrawn");
+                            *told.entry(id).or_insert(0) += 1;
+                        }
+                    }
+                    Step::Move(run) => {
+                        let slot: SlotSet = [task(run).run.slot()].into_iter().collect();
+                        let to = ShardId((truth.of_slot(task(run).run.slot()).0 + 1) % 3);
+                        truth = truth.moved(&slot, to);
+                    }
+                    Step::Learn => streams.learn(truth.clone()),
+                    Step::Hurry => streams.hurry(),
+                    Step::Withdraw(_) | Step::Acknowledge(_) => {}
+                }
+                for ticket in open.values() {
+                    prop_assert!(!streams.is_committed(*ticket));
+                }
+            }
+            prop_assert!(open.is_empty(), "{open:?} never arrived");
+            prop_assert_eq!(streams.pending(), 0);
+        }
     }
 }

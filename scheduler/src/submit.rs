@@ -9,7 +9,8 @@ use crate::types::{ClientId, Effect, Ready};
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
 use mobula_base::{JobId, ObjectId, TaskId, mutant};
-use mobula_proto::{Failure, FailureKind, StreamItem, TaskSpec, arg, object_id, stream_item, task_id};
+use mobula_proto::{Failure, FailureKind, TaskSpec, arg, object_id, task_id};
+use std::sync::Arc;
 
 /// Links of a chain of causes that are kept: the nearest and those next to the root.
 const CAUSES_MAX: usize = 8;
@@ -57,7 +58,7 @@ impl Core {
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
                 let tickets = self.streams.all_of(task.run.slot()).into_iter();
-                tickets.filter(|_| !mutant!("R4b")).for_each(|ticket| run.waits_for(ticket));
+                tickets.filter(|_| !mutant!("R4b")).for_each(|(shard, number)| run.waits_for(shard, number));
             }
             return;
         }
@@ -106,16 +107,19 @@ impl Core {
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
         let (names, edges) = self.name_for(task, &spec);
-        let item = StreamItem { item: Some(stream_item::Item::Submit(spec.clone())) };
-        let later = Later { item, bytes: spec_bytes(&spec), about: About::Submit(task) };
+        let spec = Arc::new(spec);
+        let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
         let (record, ticket) = self.send_record(task, later, edges);
         // What a task submits must be committed before its own done-record (R4).
         if let Ok(parent) = task_id(&spec.parent)
             && let Some(run) = self.runs.get_mut(&parent)
         {
-            run.waits_for(ticket);
+            run.waits_for(ticket.shard, ticket.number);
         }
         let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay;
+        if wait {
+            self.streams.hurry_for(ticket.shard, ticket.number);
+        }
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
         let kept = Kept {
             spec,

@@ -7,6 +7,7 @@ use mobula_proto::{
     Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, StreamItem,
     TaskSpec,
 };
+use std::sync::Arc;
 
 /// A local link of the daemon: one driver or one worker. Never reused.
 pub type ClientId = u64;
@@ -150,6 +151,8 @@ pub enum Event {
     },
     /// The job of a driver of this node ended.
     JobEnded(JobId),
+    /// A client waits until all that it submitted is durable: what lingers is sent.
+    Flush,
     /// The deadline passed.
     Tick,
 }
@@ -158,7 +161,7 @@ pub enum Event {
 #[derive(Clone, Debug)]
 pub enum Effect {
     /// Give a task to a worker, with the numbers of the GPUs that it may use.
-    Run { worker: ClientId, spec: TaskSpec, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
+    Run { worker: ClientId, spec: Arc<TaskSpec>, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
     /// Tell a worker that this attempt is to stop, or not to begin.
     Stop { worker: ClientId, task: TaskId, attempt: u32 },
     /// End a worker process, which has not stopped a task in time.

@@ -38,6 +38,7 @@ impl Node {
             resources: Resources::cpus_milli(1000),
             labels: BTreeMap::new(),
             workers: 1,
+            linger: Duration::ZERO,
             crc: |b| b.len() as u32,
         };
         let mut node = Node {

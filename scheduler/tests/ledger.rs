@@ -93,6 +93,7 @@ impl World {
             resources: totals(),
             labels: BTreeMap::new(),
             workers: 6,
+            linger: Duration::ZERO,
             crc: |b| b.len() as u32,
         };
         let core = Core::new(config);

@@ -34,6 +34,7 @@ impl Node {
             resources: Resources::cpus_milli(cpus * 1000),
             labels: Default::default(),
             workers: cpus as u32,
+            linger: Duration::ZERO,
             crc: |b| b.len() as u32,
         };
         let core = Core::new(config);

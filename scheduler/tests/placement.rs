@@ -33,6 +33,7 @@ impl Node {
             resources: Resources::cpus_milli(4000),
             labels: [("zone".to_owned(), "a".to_owned())].into(),
             workers: 4,
+            linger: Duration::ZERO,
             crc: |b| b.len() as u32,
         };
         let (core, records) = (Core::new(config), BTreeMap::new());

@@ -93,6 +93,7 @@ impl World {
             resources: Resources::cpus_milli(CPUS * 1000),
             labels: Default::default(),
             workers: CPUS as u32,
+            linger: Duration::ZERO,
             crc: |b| b.len() as u32,
         };
         let mut world = World {

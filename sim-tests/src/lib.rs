@@ -2,5 +2,6 @@
 //! `mobula-sim` adds the whole stack under a simulated network.
 
 pub mod core;
+pub mod linger;
 pub mod mutants;
 pub mod processes;

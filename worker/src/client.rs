@@ -16,8 +16,8 @@ use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Created, EndJob, Failure, FailureKind, GetObjects, INLINE_MAX, PutInline, RunTask, Seal,
-    TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
+    ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, INLINE_MAX, PutInline, RunTask,
+    Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
 };
 use serde::Serialize;
 use std::collections::{HashMap, VecDeque};
@@ -252,6 +252,16 @@ impl Client {
     /// Of these, how many lineage records are durable.
     pub fn committed(&self) -> u64 {
         self.shell.committed.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the lineage of all that this process has submitted is durable, or elided since nobody can need
+    /// it any more. Without it that comes to pass a moment later.
+    ///
+    /// # Errors
+    /// `timeout` passed first, or the connection ended.
+    pub fn wait_durable(&self, timeout: Duration) -> Result<(), Error> {
+        self.send(client_msg::Msg::Flush(Flush {}));
+        self.wait_sync(Some(timeout), |_| (self.committed() >= self.submitted()).then_some(()))
     }
 
     /// What happened since the last call.

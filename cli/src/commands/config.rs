@@ -6,7 +6,9 @@ use crate::exit::{self, Outcome};
 use crate::say;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
+use mobula_node::LINGER;
 use serde::Serialize;
+use std::time::Duration;
 
 /// What a secret is shown as.
 const HIDDEN: &str = "(hidden)";
@@ -73,6 +75,7 @@ fn value(settings: &Settings, member: &MemberArgs, key: &str) -> String {
         "memory_mb" => member.memory_mb.map_or("all but the store's".into(), |mb| mb.to_string()),
         "resource" => member.resource.join(","),
         "label" => member.label.join(","),
+        "linger_ms" => member.linger_ms.map_or(LINGER, Duration::from_millis).as_millis().to_string(),
         "store_mb" => member.store_mb.unwrap_or(DEFAULT_STORE_MB).to_string(),
         "insecure" => member.insecure.to_string(),
         "no_repair" => member.no_repair.to_string(),

@@ -13,11 +13,12 @@ use mobula_base::resources::{GPU, MEMORY};
 use mobula_gcs::damage::MARK;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
-use mobula_node::NodeConfig;
+use mobula_node::{LINGER, NodeConfig};
 use rustix::process::setsid;
 use std::fs::{self, File, TryLockError};
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 
@@ -254,6 +255,7 @@ fn node_config(
         resources: resources(member).map_err(Failure::usage)?,
         labels: member.label.iter().map(|l| label(l)).collect::<Result<_, _>>().map_err(Failure::usage)?,
         store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
+        linger: member.linger_ms.map_or(LINGER, Duration::from_millis),
         spill_dir: Some(dir.spill()),
         seed,
     })

@@ -138,6 +138,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::View(_)
         | Event::JobStarted { .. }
         | Event::JobEnded(_)
+        | Event::Flush
         | Event::Tick => return None,
     })
 }

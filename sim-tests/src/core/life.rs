@@ -250,6 +250,7 @@ impl Life {
             resources: Resources::cpus_milli(cpus * 1000),
             labels: [("zone".to_owned(), super::program::label_of(machine).to_owned())].into(),
             workers: cpus as u32,
+            linger: crate::linger::of(incarnation),
             crc: super::program::crc,
         };
         Life {

@@ -12,6 +12,7 @@ use mobula_proto::{
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A message between a client and its daemon takes this long.
@@ -243,7 +244,8 @@ impl World {
 
     fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
         match effect {
-            Effect::Run { worker, mut spec, attempt, args, devices: _ } => {
+            Effect::Run { worker, spec, attempt, args, devices: _ } => {
+                let mut spec = Arc::unwrap_or_clone(spec);
                 self.judges.once.given(&spec, attempt);
                 self.lend_args(machine, epoch, worker, &spec, &args);
                 // The program's own argument travels; the core's copy has the rest.

@@ -158,6 +158,7 @@ impl World {
             resources: vec![],
             labels: Vec::new(),
             store_bytes: STORE_BYTES,
+            linger: mobula_sim_tests::linger::of(life),
             spill_dir: None,
             seed,
         };

@@ -188,20 +188,8 @@ impl Bench<'_> {
 
 /// Waits until every record is durable or elided; how many were acknowledged as durable since the last call.
 fn settle(client: &Client) -> Result<usize, Failure> {
-    let until = Instant::now() + PATIENCE;
-    let mut sent = 0;
-    loop {
-        // Taken, so that they do not pile up in the client.
-        sent += client.take_committed().len();
-        if client.committed() >= client.submitted() {
-            return Ok(sent + client.take_committed().len());
-        }
-        if Instant::now() >= until {
-            let missing = client.submitted() - client.committed();
-            return Err(format!("{missing} records were not durable after {PATIENCE:?}").into());
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
+    client.wait_durable(PATIENCE)?;
+    Ok(client.take_committed().len())
 }
 
 /// The median and the 99th percentile, µs.
