@@ -187,10 +187,13 @@ impl Core {
                     {
                         self.done_refused(task);
                     }
-                    Some(_) | None => {
+                    outcome @ (Some(_) | None) => {
                         if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
                             self.take_kept(task);
                             self.to_tidy.push_back(task.output(0));
+                            if let Some(item_outcome::Outcome::Refused(view)) = &outcome {
+                                self.made_by_another(task, view);
+                            }
                         }
                     }
                 }
@@ -228,6 +231,16 @@ impl Core {
             Some(State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. }) | None => {
                 self.propose_next(task, attempt, false);
             }
+        }
+    }
+
+    /// What failed here may have been made by the attempt that counts (a replayed parent had submitted the task
+    /// elsewhere, and was faster): then it is looked for where it is.
+    fn made_by_another(&mut self, task: TaskId, view: &TaskView) {
+        let id = task.output(0);
+        let failed = self.objects.get(&id).is_some_and(|o| matches!(o.state, State::Failed(_)));
+        if failed && view.state == TaskState::TaskDone as i32 && !mutant!("W20") {
+            self.forget_place(id);
         }
     }
 

@@ -943,6 +943,24 @@ fn what_a_task_puts_again_is_looked_for_before_the_task_has_ended() {
 }
 
 #[test]
+fn what_failed_here_and_was_made_by_the_attempt_that_counts_is_looked_for() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    node.submit(DRIVER, spec(a, &[]));
+    let record = node.batch();
+    node.finish(a, 1, Err(Failure::new(FailureKind::FailureStoreFull, "no room")), &[]);
+    // A replayed parent has submitted it elsewhere, where there was room, and that record came first.
+    let (attempt, keeper, state) = (1, OTHER.0, TaskState::TaskDone as i32);
+    let view = TaskView { attempt, keeper, state, ..TaskView::default() };
+    node.ack(record, |_| Some(item_outcome::Outcome::Known(view.clone())));
+    let done = node.batch();
+    assert!(matches!(items(&done)[..], [Item::Done(_)]));
+    node.ack(done, |_| Some(item_outcome::Outcome::Refused(view.clone())));
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![out(a)], want_value: true });
+    assert_eq!(locates(&node, out(a)), 1);
+}
+
+#[test]
 fn a_run_that_ends_before_its_arguments_have_come_waits_for_them_no_longer() {
     let mut node = Node::new();
     node.members(&[ME, OTHER]);

@@ -166,6 +166,20 @@ fn what_a_later_attempt_makes_is_compared_with_what_was_recorded() {
 }
 
 #[test]
+fn an_attempt_that_failed_made_nothing_else_than_what_is_recorded() {
+    let mut shard = Shard::new(0, 1);
+    let id = task(0);
+    shard.say(1, vec![submit(id, &[]), done(id, 1, 7)]);
+    // A replayed parent had submitted it to node 1, whose record came first.
+    let failure = Some(proto::Failure::new(FailureKind::FailureStoreFull, "no room"));
+    let task = proto::task_bytes(id);
+    let failed = Item::Done(proto::Done { task, attempt: 1, executor: 91, failure, ..Default::default() });
+    let said = shard.say(2, vec![submit(id, &[]), failed]);
+    let [Outcome::Known(_), Outcome::Refused(view)] = &said[..] else { panic!("{said:?}") };
+    assert_eq!((view.state(), view.outputs[0].crc), (TaskState::TaskDone, 7));
+}
+
+#[test]
 fn an_equal_value_of_a_later_attempt_is_no_news() {
     let mut shard = Shard::new(0, 1);
     shard.say(1, vec![submit(task(0), &[]), done(task(0), 1, 7), next(task(0), 1)]);

@@ -108,6 +108,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R1b", "R1", "the parent does not enter the id of a task", BOTH),
     product("R2", "R2", "a record with another digest passes for the known one", CORE),
     product("R3", "R3", "a done-record with another checksum passes for the known one", CORE),
+    product("R3b", "R3", "the failure of an attempt that does not count passes for another value", CORE),
     product("R4", "R4", "a task is done before what it submitted is committed", BOTH),
     product("R4b", "R4", "whoever submits a known task again does not wait for its record", CORE),
     product("R4c", "R4", "a record is taken back although other nodes know of its value", CORE),
@@ -182,6 +183,7 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W19", "limits", "an attempt that counts no more may run for ever", CORE),
+    product("W20", "R3", "what failed here stays failed though the attempt that counts has made it", CORE),
 ];
 
 /// The bug of this name.

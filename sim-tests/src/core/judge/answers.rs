@@ -126,8 +126,10 @@ impl Answers {
             let Some(standing) = known else { return Some(Must::Refused) };
             let (attempt, keeper) = (standing.attempt, standing.keeper);
             match standing.state {
+                // It made nothing that could differ.
+                State::Done { .. } if done.failure.is_some() => Some(Must::Refused),
                 State::Done { outputs, .. } => {
-                    let differs = done.failure.is_some() || outputs[..] != done.outputs[..];
+                    let differs = outputs[..] != done.outputs[..];
                     Some(if differs { Must::DivergedDone } else { Must::Agrees })
                 }
                 State::Pending if attempt != done.attempt || keeper != who || is_dead(done.executor) => {

@@ -1,5 +1,6 @@
 //! R7, S15: *attempt n > 1 starts only after its compare-and-set is committed, and once; a task without
-//! retries starts at most once.*
+//! retries starts at most once.* What was granted of a record that has gone with its keeper may still begin, once:
+//! who has it need not have heard of the death.
 
 use super::{Found, object};
 use crate::core::sometimes::Sometimes;
@@ -18,6 +19,8 @@ pub struct Once {
     granted: BTreeMap<(TaskId, u32), u64>,
     starts: BTreeMap<(TaskId, u32), (u32, u64)>,
     never_again: BTreeMap<TaskId, u32>,
+    /// Of earlier records: how many attempts of that number were granted and had not begun when it came anew.
+    left: BTreeMap<(TaskId, u32), u32>,
 }
 
 impl Once {
@@ -43,15 +46,16 @@ impl Once {
             let granted = self.granted.range((first, 0)..=(last, u32::MAX)).map(|((task, _), _)| *task);
             let anew: BTreeSet<TaskId> =
                 granted.filter(|task| matches!(state.tasks.get(*task), Ok(None))).collect();
-            for task in anew {
-                self.granted.retain(|(of, _), _| *of != task);
-                self.starts.retain(|(of, attempt), _| *of != task || *attempt == 1);
-            }
+            anew.into_iter().for_each(|task| self.is_new(task));
         }
     }
 
     /// An attempt starts.
     pub fn started(&mut self, task: TaskId, attempt: u32, node: u64, now: Instant) {
+        let (of, begun) = ((task, attempt), self.starts.contains_key(&(task, attempt)));
+        if attempt > 1 && (begun || !self.granted.contains_key(&of)) && self.begins_what_was_left(of) {
+            return;
+        }
         let (count, first) = self.starts.entry((task, attempt)).or_insert((0, node));
         *count += 1;
         let (count, first) = (*count, *first);
@@ -78,6 +82,16 @@ impl Once {
         }
     }
 
+    /// Whether an attempt of that number was granted of an earlier record, and has not begun yet.
+    fn begins_what_was_left(&mut self, of: (TaskId, u32)) -> bool {
+        let Some(left) = self.left.get_mut(&of) else { return false };
+        *left -= 1;
+        if *left == 0 {
+            self.left.remove(&of);
+        }
+        true
+    }
+
     /// A record is new. Had there been one before, it was pruned with all that was granted of it: then whoever
     /// held that is dead, and its task begins anew.
     fn is_new(&mut self, task: TaskId) {
@@ -85,7 +99,9 @@ impl Once {
         let old: Vec<u32> = self.granted.range(beyond_first).map(|((_, attempt), _)| *attempt).collect();
         for attempt in old {
             self.granted.remove(&(task, attempt));
-            self.starts.remove(&(task, attempt));
+            if self.starts.remove(&(task, attempt)).is_none() {
+                *self.left.entry((task, attempt)).or_default() += 1;
+            }
         }
     }
 
@@ -130,5 +146,58 @@ impl Once {
                 _ => {}
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_proto::{ItemOutcome, NextAttempt, StreamItem, TaskView, task_bytes};
+
+    const TASK: TaskId = TaskId { run: RunId(1), place: 0 };
+
+    fn applies(once: &mut Once, item: Item, said: Option<Outcome>) {
+        let items = vec![StreamItem { item: Some(item) }];
+        let outcomes = said.map(|said| ItemOutcome { seq: 1, outcome: Some(said) }).into_iter().collect();
+        let ack = StreamAck { outcomes, ..StreamAck::default() };
+        once.applied(&StreamBatch { incarnation: 1, first_seq: 1, items }, &ack, &mut Sometimes::default());
+    }
+
+    fn comes(once: &mut Once) {
+        applies(once, Item::Submit(TaskSpec { id: task_bytes(TASK), ..TaskSpec::default() }), None);
+    }
+
+    fn granted(once: &mut Once) {
+        let view = TaskView { task: task_bytes(TASK), attempt: 2, ..TaskView::default() };
+        let next = NextAttempt { task: task_bytes(TASK), from: 1, ..NextAttempt::default() };
+        applies(once, Item::Next(next), Some(Outcome::Granted(view)));
+    }
+
+    #[test]
+    fn what_was_granted_of_an_earlier_record_may_begin_late_and_once() {
+        let mut once = Once::default();
+        comes(&mut once);
+        granted(&mut once);
+        // Its keeper is declared dead while it stands still; a replayed parent submits the task anew.
+        comes(&mut once);
+        once.started(TASK, 2, 13, Instant::default());
+        assert_eq!(once.found, None);
+        // The new one has a second attempt, too.
+        granted(&mut once);
+        once.started(TASK, 2, 8, Instant::default());
+        assert_eq!(once.found, None);
+        once.started(TASK, 2, 8, Instant::default());
+        assert!(once.found.is_some(), "each grant is for one start");
+    }
+
+    #[test]
+    fn what_was_begun_of_an_earlier_record_is_no_grant_of_the_next() {
+        let mut once = Once::default();
+        comes(&mut once);
+        granted(&mut once);
+        once.started(TASK, 2, 13, Instant::default());
+        comes(&mut once);
+        once.started(TASK, 2, 8, Instant::default());
+        assert!(once.found.is_some());
     }
 }

@@ -2,7 +2,7 @@
 //! three seconds, and for what a task returns when it ends. Of tasks that count: the attempt is the current one,
 //! its node is not fenced anywhere. A task whose parent was replayed submits again what may be gone meanwhile.
 //! And a task whose record went with its keeper submits others until its worker is through with it: what it has put
-//! has no record to belong to.
+//! has no record to belong to; also when the record has come anew meanwhile, elsewhere, and ended.
 
 use super::Found;
 use crate::core::world::World;
@@ -21,6 +21,12 @@ pub struct Running {
     pub(super) found: Found,
     /// Who answers for each task that has not ended, or did so last.
     keepers: BTreeMap<TaskId, u64>,
+    /// Records that came and ends that were recorded so far.
+    count: u64,
+    /// When the record of each task came.
+    came: BTreeMap<TaskId, u64>,
+    /// When the end of each task was recorded, of those that have ended.
+    ended: BTreeMap<TaskId, u64>,
 }
 
 impl Running {
@@ -31,21 +37,21 @@ impl Running {
         for item in &batch.items {
             match &item.item {
                 Some(Item::Submit(spec)) if !said.contains(&seq) => {
-                    self.keepers.extend(task_id(&spec.id).ok().map(|task| (task, who)));
+                    task_id(&spec.id).into_iter().for_each(|task| self.comes(task, who));
                 }
                 Some(Item::Run(specs)) => {
                     let places = (specs.first..).take(specs.digests.len() / 8);
                     let new = (seq..).zip(places).filter(|(seq, _)| !said.contains(seq));
                     if let Some(run) = run_of(&specs.run) {
                         let task = |place: u32| TaskId { run, place: place as u16 };
-                        self.keepers.extend(new.map(|(_, place)| (task(place), who)));
+                        new.for_each(|(_, place)| self.comes(task(place), who));
                     }
                 }
                 Some(Item::Done(done)) if !said.contains(&seq) => self.ends(&done.task),
                 Some(Item::RunDone(done)) => {
                     if let Some((run, places)) = run_of(&done.run).zip(Places::from_bytes(&done.places)) {
                         for (_, place) in (seq..).zip(places.iter()).filter(|(seq, _)| !said.contains(seq)) {
-                            self.keepers.remove(&TaskId { run, place });
+                            self.ends_task(TaskId { run, place });
                         }
                     }
                 }
@@ -56,7 +62,10 @@ impl Running {
         for outcome in &ack.outcomes {
             match &outcome.outcome {
                 Some(Outcome::Granted(view)) => {
-                    self.keepers.extend(task_id(&view.task).ok().map(|task| (task, who)));
+                    if let Ok(task) = task_id(&view.task) {
+                        self.keepers.insert(task, who);
+                        self.ended.remove(&task);
+                    }
                 }
                 // With another value, or because it has no attempt left.
                 Some(Outcome::DivergedDone(view)) => self.ends(&view.task),
@@ -70,8 +79,28 @@ impl Running {
 
     fn ends(&mut self, task: &[u8]) {
         if let Ok(task) = task_id(task) {
-            self.keepers.remove(&task);
+            self.ends_task(task);
         }
+    }
+
+    fn ends_task(&mut self, task: TaskId) {
+        self.count += 1;
+        self.keepers.remove(&task);
+        self.ended.insert(task, self.count);
+    }
+
+    /// A record is new.
+    fn comes(&mut self, task: TaskId, who: u64) {
+        self.count += 1;
+        self.keepers.insert(task, who);
+        self.came.insert(task, self.count);
+        self.ended.remove(&task);
+    }
+
+    /// Whether the record of a task came after the end of the one `above` it. That end waits for the records of all
+    /// that the attempts which count have submitted (R4): it was none of them.
+    fn came_after_end(&self, task: TaskId, above: TaskId) -> bool {
+        self.ended.get(&above).zip(self.came.get(&task)).is_some_and(|(ended, came)| ended < came)
     }
 }
 
@@ -124,19 +153,22 @@ impl World {
     }
 
     /// Whether a task was submitted, be it through others, by one whose record went before its end, since its keeper
-    /// had died and nobody needed it. When that comes anew, all counts again.
+    /// had died and nobody needed it. When that comes anew, all counts again, but for what an attempt of the old one
+    /// still submits when the new one has ended and gone.
     fn comes_from_nobody(&self, task: TaskId) -> bool {
         let parent_of = |task: &TaskId| {
             let mut tasks = self.oracle.tasks.iter();
             tasks.find(|(_, known)| known.children.contains(task)).map(|(parent, _)| *parent)
         };
-        let is_nobodys = |above: TaskId| {
+        let is_nobodys = |(task, above): (TaskId, TaskId)| {
             let home = above.run.shard(self.shards.len() as u32).0 as usize;
             let is_gone = matches!(self.shards[home].state.tasks.get(above), Ok(None));
             let keeper = self.judges.running.keepers.get(&above);
-            is_gone && keeper.is_some_and(|keeper| self.judges.fenced.is_dead_somewhere(*keeper))
+            let died = keeper.is_some_and(|keeper| self.judges.fenced.is_dead_somewhere(*keeper));
+            is_gone && (died || self.judges.running.came_after_end(task, above))
         };
-        successors(parent_of(&task), parent_of).any(is_nobodys)
+        let pair_of = |task: TaskId| parent_of(&task).map(|parent| (task, parent));
+        successors(pair_of(task), |(_, above)| pair_of(*above)).any(is_nobodys)
     }
 
     fn has_gone(&mut self, object: ObjectId, task: TaskId, node: u64) {
@@ -189,5 +221,25 @@ mod tests {
         assert_eq!(keeper(running, 3, done(), None), None);
         assert_eq!(keeper(running, 4, submit(), None), Some(4));
         assert_eq!(keeper(running, 4, next(), Some(Outcome::Refused(view(TaskState::TaskFailed)))), None);
+    }
+
+    #[test]
+    fn what_comes_after_the_end_of_its_parent_was_submitted_by_an_attempt_that_does_not_count() {
+        let child = TaskId { run: RunId(2), place: 0 };
+        let submit = |task| Item::Submit(TaskSpec { id: task_bytes(task), ..TaskSpec::default() });
+        let done = || Item::Done(Done { task: task_bytes(TASK), ..Done::default() });
+        let running = &mut Running::default();
+        keeper(running, 1, submit(TASK), None);
+        keeper(running, 2, submit(child), None);
+        keeper(running, 1, done(), None);
+        assert!(!running.came_after_end(child, TASK));
+        // Its record has been pruned with that of its parent, of which an older attempt still runs.
+        keeper(running, 7, submit(child), None);
+        assert!(running.came_after_end(child, TASK));
+        // When the parent runs again, and counts, so does what it submits.
+        let view = TaskView { task: task_bytes(TASK), attempt: 2, ..TaskView::default() };
+        let next = Item::Next(NextAttempt { task: task_bytes(TASK), ..NextAttempt::default() });
+        keeper(running, 1, next, Some(Outcome::Granted(view)));
+        assert!(!running.came_after_end(child, TASK));
     }
 }
