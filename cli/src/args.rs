@@ -260,6 +260,9 @@ pub struct DaemonArgs {
     /// Move leaderships back to where they belong once things have been stable this long; 0: never
     #[arg(long, value_name = "MS")]
     pub rebalance_ms: Option<u64>,
+    /// What the control store answers to this node's records counts only so much later, for experiments
+    #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
+    pub late_ms: u64,
     /// Listen here for orders to cut this head's network, for experiments
     #[arg(long, hide = true, value_name = "SOCKET")]
     pub fault_switch: Option<PathBuf>,

@@ -31,6 +31,8 @@ pub struct NodeConfig {
     /// How long a lineage record lingers that nobody waits for: a task that comes and goes meanwhile never
     /// reaches the control store.
     pub linger: Duration,
+    /// For experiments: what the control store answers to records counts only so much later.
+    pub late: Duration,
     /// Where objects go that find no room in memory; `None` refuses whoever finds none.
     pub spill_dir: Option<PathBuf>,
     /// Seed of its random streams; production draws it from the system.

@@ -43,6 +43,8 @@ pub struct Control {
     pub incarnation: Incarnation,
     /// When the control store last took it for alive.
     pub heard: Heard,
+    /// Acknowledgements of records count so much later.
+    pub late: Duration,
     /// Version of the newest view that the daemon's loop has acted on.
     pub acted: watch::Receiver<u64>,
 }
@@ -128,6 +130,9 @@ impl Control {
                     Some(reply::Reply::Stream(ack)) => {
                         // The map that says where they belong comes with the views.
                         let (moved, _) = Client::moved_items(&command, &ack);
+                        if !self.late.is_zero() {
+                            tokio::time::sleep(self.late).await;
+                        }
                         self.say(Input::Core(Event::Acked { shard, ack, moved })).await;
                         break;
                     }

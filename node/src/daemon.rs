@@ -228,8 +228,14 @@ impl Life {
         let (shards, cluster) = (client.shards(), client.cluster());
         let heard = Heard::default();
         let (acted, watched) = watch::channel(0);
-        let control =
-            Control { client: client.clone(), inbox: inbox.clone(), incarnation, heard, acted: watched };
+        let control = Control {
+            client: client.clone(),
+            inbox: inbox.clone(),
+            incarnation,
+            heard,
+            late: config.late,
+            acted: watched,
+        };
         let welcome = Welcome {
             job: 0,
             incarnation: incarnation.0,

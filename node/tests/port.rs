@@ -56,6 +56,7 @@ impl Node {
             labels: Vec::new(),
             store_bytes: 1 << 20,
             linger: mobula_node::LINGER,
+            late: Duration::ZERO,
             spill_dir: None,
             seed: 3,
         };

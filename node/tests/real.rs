@@ -148,6 +148,7 @@ impl Cluster {
             labels: vec![("number".to_owned(), n.to_string())],
             store_bytes: 64 << 20,
             linger: mobula_node::LINGER,
+            late: Duration::ZERO,
             spill_dir: None,
             seed: u64::from(n),
         };
@@ -280,6 +281,18 @@ fn dead_workers_are_replaced(c: &Cluster) {
     };
     assert_eq!(kind, FailureKind::FailureMayHaveRun);
     assert_eq!(client.submit(add::task(1, 1)).get_timeout(SOON).expect("the cluster goes on"), 2);
+    client.end(true).expect("the job ends");
+}
+
+fn what_a_job_with_commit_is_told_is_durable(c: &Cluster) {
+    let durability = mobula::Durability::Commit;
+    let client = c.connect(1).with_durability(durability);
+    for n in 0..20 {
+        assert_eq!(client.submit(add::task(n, 1)).get_timeout(SOON).expect("runs"), n + 1);
+        assert_eq!(client.committed(), client.submitted());
+    }
+    // Also of what its tasks submit: the sum of a tree.
+    assert_eq!(client.submit(fibonacci::task(5)).get_timeout(SOON).expect("runs"), 5);
     client.end(true).expect("the job ends");
 }
 
@@ -423,6 +436,7 @@ fn main() {
         ("nested_tasks", nested_tasks),
         ("failures_have_causes", failures_have_causes),
         ("dead_workers_are_replaced", dead_workers_are_replaced),
+        ("what_a_job_with_commit_is_told_is_durable", what_a_job_with_commit_is_told_is_durable),
         ("waiting_and_acknowledgements", waiting_and_acknowledgements),
         ("tasks_choose_their_node", options::tasks_choose_their_node),
         ("gpus_are_numbered", options::gpus_are_numbered),

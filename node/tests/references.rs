@@ -133,6 +133,7 @@ fn run_node_if_asked() {
         labels: Vec::new(),
         store_bytes: 64 << 20,
         linger: mobula_node::LINGER,
+        late: Duration::ZERO,
         spill_dir: None,
         seed: u64::from(std::process::id()),
     };

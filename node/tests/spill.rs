@@ -76,6 +76,7 @@ fn run_node_if_asked() {
         labels: Vec::new(),
         store_bytes: STORE as u64,
         linger: mobula_node::LINGER,
+        late: Duration::ZERO,
         spill_dir: Some(dir.join("spill")),
         seed: u64::from(std::process::id()),
     };

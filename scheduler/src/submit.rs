@@ -116,7 +116,8 @@ impl Core {
         {
             run.waits_for(ticket.shard, ticket.number);
         }
-        let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay;
+        let commits = spec.commit_first && !mutant!("R4e");
+        let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay || commits;
         if wait {
             self.streams.hurry_for(ticket.shard, ticket.number);
         }

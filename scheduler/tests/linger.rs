@@ -154,6 +154,16 @@ fn a_task_without_retries_begins_once_its_record_is_committed_and_that_is_sent_a
 }
 
 #[test]
+fn a_task_of_a_job_that_wants_commit_begins_once_its_record_is_committed() {
+    let mut node = Node::new();
+    let spec = TaskSpec { commit_first: true, ..spec(task(0)) };
+    node.submit(DRIVER, spec.clone());
+    assert!(!node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
+    assert_eq!(node.sent(), [Item::Submit(spec)]);
+    assert!(node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
+}
+
+#[test]
 fn what_goes_to_another_node_takes_along_the_records_of_all_that_it_may_ask_for() {
     let mut node = Node::new();
     let view =

@@ -8,7 +8,7 @@
 use crate::args::ArgBytes;
 use crate::context::{Context, try_current};
 use crate::error::Error;
-use crate::options::{ConnectOptions, OnDivergence};
+use crate::options::{ConnectOptions, Durability, JobOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
 use crate::value::{self, Encoded};
@@ -96,7 +96,7 @@ pub(crate) struct Shell {
 pub struct Client {
     pub(crate) shell: Arc<Shell>,
     pub(crate) context: Arc<Context>,
-    pub(crate) on_divergence: OnDivergence,
+    pub(crate) options: JobOptions,
 }
 
 impl Client {
@@ -123,20 +123,27 @@ impl Client {
         Client {
             shell: Arc::new(shell),
             context: Context::new(job, TaskId::root(job), 0, false),
-            on_divergence: OnDivergence::Fail,
+            options: JobOptions::default(),
         }
     }
 
     /// The same client; what it submits from here on is of a job with this option.
     #[must_use]
     pub fn with_divergence(mut self, on_divergence: OnDivergence) -> Client {
-        self.on_divergence = on_divergence;
+        self.options.on_divergence = on_divergence;
+        self
+    }
+
+    /// The same client; what it submits from here on is of a job with this option.
+    #[must_use]
+    pub fn with_durability(mut self, durability: Durability) -> Client {
+        self.options.durability = durability;
         self
     }
 
     /// The same connection, acting for a running task.
-    pub(crate) fn for_task(&self, context: Arc<Context>, on_divergence: OnDivergence) -> Client {
-        Client { shell: self.shell.clone(), context, on_divergence }
+    pub(crate) fn for_task(&self, context: Arc<Context>, options: JobOptions) -> Client {
+        Client { shell: self.shell.clone(), context, options }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -161,7 +168,7 @@ impl Client {
         spec.job = self.context.job.0;
         spec.parent = task_bytes(self.context.task);
         spec.replay = self.context.replay;
-        spec.accept_divergence = self.on_divergence == OnDivergence::Accept;
+        self.options.note(&mut spec);
         spec.digest = spec.compute_digest();
         self.own(object, None, Some(client_msg::Msg::Submit(spec)));
         self.shell.submitted.fetch_add(1, Ordering::Relaxed);

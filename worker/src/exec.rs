@@ -6,7 +6,7 @@ use crate::context::{self, Context};
 use crate::error::Error;
 use crate::function::{Function, Run, RunFuture, RunResult};
 use crate::link;
-use crate::options::OnDivergence;
+use crate::options::JobOptions;
 use crate::reference::AnyRef;
 use crate::value::Encoded;
 use futures::future::{Either, select};
@@ -130,9 +130,8 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let spec = run.spec.unwrap_or_default();
     let task = task_id(&spec.id).unwrap_or_default();
     let replay = spec.replay || run.attempt > 1;
-    let on_divergence = if spec.accept_divergence { OnDivergence::Accept } else { OnDivergence::Fail };
     let context = Context::with_devices(JobId(spec.job), task, run.attempt, replay, run.devices);
-    let client_of_task = client.for_task(context, on_divergence);
+    let client_of_task = client.for_task(context, JobOptions::of(&spec));
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
     let (reader, args_of) = (client.clone(), spec.id.clone());
     let args = args.when_taken(move || {

@@ -255,7 +255,7 @@ mod tests {
         let client = client();
         let again = |replay| {
             let context = crate::context::Context::new(client.job(), Default::default(), 1, replay);
-            client.for_task(context, crate::options::OnDivergence::Fail)
+            client.for_task(context, crate::options::JobOptions::default())
         };
         drop(again(false).submit(task(|_| {})));
         let second = again(true).submit(task(|_| {}));

@@ -71,7 +71,7 @@ pub use function::Function;
 pub use mobula_base::{JobId, ObjectId, TaskId};
 pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;
-pub use options::{ConnectOptions, OnDivergence};
+pub use options::{ConnectOptions, Durability, OnDivergence};
 pub use placement::{Affinity, Label, Node};
 pub use reference::{AnyRef, ObjectRef};
 pub use task::Task;

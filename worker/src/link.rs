@@ -92,7 +92,7 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
     let job = entropy().map_err(unreachable)?;
     let hello = driver_hello(options, job, executable, hash);
     let client = connect_unix(stream, hello, options.connect_timeout)?;
-    Ok(client.with_divergence(options.on_divergence))
+    Ok(client.with_divergence(options.on_divergence).with_durability(options.durability))
 }
 
 /// Says hello over a Unix socket and starts the two threads that pump it.

@@ -1,5 +1,6 @@
 //! How a driver connects, and what its job is like.
 
+use mobula_proto::TaskSpec;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +17,43 @@ pub struct ConnectOptions {
     pub connect_timeout: Duration,
     /// What happens when a task that runs again makes something else than before.
     pub on_divergence: OnDivergence,
+    /// When the lineage of what tasks make is durable.
+    pub durability: Durability,
+}
+
+/// When the lineage of what a task makes is durable: what its value could be made again from, whatever dies.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Durability {
+    /// Soon after the task was submitted, and off its way: its latency does not depend on the control store. Until
+    /// then whoever submitted it would submit it again. Of what comes and goes meanwhile no record is made.
+    #[default]
+    Stash,
+    /// Before the task begins: whatever the outside is told of its value rests on lineage that cannot be lost. A
+    /// round trip to the control store for each task, and for each step of a chain.
+    Commit,
+}
+
+/// What a job has chosen for all its tasks, also for those that its tasks submit.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct JobOptions {
+    pub on_divergence: OnDivergence,
+    pub durability: Durability,
+}
+
+impl JobOptions {
+    /// As a task's record has them.
+    pub fn of(spec: &TaskSpec) -> Self {
+        JobOptions {
+            on_divergence: if spec.accept_divergence { OnDivergence::Accept } else { OnDivergence::Fail },
+            durability: if spec.commit_first { Durability::Commit } else { Durability::Stash },
+        }
+    }
+
+    /// Notes them in a task's record.
+    pub fn note(self, spec: &mut TaskSpec) {
+        spec.accept_divergence = self.on_divergence == OnDivergence::Accept;
+        spec.commit_first = self.durability == Durability::Commit;
+    }
 }
 
 /// What becomes of an object whose task, run again, makes other bytes than were recorded: an id denotes
@@ -43,6 +81,7 @@ impl Default for ConnectOptions {
             args: args.collect(),
             connect_timeout: Duration::from_secs(10),
             on_divergence: OnDivergence::default(),
+            durability: Durability::default(),
         }
     }
 }

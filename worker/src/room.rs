@@ -37,7 +37,8 @@ impl Client {
             return Ok(made);
         }
         match created.there {
-            Some(there) if (there.len, there.crc) != (made.len, made.crc) => match self.on_divergence {
+            Some(there) if (there.len, there.crc) != (made.len, made.crc) => match self.options.on_divergence
+            {
                 OnDivergence::Accept => Ok(there),
                 OnDivergence::Fail => Err(diverged().into()),
             },

@@ -78,7 +78,7 @@ pub fn node(
     heads: &[String],
     workers: u32,
     store_mb: u64,
-    labels: &[String],
+    options: &[String],
 ) -> Order {
     let mut order = order(dir, "node", number, "");
     order.command.env(spawner::LEAN_ALLOCATOR.0, spawner::LEAN_ALLOCATOR.1);
@@ -86,9 +86,7 @@ pub fn node(
     order.command.arg("--cpus").arg(workers.to_string());
     order.command.arg("--store-mb").arg(store_mb.to_string());
     order.command.arg("--resource").arg(format!("node-{number}=1000"));
-    for label in labels {
-        order.command.arg("--label").arg(label);
-    }
+    order.command.args(options);
     order
 }
 

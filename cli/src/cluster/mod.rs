@@ -60,8 +60,8 @@ struct State {
     nodes: Vec<Member>,
     helpers: Vec<Process>,
     common: Heads,
-    /// Of nodes, by number.
-    labels: BTreeMap<usize, Vec<String>>,
+    /// Further options of nodes, by number.
+    options: BTreeMap<usize, Vec<String>>,
     janitor: Option<Janitor>,
     is_closed: bool,
 }
@@ -99,7 +99,12 @@ impl LocalCluster {
 
     /// Node `number` is to have a label, KEY=VALUE, from its start on.
     pub fn label(&self, number: usize, label: String) {
-        self.0.state().labels.entry(number).or_default().push(label);
+        self.option(number, "--label", label);
+    }
+
+    /// Node `number` is to be started with this option.
+    pub fn option(&self, number: usize, name: &str, value: String) {
+        self.0.state().options.entry(number).or_default().extend([name.to_owned(), value]);
     }
 
     /// Starts the members and waits until every one of them serves.
@@ -141,8 +146,8 @@ impl LocalCluster {
             self.add(order, |state| &mut state.heads)?;
         }
         for i in 1..=shape.nodes {
-            let labels = self.0.state().labels.get(&i).cloned().unwrap_or_default();
-            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb, &labels);
+            let options = self.0.state().options.get(&i).cloned().unwrap_or_default();
+            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb, &options);
             self.add(order, |state| &mut state.nodes)?;
         }
         let deadline = Instant::now() + START_PATIENCE;

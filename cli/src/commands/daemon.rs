@@ -150,7 +150,8 @@ async fn serve(
         }
         return Ok(());
     }
-    let config = node_config(dir, member, &ready, cpus, seed)?;
+    let late = Duration::from_millis(args.late_ms);
+    let config = NodeConfig { late, ..node_config(dir, member, &ready, cpus, seed)? };
     settings.check_exposure(&config.listen, member.insecure)?;
     ready.socket = Some(config.socket.clone());
     let on_ready = |joined: mobula_node::Ready| {
@@ -241,6 +242,7 @@ fn node_config(
     member: &MemberArgs,
     ready: &Ready,
     cpus: u32,
+
     seed: u64,
 ) -> Result<NodeConfig, Failure> {
     Ok(NodeConfig {
@@ -255,6 +257,7 @@ fn node_config(
         resources: resources(member).map_err(Failure::usage)?,
         labels: member.label.iter().map(|l| label(l)).collect::<Result<_, _>>().map_err(Failure::usage)?,
         store_bytes: member.store_mb.unwrap_or(DEFAULT_STORE_MB).saturating_mul(1_000_000),
+        late: Duration::ZERO,
         linger: member.linger_ms.map_or(LINGER, Duration::from_millis),
         spill_dir: Some(dir.spill()),
         seed,

@@ -40,6 +40,8 @@ pub struct Style {
     pub moody_permille: u64,
     /// The job accepts that (G3).
     pub accepts: bool,
+    /// The job's tasks begin once their records are committed.
+    pub commits: bool,
     /// A task runs so long, in microseconds.
     pub work_us: (u64, u64),
     /// Tasks that may not run everywhere, or are to be spread, in a thousand.
@@ -228,6 +230,7 @@ impl Style {
             stumble_permille: dice.pick(&[0, 0, 20, 60]).unwrap_or(0),
             moody_permille: dice.pick(&[0, 0, 0, 20, 80]).unwrap_or(0),
             accepts: dice.permille(500),
+            commits: dice.permille(150),
             // Very short ones queue up at their workers.
             work_us: dice
                 .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000), (20_000, 1_000_000)])
@@ -451,6 +454,7 @@ impl Submission {
             max_retries: body.retries,
             replay,
             accept_divergence: style.accepts,
+            commit_first: style.commits,
             options: body.place.options(),
             ..TaskSpec::default()
         };

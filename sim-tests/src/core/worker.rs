@@ -239,6 +239,9 @@ impl World {
         let what = super::trace::mix(task.run.0 as u64, u64::from(attempt));
         self.note("runs", machine as u64, incarnation, what, || format!("{task} attempt {attempt}"));
         self.judges.cpu.started(incarnation, run.cpu_milli);
+        if self.options.style.commits {
+            self.judges.durable.started(task, self.judges.order.was_committed(task));
+        }
         self.judges.placed.started(task, run.body.place, machine);
         if !run.locals.all.is_empty() {
             self.say(machine, epoch, client, Said::Held(run.locals.all.clone()));

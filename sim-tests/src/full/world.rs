@@ -159,6 +159,7 @@ impl World {
             labels: Vec::new(),
             store_bytes: STORE_BYTES,
             linger: mobula_sim_tests::linger::of(life),
+            late: std::time::Duration::ZERO,
             spill_dir: None,
             seed,
         };

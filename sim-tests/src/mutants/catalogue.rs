@@ -113,6 +113,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R4b", "R4", "whoever submits a known task again does not wait for its record", CORE),
     product("R4c", "R4", "a record is taken back although other nodes know of its value", CORE),
     product("R4d", "R4", "a value leaves its node before what lies inside has its record", CORE),
+    product("R4e", "R4", "a task of a job that wants commit begins before its record is", CORE),
     product("R6a", "R6", "a record is sent before its edges in other shards are there", CORE),
     product("R6b", "R6", "edges into other shards never end", CORE),
     product("R6c", "R6", "a put is released before its edges in other shards are there", CORE),

@@ -6,17 +6,19 @@
 //! - [`floor`] — bare messages between three processes.
 //! - [`tasks`] — how many, how soon; [`shapes`] — chains, fan-in, waiting for many.
 //! - [`objects`] — `put` and `get`; [`copies`] — large values beside `memcpy` and a TCP stream.
+//! - [`late`] — what durability costs when the control store is slow to answer.
 //! - [`memory`] — what tasks in flight and tasks gone by leave in memory.
 
 mod copies;
 pub mod floor;
+mod late;
 mod memory;
 mod objects;
 mod shapes;
 mod tasks;
 
 use super::table::{Aim, Figures};
-use super::{cluster, driver};
+use super::{WORKERS, cluster, driver};
 use crate::args::BenchArgs;
 use crate::cluster::LocalCluster;
 use crate::exit::Failure;
@@ -48,7 +50,7 @@ struct Row {
 }
 
 /// In the order in which they are measured: what looks at memory comes first.
-const ROWS: [Row; 15] = [
+const ROWS: [Row; 16] = [
     Row { key: "start", measure: |bench| bench.client().map(drop) },
     Row { key: "in-flight", measure: memory::in_flight },
     Row { key: "floor", measure: |bench| bench.floor().map(drop) },
@@ -64,6 +66,7 @@ const ROWS: [Row; 15] = [
     Row { key: "growth", measure: memory::growth },
     Row { key: "put-1gb", measure: copies::put },
     Row { key: "transfer", measure: copies::transfer },
+    Row { key: "late", measure: late::late },
 ];
 
 /// What rows share.

@@ -7,6 +7,7 @@ pub mod cause;
 pub mod closure;
 pub mod cpu;
 pub mod drops;
+pub mod durable;
 pub mod ended;
 pub mod fenced;
 pub mod leak;
@@ -105,6 +106,8 @@ pub struct Judges {
     pub settled: settled::Settled,
     /// What the driver refers to is not dropped.
     pub drops: drops::Drops,
+    /// Tasks begin once they are durable, where that is wanted.
+    pub durable: durable::Durable,
     /// Tasks run only where they may.
     pub placed: placed::Placed,
     /// Re-executions come first.
@@ -130,12 +133,13 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 22] = [
+        let all: [(&Found, &'static str, &'static str, Class); 23] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
             (&self.fenced.found, "fenced", "R10", Safety),
             (&self.cpu.found, "overcommit", "S21", Safety),
+            (&self.durable.found, "durable", "R4", Safety),
             (&self.placed.found, "placed", "placement", Safety),
             (&self.redo.found, "redo", "S14", Safety),
             (&self.cause.found, "typed-cause", "S24", Safety),
