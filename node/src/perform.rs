@@ -476,7 +476,10 @@ impl Life {
     fn kill_worker(&mut self, worker: ClientId) {
         let token = self.open.get(&worker).and_then(|link| link.token);
         if let Some((_, process)) = token.and_then(|token| self.spawned.remove(&token)) {
-            tracing::warn!(worker, "a worker is killed: its task was told to stop and has not in time");
+            tracing::warn!(
+                worker,
+                "a worker is killed: its task has not stopped in time, or is for nobody any more"
+            );
             process.abort();
         }
     }

@@ -429,7 +429,7 @@ fn nodes_count_what_they_have(c: &Cluster) {
 fn main() {
     mobula::run_worker_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 12] = [
+    let tests: [Test; 13] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),

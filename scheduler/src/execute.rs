@@ -24,6 +24,8 @@ pub(crate) struct Run {
     /// Other nodes that assigned it, each once. Only one of all keeps the task still: the record was pruned
     /// with a keeper that died, and a replayed parent has submitted it anew.
     pub others: Vec<Asker>,
+    /// Whoever assigned it is dead, and nobody has since: a worker has it, for nobody.
+    pub orphan: bool,
     pub class: usize,
     /// The worker that has it. What a worker has of another attempt of the task is not this run.
     pub given: Option<ClientId>,
@@ -48,6 +50,10 @@ pub(crate) struct Asker {
 impl Run {
     /// A node assigns an attempt that is not later than what runs.
     fn asked(&mut self, by: Asker) {
+        if self.orphan && (by.attempt == self.attempt || !mutant!("W13")) {
+            (self.keeper, self.orphan) = (by, false);
+            return;
+        }
         let known = std::iter::once(&mut self.keeper).chain(&mut self.others).find(|a| a.node == by.node);
         match known {
             Some(known) => known.attempt = known.attempt.max(by.attempt),
@@ -124,7 +130,8 @@ impl Core {
                 old.asked(keeper);
                 return;
             }
-            others.extend(std::iter::once(old.keeper).chain(old.others.drain(..)));
+            let living = (!old.orphan).then_some(old.keeper);
+            others.extend(living.into_iter().chain(old.others.drain(..)));
             others.retain(|other| other.node != keeper.node);
             self.drop_run(task);
         }
@@ -133,8 +140,9 @@ impl Core {
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
-        let (given, began) = (None, self.now);
-        let run = Run { spec, attempt, keeper, others, class, given, began, missing: 0, submitted, contains };
+        let (orphan, given, began, missing) = (false, None, self.now, 0);
+        let run =
+            Run { spec, attempt, keeper, others, orphan, class, given, began, missing, submitted, contains };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -231,7 +239,7 @@ impl Core {
             let run = self.take_run(task).expect("seen above");
             self.start_run(run.spec, run.attempt, run.keeper.node);
             if let Some(again) = self.runs.get_mut(&task) {
-                (again.keeper, again.others) = (run.keeper, run.others);
+                (again.keeper, again.others, again.orphan) = (run.keeper, run.others, run.orphan);
             }
             return true;
         };
@@ -469,6 +477,27 @@ impl Core {
     pub(crate) fn forget_stray(&mut self, task: TaskId) {
         if self.strays.contains(&task) && !self.workers.values().any(|w| w.queue.contains(&task)) {
             self.strays.remove(&task);
+        }
+    }
+
+    /// Nobody knows of an object, and whoever was to record it may be dead. What waits for it in an attempt that
+    /// is for nobody would wait until its job ends: its worker ends. Were the task assigned here again later, it
+    /// would begin anew.
+    pub(crate) fn end_vain_readers(&mut self, id: ObjectId) {
+        let Some(object) = self.objects.get(&id).filter(|_| !mutant!("W21")) else { return };
+        let mut readers: Vec<ClientId> = object.getters.iter().chain(&object.subscribers).copied().collect();
+        readers.sort_unstable();
+        readers.dedup();
+        for worker in readers {
+            let Some(w) = self.workers.get(&worker).filter(|w| w.blocked) else { continue };
+            let Some(task) = w.queue.front().copied() else { continue };
+            match self.runs.get(&task).filter(|run| run.given == Some(worker)) {
+                Some(run) if !run.orphan => continue,
+                Some(_) => self.drop_run(task),
+                // An attempt that does not count any more.
+                None => {}
+            }
+            self.effects.push(Effect::Kill { worker });
         }
     }
 

@@ -6,7 +6,7 @@
 //! iterative, parallel, and stops at the first thing that still exists.
 
 use crate::core::{Core, Kept, KeptState, Record};
-use crate::execute::{Asker, UndurableRun};
+use crate::execute::{Asker, Run, UndurableRun};
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::outcome::End;
 use crate::placement::Member;
@@ -130,6 +130,7 @@ impl Core {
                 if let Some(object) = self.objects.get_mut(&id) {
                     object.replica = false;
                 }
+                self.end_vain_readers(id);
                 false
             }
             // Moved: by the time it is asked for again, the map that says where is known or will be.
@@ -507,11 +508,18 @@ impl Core {
         for id in held {
             self.holder_gone(id, node);
         }
-        let orphans = self.runs.sorted_keys(|r| r.keeper.node == node);
-        for task in orphans {
-            match self.runs.get_mut(&task) {
-                Some(run) if !run.others.is_empty() => run.keeper = run.others.remove(0),
-                _ => self.forget_run(task),
+        let assigned = |r: &Run| r.keeper.node == node || r.others.iter().any(|other| other.node == node);
+        for task in self.runs.sorted_keys(assigned) {
+            let Some(run) = self.runs.get_mut(&task) else { continue };
+            run.others.retain(|other| other.node != node);
+            if run.keeper.node != node {
+                continue;
+            }
+            if run.others.is_empty() {
+                run.orphan = true;
+                self.forget_run(task);
+            } else {
+                run.keeper = run.others.remove(0);
             }
         }
     }

@@ -309,8 +309,8 @@ impl Stream {
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
     }
 
-    /// What the next batch is made of, by rank, each as it was queued. It ends before an object is held or made
-    /// anew whose release is in it, since the order within it changes.
+    /// What the next batch is made of, by rank, each as it was queued. It ends before an object is held, put or
+    /// made anew whose release is in it, since the order within it changes.
     fn take_batch(&mut self, now: Instant) -> [Vec<Queued>; RANKS] {
         let mut ranks: [Vec<Queued>; RANKS] = Default::default();
         let (mut count, mut bytes, mut released) = (0, 0, BTreeSet::new());
@@ -322,6 +322,7 @@ impl Stream {
             let anew = match about {
                 About::Submit(task) => released.contains(&task.output(0)),
                 About::Name(object) => released.contains(&object),
+                About::Put(object) => released.contains(&object) && !mutant!("R12d"),
                 _ => false,
             };
             if full || anew {

@@ -771,6 +771,28 @@ fn a_put_is_released_after_its_edges_in_other_shards() {
 }
 
 #[test]
+fn a_put_that_was_named_and_let_go_of_before_it_came_is_held_from_its_record_on() {
+    let (mut node, in_flight) = busy();
+    let (named, bad) = (task_in(0, 0), task_in(0, 1));
+    node.submit(DRIVER, spec(bad, &[]));
+    node.finish(bad, 1, Err(Failure::new(FailureKind::FailureUserError, "bad")), &[]);
+    let object = (0..)
+        .map(|n| TaskId::new(JOB, TaskId::root(JOB), 1, n * 512).output(mobula_base::ids::FIRST_PUT_SLOT))
+        .find(|id| id.task.run.shard(2) == ShardId(0))
+        .expect("one of them");
+    // While the put waits for room, a task that names it comes and goes: nobody refers to it for a moment.
+    node.submit(DRIVER, spec(named, &[object, out(bad)]));
+    node.drop_refs(DRIVER, &[out(named)]);
+    let value = large().expect("a value");
+    node.step(Event::Put { client: DRIVER, object, job: JOB, value, by_driver: true, contains: vec![] });
+    node.ack(in_flight, |_| None);
+    let sent = node.settle();
+    let release = sent.iter().position(|i| matches!(i, Item::Release(r) if r.object == object_bytes(object)));
+    let put = sent.iter().position(|i| matches!(i, Item::Put(_)));
+    assert!(release.is_some() && release < put, "else its release ends the hold of its record: {sent:?}");
+}
+
+#[test]
 fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
     let mut node = Node::new();
     let (b, x, after) = (task_in(0, 0), task_in(1, 0), task_in(0, 1));
@@ -958,6 +980,38 @@ fn what_failed_here_and_was_made_by_the_attempt_that_counts_is_looked_for() {
     node.ack(done, |_| Some(item_outcome::Outcome::Refused(view.clone())));
     node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![out(a)], want_value: true });
     assert_eq!(locates(&node, out(a)), 1);
+}
+
+#[test]
+fn an_attempt_that_is_for_nobody_does_not_wait_for_what_nobody_knows() {
+    let third = Incarnation(3);
+    for again in [false, true] {
+        let mut node = Node::new();
+        node.members(&[ME, OTHER, third]);
+        let (a, inner) = (task_in(0, 0), task_in(0, 1));
+        let assign = || Assign { spec: Some(spec(a, &[])), attempt: 1, hints: vec![] };
+        node.step(Event::Assigned { from: OTHER, assign: assign() });
+        node.step(Event::Held { client: WORKER, job: JOB, objects: vec![out(inner)] });
+        node.settle();
+        node.step(Event::Blocked { worker: WORKER, returned: vec![] });
+        node.step(Event::Get { client: WORKER, job: JOB, objects: vec![out(inner)], want_value: true });
+        let unknown = || mobula_proto::located::Answer::Unknown(true);
+        let kills = |node: &Node| node.effects.iter().filter(|e| matches!(e, Effect::Kill { .. })).count();
+        located(&mut node, out(inner), unknown());
+        assert_eq!(kills(&node), 0, "its record may be on its way");
+        // Whoever submitted both dies before the records are there.
+        node.members(&[ME, third]);
+        if again {
+            node.step(Event::Assigned { from: third, assign: assign() });
+        }
+        located(&mut node, out(inner), unknown());
+        assert_eq!(kills(&node), usize::from(!again), "whoever assigned it anew submits that one, too");
+        if !again {
+            node.step(Event::WorkerGone { worker: WORKER });
+            node.settle();
+            assert_eq!(node.objects(), 0);
+        }
+    }
 }
 
 #[test]

@@ -258,7 +258,7 @@ impl World {
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
             Effect::Kill { worker } => {
-                self.sometimes.hit("worker killed for a task that did not stop");
+                self.sometimes.hit("worker killed for a task that is not to go on");
                 self.worker_dies(machine, epoch, worker);
             }
             Effect::Cancel { to, tasks, recursive } => {

@@ -217,7 +217,7 @@ impl World {
                 self.judges.settled.reported(shard, term, report);
                 self.wake_soon(shard);
                 let drop = self.shards[shard].state.to_drop(&report.idle);
-                self.judges.drops.said(shard, report.incarnation, &drop, &self.driver);
+                self.judge_drops(shard, report.incarnation, &drop);
                 Answer::Accepted { term, drop }
             }
             Held::ReportInFull(term) => Answer::ReportInFull(term),

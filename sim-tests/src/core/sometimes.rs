@@ -50,7 +50,7 @@ pub const POINTS: &[&str] = &[
     "worker died before its report",
     "worker died in mid-run",
     "worker died after its report",
-    "worker killed for a task that did not stop",
+    "worker killed for a task that is not to go on",
     "worker stopped a task",
     "worker waited inside a task",
 ];

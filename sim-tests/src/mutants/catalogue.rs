@@ -137,6 +137,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R12a", "R12", "a batch that is sent again is applied again", BOTH),
     product("R12b", "R12", "a snapshot forgets which batch of a stream was the last", BOTH),
     product("R12c", "R12", "what follows from a record goes before it in its batch", BOTH),
+    product("R12d", "R12", "a put travels in front of the release of an earlier hold of it", CORE),
     product("R13", "R13", "copies that somebody holds may be dropped", CORE),
     product("R16", "R16", "a worker that waits inside its task keeps its CPU", BOTH),
     product("R16b", "R16", "re-executions wait for room behind those who wait for them", BOTH),
@@ -185,6 +186,7 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     product("W19", "limits", "an attempt that counts no more may run for ever", CORE),
     product("W20", "R3", "what failed here stays failed though the attempt that counts has made it", CORE),
+    product("W21", "liveness", "an attempt for nobody waits for ever for what nobody knows", CORE),
 ];
 
 /// The bug of this name.

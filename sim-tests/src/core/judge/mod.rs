@@ -207,6 +207,7 @@ impl Judges {
     pub fn members(&mut self, members: &Members) {
         for node in self.fenced.members(members) {
             self.cause.node_died(node);
+            self.order.node_died(node);
         }
     }
 

@@ -1,5 +1,6 @@
 //! R4: *Done(P) is committed only when every record that P submitted is committed or elided.* Otherwise a child could vanish with
-//! its keeper while nobody replays its parent.
+//! its keeper while nobody replays its parent. A node that was declared dead, and does not know, goes on with
+//! attempts of records of its own, which never came: what it submits is for nobody.
 
 use super::{Found, object};
 use mobula_base::{RunId, TaskId};
@@ -15,6 +16,8 @@ struct Child {
     node: u64,
     /// Submissions until then.
     at: u64,
+    /// That node had been declared dead by then.
+    by_dead: bool,
 }
 
 /// Knows who submitted whom.
@@ -33,15 +36,22 @@ pub struct Order {
     committed: BTreeSet<TaskId>,
     /// Came and went on one node, before anybody else could know of them.
     elided: BTreeSet<TaskId>,
+    /// Nodes that were declared dead.
+    dead: BTreeSet<u64>,
 }
 
 impl Order {
     /// An attempt that runs on `node` submits a task, which that node keeps.
     pub fn submitted(&mut self, parent: TaskId, attempt: u32, child: TaskId, node: u64) {
         self.count += 1;
-        let at = self.count;
-        self.children.entry((parent, attempt)).or_default().push(Child { task: child, node, at });
+        let (at, by_dead) = (self.count, self.dead.contains(&node));
+        self.children.entry((parent, attempt)).or_default().push(Child { task: child, node, at, by_dead });
         self.asked.insert((child, node), at);
+    }
+
+    /// A node is declared dead.
+    pub fn node_died(&mut self, node: u64) {
+        self.dead.insert(node);
     }
 
     /// A task came and went without a record.
@@ -52,6 +62,12 @@ impl Order {
     /// Whether a task ever had a record.
     pub fn was_committed(&self, task: TaskId) -> bool {
         self.committed.contains(&task)
+    }
+
+    /// Whether a task that had a record was submitted again on a node since, whose record of it has not come.
+    pub fn comes_anew(&self, task: TaskId, node: u64) -> bool {
+        let asked = self.asked.get(&(task, node));
+        asked.is_some_and(|asked| self.since.get(&task).is_some_and(|since| since < asked))
     }
 
     /// A batch is applied.
@@ -103,12 +119,13 @@ impl Order {
         }
     }
 
-    /// An attempt of the record that there is has ended. One of that number of an earlier record counts only
-    /// if it ran where this one did: it may be the same.
+    /// An attempt of the record that there is has ended. One of that number of an earlier record, or of one that
+    /// never came, counts only if it ran where this one did: it may be the same.
     fn done(&mut self, parent: TaskId, attempt: u32, executor: u64) {
         let since = self.since.get(&parent).copied().unwrap_or(0);
         let children = self.children.get(&(parent, attempt)).into_iter().flatten();
-        for child in children.filter(|child| child.at > since || child.node == executor) {
+        let counts = |child: &&Child| child.at > since && !child.by_dead || child.node == executor;
+        for child in children.filter(counts) {
             let child = child.task;
             if !self.committed.contains(&child) && !self.elided.contains(&child) {
                 object(&mut self.found, || {
@@ -152,6 +169,17 @@ mod tests {
     }
 
     #[test]
+    fn what_is_submitted_again_comes_anew_until_its_record_does() {
+        let mut order = begun_on_1(true);
+        assert!(!order.comes_anew(PARENT, 1) && !order.comes_anew(PARENT, 2));
+        // Its record was pruned with its keeper.
+        order.submitted(TaskId { run: RunId(0), place: 0 }, 2, PARENT, 2);
+        assert!(!order.comes_anew(PARENT, 1) && order.comes_anew(PARENT, 2));
+        applies(&mut order, 2, record(PARENT));
+        assert!(!order.comes_anew(PARENT, 2));
+    }
+
+    #[test]
     fn an_end_before_the_record_of_a_child_is_seen_whoever_is_said_to_have_made_it() {
         for executor in [1, 2] {
             let mut order = begun_on_1(true);
@@ -162,6 +190,23 @@ mod tests {
         applies(&mut order, 1, record(CHILD));
         applies(&mut order, 1, done(1));
         assert_eq!(order.found, None);
+    }
+
+    #[test]
+    fn what_a_node_that_is_dead_goes_on_with_is_of_nobody_else_s_record() {
+        // Node 1, which keeps the task, is declared dead; a replayed parent submits the task anew on node 2.
+        let grandparent = TaskId { run: RunId(0), place: 0 };
+        let mut order = Order::default();
+        order.submitted(grandparent, 1, PARENT, 1);
+        order.node_died(1);
+        order.submitted(grandparent, 1, PARENT, 2);
+        applies(&mut order, 2, record(PARENT));
+        // It has not heard of that, and runs what it keeps.
+        order.submitted(PARENT, 1, CHILD, 1);
+        applies(&mut order, 2, done(3));
+        assert_eq!(order.found, None);
+        applies(&mut order, 2, done(1));
+        assert!(order.found.is_some(), "it is said to have made it");
     }
 
     #[test]
