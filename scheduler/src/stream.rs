@@ -12,7 +12,7 @@
 
 use crate::line::Line;
 use mobula_base::{Incarnation, Instant, ObjectId, ShardId, TaskId, mutant};
-use mobula_proto::{StreamBatch, StreamItem, TaskSpec, stream_item};
+use mobula_proto::{StreamBatch, StreamItem, TaskSpec, object_id, stream_item};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -77,6 +77,13 @@ pub(crate) enum Content {
 }
 
 impl Content {
+    /// What an edge comes from.
+    fn named_by(&self) -> Option<ObjectId> {
+        let Content::Item(item) = self else { return None };
+        let Some(stream_item::Item::Name(name)) = &item.item else { return None };
+        object_id(&name.by).ok()
+    }
+
     fn into_item(self) -> StreamItem {
         match self {
             Content::Record(spec) => {
@@ -309,8 +316,8 @@ impl Stream {
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })
     }
 
-    /// What the next batch is made of, by rank, each as it was queued. It ends before an object is held, put or
-    /// made anew whose release is in it, since the order within it changes.
+    /// What the next batch is made of, by rank, each as it was queued. It ends before an object is held, put, made
+    /// anew or names another whose release is in it, since the order within it changes.
     fn take_batch(&mut self, now: Instant) -> [Vec<Queued>; RANKS] {
         let mut ranks: [Vec<Queued>; RANKS] = Default::default();
         let (mut count, mut bytes, mut released) = (0, 0, BTreeSet::new());
@@ -321,7 +328,11 @@ impl Stream {
             let full = count == BATCH_ITEMS_MAX || (bytes + next.bytes > BATCH_BYTES_MAX && count > 0);
             let anew = match about {
                 About::Submit(task) => released.contains(&task.output(0)),
-                About::Name(object) => released.contains(&object),
+                About::Name(object) => {
+                    // What is pruned takes its edges along, those of its next life, too, if they are told before.
+                    let by = next.item.named_by().filter(|_| !released.is_empty() && !mutant!("R12e"));
+                    released.contains(&object) || by.is_some_and(|by| released.contains(&by))
+                }
                 About::Put(object) => released.contains(&object) && !mutant!("R12d"),
                 _ => false,
             };

@@ -747,6 +747,27 @@ fn an_attempt_that_died_after_a_put_is_followed_once_the_edges_of_the_put_are_th
 }
 
 #[test]
+fn a_task_that_is_submitted_again_names_its_argument_after_its_earlier_record_was_let_go() {
+    let mut node = Node::new();
+    let (a, b) = (task_in(0, 0), task_in(0, 1));
+    node.submit(DRIVER, spec(a, &[]));
+    node.finish(a, 1, small(), &[]);
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    node.finish(b, 1, small(), &[]);
+    node.settle();
+    // Something is on its way: what follows is one batch, if it may be.
+    node.submit(DRIVER, spec(task_in(0, 2), &[]));
+    let in_flight = node.batch();
+    node.drop_refs(DRIVER, &[out(b)]);
+    node.submit(DRIVER, spec(b, &[out(a)]));
+    node.ack(in_flight, |_| None);
+    let batch = node.batch();
+    assert_eq!(told(&items(&batch)), [('r', out(b))], "its prune would end the edge");
+    node.ack(batch, |_| None);
+    assert_eq!(told(&node.settle()), [('n', out(a)), ('s', out(b))]);
+}
+
+#[test]
 fn a_put_is_released_after_its_edges_in_other_shards() {
     let mut node = Node::new();
     let inner = task_in(1, 0);

@@ -138,6 +138,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R12b", "R12", "a snapshot forgets which batch of a stream was the last", BOTH),
     product("R12c", "R12", "what follows from a record goes before it in its batch", BOTH),
     product("R12d", "R12", "a put travels in front of the release of an earlier hold of it", CORE),
+    product("R12e", "R12", "an edge travels in front of the release of its record's earlier life", CORE),
     product("R13", "R13", "copies that somebody holds may be dropped", CORE),
     product("R16", "R16", "a worker that waits inside its task keeps its CPU", BOTH),
     product("R16b", "R16", "re-executions wait for room behind those who wait for them", BOTH),
