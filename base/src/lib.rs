@@ -5,6 +5,7 @@
 //! Read it in this order:
 //!
 //! - [`ids`] — deterministic identities (rule R1): runs, tasks, objects, shards.
+//! - [`id_map`] — maps by these, that spend nothing on hashing them again.
 //! - [`slots`] — which shard owns them: a map with an epoch.
 //! - [`time`] — [`time::Instant`], nanoseconds handed in by whoever may look at a clock.
 //! - [`random`] — seeded streams that fork by name.
@@ -16,6 +17,7 @@
 
 pub mod devices;
 pub mod disk;
+pub mod id_map;
 pub mod ids;
 pub mod mutants;
 pub mod random;
@@ -25,6 +27,7 @@ pub mod sim_disk;
 pub mod slots;
 pub mod time;
 
+pub use id_map::IdMap;
 pub use ids::{Incarnation, JobId, ObjectId, RunId, ShardId, TaskId};
 pub use resources::Resources;
 pub use slots::{SlotMap, SlotSet};

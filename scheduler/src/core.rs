@@ -3,7 +3,7 @@
 use crate::cancel::Stop;
 use crate::elide::Later;
 use crate::execute::Run;
-use crate::map::{IdMap, RunMap};
+use crate::map::RunMap;
 use crate::objects::Object;
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
@@ -14,7 +14,7 @@ use crate::types::{ClientId, Effect, Event};
 use crate::workers::Worker;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
-use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
+use mobula_base::{IdMap, Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId, mutant};
 use mobula_proto::TaskSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;

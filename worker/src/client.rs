@@ -12,7 +12,8 @@ use crate::options::{ConnectOptions, Durability, JobOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
 use crate::value::{self, Encoded};
-use mobula_base::{JobId, ObjectId, TaskId};
+use bytes::Bytes;
+use mobula_base::{IdMap, JobId, ObjectId, TaskId};
 use mobula_net::frame::Outbox;
 use mobula_objstore::Region;
 use mobula_proto::{
@@ -20,7 +21,7 @@ use mobula_proto::{
     Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
 };
 use serde::Serialize;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -58,9 +59,9 @@ pub(crate) struct Slot {
 
 #[derive(Default)]
 pub(crate) struct State {
-    pub slots: HashMap<ObjectId, Slot>,
+    pub slots: IdMap<ObjectId, Slot>,
     /// Answers to those who wait for room in shared memory.
-    pub created: HashMap<ObjectId, Created>,
+    pub created: IdMap<ObjectId, Created>,
     pub committed: VecDeque<(TaskId, u64)>,
     pub notices: VecDeque<Notice>,
     pub tasks: VecDeque<RunTask>,
@@ -80,6 +81,8 @@ pub(crate) struct State {
 
 /// Arguments passed by value may come to so many bytes: they travel inside the lineage record.
 const SPEC_BYTES_MAX: usize = 16 << 20;
+/// Values of so many bytes that a driver has put stay with it, for as long as it refers to them.
+const KEPT_MAX: usize = 4 << 10;
 pub(crate) struct Shell {
     state: Mutex<State>,
     pub(crate) woken: Condvar,
@@ -193,11 +196,18 @@ impl Client {
     /// The reference to a value that was put: its bytes travel, or lie in shared memory with this checksum.
     pub(crate) fn made<T>(&self, id: ObjectId, encoded: Encoded, placed: Option<u32>) -> ObjectRef<T> {
         let (object, contains) = (object_bytes(id), encoded.contains());
-        let msg = match placed {
-            None => client_msg::Msg::PutInline(PutInline { object, value: encoded.bytes.into(), contains }),
-            Some(crc) => client_msg::Msg::Seal(Seal { object, crc, contains }),
+        let Some(crc) = placed else {
+            let value = Bytes::from(encoded.bytes);
+            // A driver that put it may want it back, and has it here. Of a task an earlier attempt may have put
+            // something else, and that stands.
+            let is_driver = self.context.attempt == 0;
+            let inline =
+                (is_driver && value.len() <= KEPT_MAX).then(|| wire_value::Value::Inline(value.clone()));
+            let msg = client_msg::Msg::PutInline(PutInline { object, value, contains });
+            self.own(id, inline.map(|inline| Value { value: Some(inline) }), Some(msg));
+            return ObjectRef::new(id, Some(self.clone()));
         };
-        self.own(id, None, Some(msg));
+        self.own(id, None, Some(client_msg::Msg::Seal(Seal { object, crc, contains })));
         ObjectRef::new(id, Some(self.clone()))
     }
 
@@ -231,14 +241,18 @@ impl Client {
     /// Waits until `count` of `refs` exist or failed, or `timeout` passes: which are ready.
     pub fn wait<T>(&self, refs: &[ObjectRef<T>], count: usize, timeout: Duration) -> Vec<bool> {
         let ids: Vec<ObjectId> = refs.iter().map(ObjectRef::id).collect();
-        let _taken = self.take_up_strangers(&ids);
-        self.ask(&ids, false);
         let ready = |state: &mut State| {
             let flags: Vec<bool> =
                 ids.iter().map(|id| state.slots.get(id).is_some_and(|s| s.ready.is_some())).collect();
             let enough = flags.iter().filter(|f| **f).count() >= count.min(ids.len());
             (enough || state.stopped).then_some(flags)
         };
+        // Mostly some are known to be ready, when a program takes one after the other.
+        if let Some(flags) = ready(&mut self.state()) {
+            return flags;
+        }
+        let _taken = self.take_up_strangers(&ids);
+        self.ask(&ids, false);
         match self.blocking(|| self.wait_sync(Some(timeout), ready)) {
             Ok(flags) => flags,
             Err(_) => ids.iter().map(|id| self.is_ready(*id)).collect(),
