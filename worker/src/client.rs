@@ -186,11 +186,14 @@ impl Client {
     /// # Errors
     /// The value cannot be encoded, the store is full, or an earlier attempt of the task has put another.
     pub fn put<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
+        let size = value::size(value).map_err(Error::Value)?;
+        if size > INLINE_MAX {
+            let id = self.context.next_put();
+            let (placed, references) = self.place_value(id, value, size)?;
+            return Ok(self.made(id, Encoded { bytes: Vec::new(), references }, Some(placed.crc)));
+        }
         let encoded = value::encode(value).map_err(Error::Value)?;
-        let id = self.context.next_put();
-        let large = encoded.bytes.len() > INLINE_MAX;
-        let placed = if large { Some(self.place(id, &encoded.bytes)?) } else { None };
-        Ok(self.made(id, encoded, placed.map(|placed| placed.crc)))
+        Ok(self.made(self.context.next_put(), encoded, None))
     }
 
     /// The reference to a value that was put: its bytes travel, or lie in shared memory with this checksum.

@@ -3,7 +3,7 @@
 use crate::client::Client;
 use crate::error::Error;
 use crate::reference::ObjectRef;
-use crate::value;
+use crate::value::{self, Encoded};
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::INLINE_MAX;
 use serde::Serialize;
@@ -14,11 +14,14 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn put_async<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
+        let size = value::size(value).map_err(Error::Value)?;
+        if size > INLINE_MAX {
+            let id = self.context.next_put();
+            let (placed, references) = self.place_value_async(id, value, size).await?;
+            return Ok(self.made(id, Encoded { bytes: Vec::new(), references }, Some(placed.crc)));
+        }
         let encoded = value::encode(value).map_err(Error::Value)?;
-        let id = self.context.next_put();
-        let large = encoded.bytes.len() > INLINE_MAX;
-        let placed = if large { Some(self.place_async(id, &encoded.bytes).await?) } else { None };
-        Ok(self.made(id, encoded, placed.map(|placed| placed.crc)))
+        Ok(self.made(self.context.next_put(), encoded, None))
     }
 
     /// Waits until `count` of `refs` exist or failed, without blocking the thread: which are ready.

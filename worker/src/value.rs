@@ -4,6 +4,7 @@
 use crate::reference::{self, AnyRef};
 use bytes::Bytes;
 use mobula_proto::object_bytes;
+use postcard::ser_flavors::Flavor;
 use serde::de::{DeserializeOwned, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
@@ -80,6 +81,76 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded, String> {
     Ok(Encoded { bytes, references })
 }
 
+/// How many bytes a value is encoded as. It is walked, and nothing is written.
+///
+/// # Errors
+/// The type's `Serialize` refused.
+pub(crate) fn size<T: Serialize + ?Sized>(value: &T) -> Result<usize, String> {
+    let (size, _) = reference::collect(|| postcard::experimental::serialized_size(value));
+    size.map_err(|e| format!("{} cannot be encoded: {e}", std::any::type_name::<T>()))
+}
+
+/// Encodes a value piece by piece, each small enough to stay in the processor's cache; the references inside.
+///
+/// # Errors
+/// As [`encode`].
+pub(crate) fn encode_into<T: Serialize + ?Sized>(
+    value: &T,
+    take: impl FnMut(&[u8]),
+) -> Result<Vec<AnyRef>, String> {
+    let pieces = Pieces { open: Vec::with_capacity(PIECE), take };
+    let (encoded, references) = reference::collect(|| postcard::serialize_with_flavor(value, pieces));
+    let name = std::any::type_name::<T>();
+    encoded.map_err(|e| format!("{name} cannot be encoded: {e}"))?;
+    check_count(references.len()).map_err(|e| format!("a {name} {e}"))?;
+    Ok(references)
+}
+
+/// Bytes of a piece at most.
+const PIECE: usize = 64 << 10;
+
+/// Hands on what is encoded, in order.
+struct Pieces<F> {
+    open: Vec<u8>,
+    take: F,
+}
+
+impl<F: FnMut(&[u8])> Pieces<F> {
+    fn close(&mut self) {
+        (self.take)(&self.open);
+        self.open.clear();
+    }
+}
+
+impl<F: FnMut(&[u8])> Flavor for Pieces<F> {
+    type Output = ();
+
+    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
+        if self.open.len() == PIECE {
+            self.close();
+        }
+        self.open.push(byte);
+        Ok(())
+    }
+
+    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
+        if self.open.len() + bytes.len() > PIECE {
+            self.close();
+        }
+        if bytes.len() < PIECE {
+            self.open.extend_from_slice(bytes);
+        } else {
+            bytes.chunks(PIECE).for_each(&mut self.take);
+        }
+        Ok(())
+    }
+
+    fn finalize(mut self) -> postcard::Result<()> {
+        self.close();
+        Ok(())
+    }
+}
+
 /// Whether so many references may lie in one place.
 pub(crate) fn check_count(references: usize) -> Result<(), String> {
     if references <= REFERENCES_MAX {
@@ -101,5 +172,34 @@ pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, String> {
         Ok((value, [])) => Ok(value),
         Ok((_, rest)) => Err(format!("{} bytes are left over after a {name}", rest.len())),
         Err(error) => Err(format!("{} bytes are not a {name}: {error}", bytes.len())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Two parts of bytes, as long as pieces are and longer, and small things between.
+    fn part() -> impl Strategy<Value = (usize, u8)> {
+        (prop_oneof![0usize..100, PIECE - 12..PIECE + 12, 2 * PIECE - 3..2 * PIECE + 3], any::<u8>())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn pieces_are_what_the_whole_is(parts in prop::collection::vec((part(), any::<String>(), any::<u64>()), 0..4)) {
+            let blob = |(len, fill): (usize, u8)| Blob::from(vec![fill; len]);
+            let value: Vec<_> = parts.into_iter().map(|(part, text, n)| (text, blob(part), n)).collect();
+            let whole = encode(&value).expect("plain data").bytes;
+            let mut pieces = Vec::new();
+            encode_into(&value, |piece| {
+                assert!(piece.len() <= PIECE);
+                pieces.extend_from_slice(piece);
+            })
+            .expect("plain data");
+            prop_assert_eq!(size(&value).expect("plain data"), whole.len());
+            prop_assert_eq!(pieces, whole);
+        }
     }
 }
