@@ -82,7 +82,7 @@ impl Streams {
         ticket
     }
 
-    /// A ticket for an item of a slot that is to be queued later, with [`Streams::push_reserved`]: until then
+    /// A ticket for an item of a slot that is to be queued later, with `push_reserved`: until then
     /// nothing after it counts as acknowledged.
     pub fn reserve(&mut self, slot: u32) -> Ticket {
         let shard = self.map.of_slot(slot);

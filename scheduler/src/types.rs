@@ -164,7 +164,7 @@ pub enum Effect {
     Run { worker: ClientId, spec: Arc<TaskSpec>, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
     /// Tell a worker that this attempt is to stop, or not to begin.
     Stop { worker: ClientId, task: TaskId, attempt: u32 },
-    /// End a worker process, which has not stopped a task in time.
+    /// End a worker process, which has not stopped a task in time, or waits in one that is for nobody.
     Kill { worker: ClientId },
     /// Tell a node that these tasks are to end.
     Cancel { to: Incarnation, tasks: Vec<TaskId>, recursive: bool },
