@@ -167,13 +167,11 @@ pub fn run_options(options: Options, with_lines: bool) -> Outcome {
 
 /// A run that did too little proves nothing.
 fn too_little(outcome: &Outcome, world: &World) -> Option<Objection> {
-    // A job whose tasks wait for their records runs fewer, above all on a slow node.
-    let tasks_min = if world.options.style.commits { TASKS_MIN / 4 } else { TASKS_MIN };
     let enough_faults = outcome.profile == Profile::Calm || outcome.landed() >= FAULTS_MIN;
     let text = match () {
         () if world.driver.lost => "the driver's node was declared dead".to_owned(),
         () if outcome.lasted < LASTS_MIN => format!("it lasted {:?}", outcome.lasted),
-        () if outcome.tasks < tasks_min => format!("{} tasks ran", outcome.tasks),
+        () if outcome.tasks < TASKS_MIN => format!("{} tasks ran", outcome.tasks),
         () if !enough_faults => format!("{} faults landed", outcome.landed()),
         () => return None,
     };
