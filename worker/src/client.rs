@@ -279,7 +279,7 @@ impl Client {
     }
 
     /// Waits until the lineage of all that this process has submitted is durable, or elided since nobody can need
-    /// it any more. Without it that comes to pass a moment later.
+    /// it any more; also of what other threads submit meanwhile. Without it that comes to pass a moment later.
     ///
     /// # Errors
     /// `timeout` passed first, or the connection ended.

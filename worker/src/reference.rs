@@ -249,5 +249,6 @@ mod tests {
         let more: Vec<_> = (0..=value::REFERENCES_MAX as u32).map(reference).collect();
         let refused = value::encode(&more).expect_err("one too many");
         assert!(refused.contains("16385 objects, at most 16384"), "{refused}");
+        assert_eq!(value::size(&more).expect_err("before there is room for it"), refused);
     }
 }

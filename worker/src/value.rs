@@ -84,10 +84,12 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded, String> {
 /// How many bytes a value is encoded as. It is walked, and nothing is written.
 ///
 /// # Errors
-/// The type's `Serialize` refused.
+/// As [`encode`]: whoever asks for room has a value that can be encoded.
 pub(crate) fn size<T: Serialize + ?Sized>(value: &T) -> Result<usize, String> {
-    let (size, _) = reference::collect(|| postcard::experimental::serialized_size(value));
-    size.map_err(|e| format!("{} cannot be encoded: {e}", std::any::type_name::<T>()))
+    let (size, references) = reference::collect(|| postcard::experimental::serialized_size(value));
+    let name = std::any::type_name::<T>();
+    check_count(references.len()).map_err(|e| format!("a {name} {e}"))?;
+    size.map_err(|e| format!("{name} cannot be encoded: {e}"))
 }
 
 /// Encodes a value piece by piece, each small enough to stay in the processor's cache; the references inside.
