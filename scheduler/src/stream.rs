@@ -330,8 +330,9 @@ impl Stream {
                 About::Submit(task) => released.contains(&task.output(0)),
                 About::Name(object) => {
                     // What is pruned takes its edges along, those of its next life, too, if they are told before.
-                    let by = next.item.named_by().filter(|_| !released.is_empty() && !mutant!("R12e"));
-                    released.contains(&object) || by.is_some_and(|by| released.contains(&by))
+                    let by = || next.item.named_by().filter(|_| !mutant!("R12e"));
+                    let lets_go = |id| released.contains(&id);
+                    !released.is_empty() && (lets_go(object) || by().is_some_and(lets_go))
                 }
                 About::Put(object) => released.contains(&object) && !mutant!("R12d"),
                 _ => false,

@@ -144,23 +144,16 @@ fn a_parent_that_ends_waits_for_the_records_of_its_children_and_not_for_their_ti
 }
 
 #[test]
-fn a_task_without_retries_begins_once_its_record_is_committed_and_that_is_sent_at_once() {
-    let mut node = Node::new();
-    let once = TaskSpec { max_retries: 0, ..spec(task(0)) };
-    node.submit(DRIVER, once.clone());
-    assert!(!node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
-    assert_eq!(node.sent(), [Item::Submit(once)]);
-    assert!(node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
-}
-
-#[test]
-fn a_task_of_a_job_that_wants_commit_begins_once_its_record_is_committed() {
-    let mut node = Node::new();
-    let spec = TaskSpec { commit_first: true, ..spec(task(0)) };
-    node.submit(DRIVER, spec.clone());
-    assert!(!node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
-    assert_eq!(node.sent(), [Item::Submit(spec)]);
-    assert!(node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
+fn what_begins_once_its_record_is_committed_has_it_sent_at_once() {
+    let without_retries = TaskSpec { max_retries: 0, ..spec(task(0)) };
+    let of_a_job_with_commit = TaskSpec { commit_first: true, ..spec(task(0)) };
+    for spec in [without_retries, of_a_job_with_commit] {
+        let mut node = Node::new();
+        node.submit(DRIVER, spec.clone());
+        assert!(!node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
+        assert_eq!(node.sent(), [Item::Submit(spec)]);
+        assert!(node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. })));
+    }
 }
 
 #[test]

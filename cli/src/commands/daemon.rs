@@ -242,7 +242,6 @@ fn node_config(
     member: &MemberArgs,
     ready: &Ready,
     cpus: u32,
-
     seed: u64,
 ) -> Result<NodeConfig, Failure> {
     Ok(NodeConfig {
