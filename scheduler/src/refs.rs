@@ -170,13 +170,25 @@ impl Core {
         self.to_tidy.push_back(id);
     }
 
-    /// A client is gone, and all its references with it.
+    /// A client is gone, and all its references with it. What it took out of values may lie inside what its
+    /// earlier tasks made: what that was taken out of stays until it is held, as if the client had dropped it.
     pub(crate) fn forget_client_refs(&mut self, client: ClientId) {
-        self.gates.remove(&client);
-        self.held_back.retain(|back| back.client != client);
-        for id in self.objects.sorted_keys(|object| object.refs.clients.contains(&client)) {
-            self.unrefer(client, id);
+        if mutant!("R8d") {
+            self.gates.remove(&client);
+            self.held_back.retain(|back| back.client != client);
         }
+        let mut objects = self.objects.sorted_keys(|object| object.refs.clients.contains(&client));
+        for id in &objects {
+            if let Some(object) = self.objects.get_mut(id) {
+                object.subscribers.retain(|other| *other != client);
+                object.getters.retain(|other| *other != client);
+            }
+        }
+        let back = self.held_back.iter().filter(|back| back.client == client);
+        let waits: BTreeSet<ObjectId> = back.flat_map(|back| back.objects.iter().copied()).collect();
+        objects.retain(|id| !waits.contains(id));
+        self.client_dropped(client, objects);
+        self.gates.remove(&client);
     }
 
     /// Tells the home of `id` of an edge from `by`, of a hold of this node, or of both.

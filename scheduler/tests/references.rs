@@ -9,7 +9,7 @@ use mobula_proto::{
     object_bytes, object_id, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 use stream_item::Item;
 
@@ -519,6 +519,32 @@ fn a_worker_that_dies_holds_nothing() {
     node.step(Event::WorkerGone { worker: WORKER });
     assert_eq!(told(&node.settle()), [('r', out(inner))]);
     assert_eq!(node.objects(), 0);
+}
+
+#[test]
+fn what_a_worker_took_out_of_a_value_is_held_before_the_value_is_released_also_when_the_worker_dies() {
+    for drops in [true, false] {
+        let mut node = Node::new();
+        let (container, inner) = (task_in(0, 0), task_in(1, 0));
+        node.submit(DRIVER, spec(container, &[]));
+        node.finish(container, 1, small(), &[]);
+        node.settle();
+        node.step(Event::Held { client: WORKER, job: JOB, objects: vec![out(container)] });
+        node.drop_refs(DRIVER, &[out(container)]);
+        node.step(Event::Held { client: WORKER, job: JOB, objects: vec![out(inner)] });
+        let hold = node.batch();
+        assert_eq!(told(&items(&hold)), [('h', out(inner))]);
+        // Its task may have ended by now, and its value contain the one that was taken out.
+        if drops {
+            node.drop_refs(WORKER, &[out(container), out(inner)]);
+        }
+        node.step(Event::WorkerGone { worker: WORKER });
+        assert!(node.batches.is_empty(), "the container stays until the hold is acknowledged");
+        node.ack(hold, |_| None);
+        let released: BTreeSet<(char, ObjectId)> = told(&node.settle()).into_iter().collect();
+        assert_eq!(released, [('r', out(container)), ('r', out(inner))].into());
+        assert_eq!(node.objects(), 0);
+    }
 }
 
 #[test]
