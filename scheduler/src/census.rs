@@ -119,7 +119,7 @@ impl Core {
     }
 
     fn count_runs(&self) -> Vec<(&'static str, u64)> {
-        let arriving = self.runs.values().filter(|run| run.missing > 0).count() as u64;
+        let arriving = self.arriving.len() as u64;
         let waiting: u64 = self.classes.iter().map(|c| (c.runs.len() + c.runs_urgent.len()) as u64).sum();
         let given: u64 = self.workers.values().map(|worker| worker.queue.len() as u64).sum();
         let begun = self.workers.values().filter(|worker| !worker.queue.is_empty());

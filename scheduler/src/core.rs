@@ -66,6 +66,18 @@ pub(crate) struct Kept {
     pub done: Option<Ticket>,
     /// Others may know of it: it was given to another node, or has put something.
     pub shared: bool,
+    pub early: Early,
+}
+
+/// Whether a record came while edges of an earlier one of that name had yet to end (R6).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Early {
+    /// It did not, as far as is known.
+    No,
+    /// They have not ended yet.
+    Waits,
+    /// They have by now.
+    Over,
 }
 
 /// Where the lineage record of a kept task is.
@@ -143,6 +155,8 @@ pub struct Core {
     pub(crate) last_spread: Incarnation,
     pub(crate) jobs_seen: BTreeSet<JobId>,
     pub(crate) jobs_ended: BTreeSet<JobId>,
+    /// Runs whose arguments are not all here.
+    pub(crate) arriving: BTreeSet<TaskId>,
     pub(crate) blocked_runs: u32,
     /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
     pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
@@ -208,6 +222,7 @@ impl Core {
             last_spread: Incarnation(0),
             jobs_seen: BTreeSet::new(),
             jobs_ended: BTreeSet::new(),
+            arriving: BTreeSet::new(),
             blocked_runs: 0,
             to_fail: VecDeque::new(),
             counted: BTreeSet::new(),

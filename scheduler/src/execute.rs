@@ -165,6 +165,8 @@ impl Core {
         run.missing = missing;
         if missing == 0 {
             self.queue_run(task);
+        } else {
+            self.arriving.insert(task);
         }
     }
 
@@ -172,6 +174,7 @@ impl Core {
         let Some(run) = self.runs.get_mut(&task) else { return };
         run.missing = run.missing.saturating_sub(1);
         if run.missing == 0 {
+            self.arriving.remove(&task);
             self.queue_run(task);
         }
     }
@@ -267,6 +270,9 @@ impl Core {
     pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
         let run = self.runs.remove(&task)?;
         self.stopping.remove(&task);
+        if run.missing > 0 {
+            self.arriving.remove(&task);
+        }
         // One that ends before its arguments have come waits for them no longer.
         if run.missing > 0 && !mutant!("W17") {
             for id in arg_objects(&run.spec) {

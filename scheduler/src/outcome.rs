@@ -229,7 +229,9 @@ impl Core {
         let contains = put.iter().copied().map(object_bytes).collect();
         let failure =
             self.kept.get(&task).filter(|_| failed).and_then(|kept| kept.failure.as_deref().cloned());
-        let next = NextAttempt { task: task_bytes(task), from, failed, contains, failure };
+        let state = self.kept.get(&task).map(|kept| kept.state);
+        let at = if let Some(KeptState::Placed(n) | KeptState::Undurable(n)) = state { n.0 } else { 0 };
+        let next = NextAttempt { task: task_bytes(task), from, failed, contains, failure, executor: at };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
         let bytes = prost::Message::encoded_len(&item);
         if let Some(ticket) =

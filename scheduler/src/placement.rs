@@ -5,6 +5,7 @@
 //! while the tasks before are running; how much more depends on how long the function runs.
 
 use crate::core::{Core, Kept, KeptState};
+use crate::execute::Run;
 use crate::objects::State;
 use crate::recovery::Timer;
 use crate::strategy;
@@ -161,6 +162,7 @@ impl Core {
             .filter_map(|(node, member)| {
                 let (load, at_once) = self.busy(index, node, member);
                 let room = at_once * per_cpu;
+                let load = if load < room || node != me { load } else { load - self.starved(&class.demand) };
                 let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
                 let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
                 let idle = 1_000_000u64.saturating_sub(load * 1_000_000 / room);
@@ -254,6 +256,19 @@ impl Core {
         let here =
             || self.runs.values().filter(|run| self.classes[run.class].demand == class.demand).count() as u64;
         (if me { here() } else { there() }, member.total.times(&class.demand).unwrap_or(1).max(1))
+    }
+
+    /// Runs of this node that wait for arguments which nobody has any more, of what counts for a demand: they take
+    /// no room from what may be needed to make those again (R16).
+    fn starved(&self, demand: &Resources) -> u64 {
+        let counts = |run: &&Run| demand.named.is_empty() || self.classes[run.class].demand == *demand;
+        let runs = self.arriving.iter().filter_map(|task| self.runs.get(task)).filter(counts);
+        runs.filter(|run| arg_objects(&run.spec).any(|id| self.is_gone(id)) && !mutant!("W22")).count() as u64
+    }
+
+    fn is_gone(&self, id: ObjectId) -> bool {
+        let state = self.objects.get(&id).map(|object| &object.state);
+        matches!(state, None | Some(State::Unknown | State::Locating | State::Pending))
     }
 
     /// Whether some node that is known could ever run the tasks of a class.

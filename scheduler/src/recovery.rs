@@ -5,12 +5,14 @@
 //! arguments of that task are awaited like those of any other, so the walk down the lineage is
 //! iterative, parallel, and stops at the first thing that still exists.
 
-use crate::core::{Core, Kept, KeptState, Record};
+use crate::core::{Core, Early, Kept, KeptState, Record};
+use crate::elide::Later;
 use crate::execute::{Asker, Run, UndurableRun};
 use crate::objects::{RELOCATE_AFTER, State};
 use crate::outcome::End;
 use crate::placement::Member;
 use crate::stream::About;
+use crate::submit::spec_bytes;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
@@ -22,6 +24,8 @@ use std::time::Duration;
 
 /// Objects in one question to a shard at most.
 const LOCATE_MAX: usize = 1024;
+/// How long a task that came early waits before its shard is asked again.
+const EARLY_AGAIN: Duration = Duration::from_millis(10);
 
 /// What a timer is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +38,8 @@ pub(crate) enum Timer {
     Kill(TaskId, u32),
     /// The attempt has had its time at this worker.
     TimeOut(TaskId, u32, ClientId),
+    /// Ask whether edges of the task's earlier record have ended.
+    Early(TaskId),
 }
 
 impl Core {
@@ -57,6 +63,7 @@ impl Core {
                 Timer::Infeasible(class) => self.infeasible(class),
                 Timer::Kill(task, attempt) => self.kill(task, attempt),
                 Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
+                Timer::Early(task) => self.ask_whether_early(task),
             }
         }
     }
@@ -177,7 +184,7 @@ impl Core {
     fn item_acked(&mut self, about: About, revision: u64, outcome: Option<ItemOutcome>) {
         match (about, outcome.and_then(|o| o.outcome)) {
             (About::Submit(task), None) => self.submit_committed(task, revision),
-            (About::Submit(task), Some(outcome)) => self.submit_answered(task, outcome),
+            (About::Submit(task), Some(outcome)) => self.submit_answered(task, revision, outcome),
             (About::Done(task), outcome) => {
                 if let Some(item_outcome::Outcome::DivergedDone(view)) = &outcome {
                     self.diverged(task, view);
@@ -255,11 +262,59 @@ impl Core {
 
     fn submit_committed(&mut self, task: TaskId, revision: u64) {
         let Some(kept) = self.kept.get(&task) else { return };
-        if let Some(client) = kept.client {
+        if let Some(client) = kept.client.filter(|_| kept.early == Early::No) {
             self.effects.push(Effect::Committed { client, task, revision });
         }
         if kept.state == KeptState::AwaitCommit && !self.is_made_already(task) {
             self.await_deps(task);
+        }
+    }
+
+    /// The record is there, but edges of an earlier one of that name have yet to end elsewhere, and what was told
+    /// meanwhile goes with them: the task waits, so that nothing is told of what it makes.
+    fn came_early(&mut self, task: TaskId, revision: u64) {
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        if kept.state != KeptState::AwaitCommit {
+            return self.submit_committed(task, revision);
+        }
+        let was = std::mem::replace(&mut kept.early, Early::Waits);
+        if let Some(client) = kept.client.filter(|_| was == Early::No) {
+            self.effects.push(Effect::Committed { client, task, revision });
+        }
+        self.set_timer(EARLY_AGAIN, Timer::Early(task));
+    }
+
+    fn ask_whether_early(&mut self, task: TaskId) {
+        let waits = |kept: &&Kept| kept.early == Early::Waits && kept.state == KeptState::AwaitCommit;
+        let Some(kept) = self.kept.get(&task).filter(waits) else { return };
+        let (spec, bytes) = (kept.spec.clone(), spec_bytes(&kept.spec));
+        let ticket = self.streams.push(spec, bytes, About::Submit(task));
+        self.streams.hurry_for(ticket.shard, ticket.number);
+    }
+
+    /// They have ended, and may have taken along what this record names: that is told anew, and the record behind
+    /// it where it would not come later anyway, so that its end cannot come before.
+    fn early_no_more(&mut self, task: TaskId, revision: u64) {
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        kept.early = Early::Over;
+        let (spec, job) = (kept.spec.clone(), JobId(kept.spec.job));
+        let names: Vec<ObjectId> = kept.names.iter().map(|named| named.id).collect();
+        let mut before = Vec::new();
+        for id in names {
+            let edge = self.name(id, job, Some(task.output(0)), false, false);
+            if !self.streams.is_in_order(id.task.run.slot(), task.run.slot()) {
+                before.push(edge);
+            }
+        }
+        if before.is_empty() {
+            return self.submit_committed(task, revision);
+        }
+        let bytes = spec_bytes(&spec);
+        let later = Later { item: spec.into(), bytes, about: About::Submit(task) };
+        let (record, ticket) = self.send_record(task, later, before);
+        self.streams.hurry_for(ticket.shard, ticket.number);
+        if let Some(kept) = self.kept.get_mut(&task) {
+            kept.record = record;
         }
     }
 
@@ -288,10 +343,11 @@ impl Core {
         true
     }
 
-    fn submit_answered(&mut self, task: TaskId, outcome: item_outcome::Outcome) {
+    fn submit_answered(&mut self, task: TaskId, revision: u64, outcome: item_outcome::Outcome) {
         let job = self.kept.get(&task).map(|k| JobId(k.spec.job));
         match outcome {
             item_outcome::Outcome::Known(view) => self.already_known(task, view),
+            item_outcome::Outcome::Early(_) => self.came_early(task, revision),
             item_outcome::Outcome::Failed(failure) => self.fail_submitted(task, job, failure),
             item_outcome::Outcome::Diverged(view) => {
                 let message = format!(
@@ -327,7 +383,12 @@ impl Core {
         let Some(kept) = self.kept.get(&task) else { return };
         let pending = view.state == TaskState::TaskPending as i32;
         if pending && view.keeper == self.config.incarnation.0 && view.attempt == kept.attempt {
-            self.submit_committed(task, view.revision);
+            let waits = kept.early == Early::Waits && kept.state == KeptState::AwaitCommit;
+            match (view.early, waits) {
+                (true, _) => self.came_early(task, view.revision),
+                (false, true) => self.early_no_more(task, view.revision),
+                (false, false) => self.submit_committed(task, view.revision),
+            }
             return;
         }
         if kept.state != KeptState::AwaitCommit {
@@ -363,6 +424,10 @@ impl Core {
                     self.streams.give_up(ticket);
                     self.awaiting_edges.remove(&task);
                     self.recheck = true;
+                    // It would have told of the hold.
+                    if self.counts(job) && !mutant!("R8e") {
+                        self.name(task.output(0), job, None, false, true);
+                    }
                 }
                 (old.client, old.names)
             }
@@ -385,6 +450,7 @@ impl Core {
             record: Record::Sent,
             done: None,
             shared: true,
+            early: Early::No,
         };
         self.kept.insert(task, kept);
         if self.rebuilding.insert(task) {

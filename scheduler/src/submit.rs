@@ -1,6 +1,6 @@
 //! A task arrives: its record goes to its shard, its arguments are awaited.
 
-use crate::core::{Core, Kept, KeptState};
+use crate::core::{Core, Early, Kept, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
 use crate::refs::Home;
@@ -32,7 +32,7 @@ pub(crate) fn named_objects(spec: &TaskSpec) -> Vec<ObjectId> {
     named
 }
 
-fn spec_bytes(spec: &TaskSpec) -> usize {
+pub(crate) fn spec_bytes(spec: &TaskSpec) -> usize {
     let args: usize = spec
         .args
         .iter()
@@ -55,6 +55,7 @@ impl Core {
         if self.is_duplicate(task, output) {
             self.refer(client, output, job);
             self.subscribe(client, output, job);
+            self.hold_again(output, job);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
                 let tickets = self.streams.all_of(task.run.slot()).into_iter();
@@ -95,17 +96,31 @@ impl Core {
     }
 
     /// Whether a task that is submitted is one that this node keeps, or has submitted and holds: that is
-    /// recognised, not run again (R2). Of what it only has a copy, or has taken out of a value, the record may
-    /// be gone, or never have come.
+    /// recognised, not run again (R2). Of what it only has a copy, or has taken out of a value, or took over
+    /// and has told the end of, the record may be gone, or never have come.
     fn is_duplicate(&self, task: TaskId, output: ObjectId) -> bool {
-        let refs = self.objects.get(&output).map(|object| &object.refs);
-        let held = refs.is_some_and(|refs| refs.origin && refs.home == Home::Held);
-        let making = self.kept.contains_key(&task);
-        (making && !mutant!("M05")) || (!making && (held || mutant!("W9")) && self.is_known(output))
+        let object = self.objects.get(&output);
+        let holds = object.is_some_and(|object| object.refs.home == Home::Held);
+        let held = holds && object.is_some_and(|object| object.refs.origin);
+        let kept = self.kept.get(&task);
+        let counts = object.is_some_and(|object| self.counts(object.job));
+        let may_go = |kept: &Kept| counts && !holds && kept.state == KeptState::Finishing && !mutant!("R8e");
+        let making = kept.is_some_and(|kept| !may_go(kept));
+        (making && !mutant!("M05")) || (kept.is_none() && (held || mutant!("W9")) && self.is_known(output))
+    }
+
+    /// What this node took over it does not hold; now somebody here has submitted it, and does. That is told
+    /// in front of its end, with which it would go.
+    fn hold_again(&mut self, output: ObjectId, job: JobId) {
+        if self.counts(job) && self.objects[&output].refs.home != Home::Held && !mutant!("R8e") {
+            self.name(output, job, None, false, true);
+        }
     }
 
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
+        // That it took over an attempt of it, and has told its end, goes on for itself.
+        let attempt = self.take_kept(task).map_or(1, |told| told.attempt);
         let (names, edges) = self.name_for(task, &spec);
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
@@ -124,7 +139,7 @@ impl Core {
         let state = if wait { KeptState::AwaitCommit } else { KeptState::AwaitDeps(0) };
         let kept = Kept {
             spec,
-            attempt: 1,
+            attempt,
             client: Some(client),
             state,
             result: None,
@@ -135,6 +150,7 @@ impl Core {
             record,
             done: None,
             shared: false,
+            early: Early::No,
         };
         self.kept.insert(task, kept);
         if !wait {

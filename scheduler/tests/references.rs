@@ -794,6 +794,43 @@ fn a_task_that_is_submitted_again_names_its_argument_after_its_earlier_record_wa
 }
 
 #[test]
+fn a_replayed_task_waits_for_the_end_of_its_earlier_edges_and_tells_its_own_anew() {
+    let mut node = Node::new();
+    let (a, b) = (task_in(1, 0), task_in(0, 0));
+    node.submit(DRIVER, spec(a, &[]));
+    node.finish(a, 1, small(), &[]);
+    node.settle();
+    node.effects.clear();
+    node.submit(DRIVER, TaskSpec { replay: true, ..spec(b, &[out(a)]) });
+    // Takes one batch that says this.
+    let says = |node: &mut Node, expected: (char, ObjectId), answer: Option<item_outcome::Outcome>| {
+        let batch = node.batch();
+        assert_eq!(told(&items(&batch)), [expected]);
+        assert!(!node.effects.iter().any(|e| matches!(e, Effect::Run { .. })));
+        node.ack(batch, |_| answer.clone());
+    };
+    let known = |early| {
+        let (state, keeper) = (TaskState::TaskPending as i32, ME.0);
+        let view = TaskView { state, keeper, attempt: 1, early, ..TaskView::default() };
+        Some(item_outcome::Outcome::Known(view))
+    };
+    says(&mut node, ('n', out(a)), None);
+    says(&mut node, ('s', out(b)), Some(item_outcome::Outcome::Early(true)));
+    for early in [true, false] {
+        assert!(node.batches.is_empty(), "it is asked after a while");
+        node.now = node.now + Duration::from_secs(1);
+        node.step(Event::Tick);
+        says(&mut node, ('s', out(b)), known(early));
+    }
+    // What was told before may have gone with what has ended.
+    says(&mut node, ('n', out(a)), None);
+    says(&mut node, ('s', out(b)), known(false));
+    assert!(node.effects.iter().any(|e| matches!(e, Effect::Run { .. })));
+    let committed = |e: &&Effect| matches!(e, Effect::Committed { task, .. } if *task == b);
+    assert_eq!(node.effects.iter().filter(committed).count(), 1);
+}
+
+#[test]
 fn a_put_is_released_after_its_edges_in_other_shards() {
     let mut node = Node::new();
     let inner = task_in(1, 0);
@@ -860,9 +897,65 @@ fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
         Some(item_outcome::Outcome::Granted(TaskView { attempt: 2, spec, ..TaskView::default() }))
     });
     node.ack(edge, |_| None);
-    node.settle();
+    assert!(told(&node.settle()).contains(&('h', out(x))), "it is not told by the record, which is given up");
     node.submit(DRIVER, spec(after, &[out(x)]));
     assert!(told(&node.settle()).contains(&('s', out(after))), "its edge is in the shard of the other");
+}
+
+#[test]
+fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
+    for ended in [false, true] {
+        let mut node = Node::new();
+        let a = task_in(0, 0);
+        let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
+        node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
+        located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
+        let next = node.batch();
+        let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
+        node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
+        let again = TaskSpec { replay: true, ..spec(a, &[]) };
+        if !ended {
+            node.submit(WORKER, again.clone());
+            assert_eq!(told(&node.settle()), [('h', out(a))]);
+        }
+        node.finish(a, 2, small(), &[]);
+        if ended {
+            // Its end is on its way, and its record may go with it: it is submitted like any other.
+            let done = node.batch();
+            node.submit(WORKER, again.clone());
+            node.ack(done, |_| None);
+            let record = node.batch();
+            assert_eq!(told(&items(&record)), [('s', out(a))]);
+            node.ack(record, |_| None);
+            node.finish(a, 2, small(), &[]);
+        }
+        assert!(matches!(node.settle()[..], [Item::Done(_)]));
+        node.drop_refs(WORKER, &[out(a)]);
+        assert_eq!(told(&node.settle()), [('r', out(a))]);
+    }
+}
+
+#[test]
+fn what_waits_for_a_lost_argument_takes_no_room_from_others() {
+    let mut node = Node::new();
+    let (lost, after) = (task_in(1, 0), task_in(1, 1));
+    let output = Some(Output { crc: 3, size: 1 << 20 });
+    let hint =
+        ArgHint { object: object_bytes(out(lost)), holders: vec![OTHER.0], output, ..ArgHint::default() };
+    // As many as a node of one CPU takes before it knows how long they run.
+    for n in 0..2 {
+        let spec = Some(spec(task_in(0, n), &[out(lost)]));
+        node.step(Event::Assigned {
+            from: OTHER,
+            assign: Assign { spec, attempt: 1, hints: vec![hint.clone()] },
+        });
+    }
+    node.submit(DRIVER, spec(after, &[]));
+    let runs = |node: &Node| node.effects.iter().any(|effect| matches!(effect, Effect::Run { .. }));
+    assert!(!runs(&node), "it waits for room: the argument is on its way");
+    let why = mobula_scheduler::FetchError::NotFound;
+    node.step(Event::FetchFailed { object: out(lost), from: OTHER, why });
+    assert!(runs(&node), "it may be what makes the argument again");
 }
 
 #[test]

@@ -16,7 +16,11 @@ pub(super) fn ended(standing: Standing, done: &proto::Done, spec: &Bytes) -> (St
         let is_empty = before.outputs.is_empty() && contains.is_empty();
         let kept = Before { outputs: before.outputs.clone(), contains: contains.clone() };
         let before = (!is_empty).then(|| Box::new(kept));
-        Standing { state: State::Failed(Box::new(failure)), before, ..standing.clone() }
+        Standing {
+            state: State::Failed { executor: done.executor, failure: Box::new(failure) },
+            before,
+            ..standing.clone()
+        }
     };
     if let Some(failure) = &done.failure {
         // Its own cause says more than that it returned nothing this time.

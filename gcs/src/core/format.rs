@@ -63,6 +63,9 @@ pub(super) struct OverrideDump {
     /// What earlier attempts made; from level 3 on.
     #[prost(message, optional, tag = "7")]
     pub before: Option<proto::Done>,
+    /// Who ran the last attempt of what failed; from level 3 on.
+    #[prost(fixed64, tag = "8")]
+    pub failed_at: u64,
 }
 
 /// See `refs::Needed`; of the object at a place and a slot.

@@ -179,7 +179,7 @@ impl ShardState {
                 let Some(record) = run.record(object.task.place) else { return Made::default() };
                 let attempt = match record.standing.state {
                     State::Pending => record.standing.attempt.saturating_sub(1),
-                    State::Done { .. } | State::Failed(_) => record.standing.attempt,
+                    State::Done { .. } | State::Failed { .. } => record.standing.attempt,
                 };
                 Made { revision: record.revision, attempt }
             };

@@ -149,9 +149,11 @@ impl<'a> Facts<'a> {
             }
         };
         match &record.state {
-            // What it had put before it failed is there as long as somebody has it.
-            State::Failed(failure) if object.is_put() => {
-                let holders = self.holders_of(object).into_iter();
+            // What it had put before it failed is there as long as somebody has it; whoever ran it does, whether
+            // it still refers to it or not, and reports its copy a little later.
+            State::Failed { executor, failure } if object.is_put() => {
+                let by = Some(*executor).filter(|_| !mutant!("R9f"));
+                let holders = self.holders_of(object).into_iter().chain(by);
                 let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, made));
                 let here = self.here(copies.chain(holders), None);
                 here.unwrap_or_else(|| match self.settled {
@@ -159,7 +161,7 @@ impl<'a> Facts<'a> {
                     false => Answer::Making(0),
                 })
             }
-            State::Failed(failure) => Answer::Failed((**failure).clone()),
+            State::Failed { failure, .. } => Answer::Failed((**failure).clone()),
             State::Done { executor, outputs, holders, .. } => {
                 // A done-record describes what was returned. What the task put lies with its executor,
                 // too; other holders of a `put` are soft state only.

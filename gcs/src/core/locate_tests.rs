@@ -113,9 +113,36 @@ fn what_a_task_had_put_before_it_failed_is_there_as_long_as_somebody_has_it() {
     leader.shard.say(3, vec![hold(object)]);
     let Item::Done(plain) = done(task(0), 1, 7) else { unreachable!() };
     let failure = Some(proto::Failure::new(FailureKind::FailureUserError, "after it had put something"));
-    leader.shard.say(1, vec![Item::Done(proto::Done { failure, outputs: Vec::new(), ..plain })]);
+    let ended = proto::Done { failure, outputs: Vec::new(), executor: 3, ..plain };
+    leader.shard.say(1, vec![Item::Done(ended)]);
     assert!(leader.says_here(object), "{:?}", leader.answer(object));
     leader.settles();
     leader.hears_gone(object);
     assert!(matches!(leader.answer(object), Answer::Failed(_)));
+}
+
+#[test]
+fn what_a_task_had_put_before_it_failed_is_with_whoever_ran_it_before_that_node_reports_its_copy() {
+    for retried in [false, true] {
+        let mut leader = Leader::of(3);
+        let object = task(0).output(FIRST_PUT_SLOT);
+        leader.shard.say(1, vec![submit(task(0), &[])]);
+        leader.shard.say(3, vec![hold(object), edge(object, task(1).output(0), true), release(object)]);
+        let failure = Some(proto::Failure::new(FailureKind::FailureUserError, "after it had put something"));
+        let fails = |attempt: u32| {
+            let Item::Next(plain) = next(task(0), attempt) else { unreachable!() };
+            Item::Next(proto::NextAttempt { failed: true, failure: failure.clone(), executor: 3, ..plain })
+        };
+        let said = if retried {
+            (1..5).map(fails).collect()
+        } else {
+            let Item::Done(plain) = done(task(0), 1, 7) else { unreachable!() };
+            vec![Item::Done(proto::Done { failure, outputs: Vec::new(), executor: 3, ..plain })]
+        };
+        leader.shard.say(1, said);
+        leader.settles();
+        assert!(leader.says_here(object), "{:?}", leader.answer(object));
+        leader.hears_gone(object);
+        assert!(matches!(leader.answer(object), Answer::Failed(_)));
+    }
 }

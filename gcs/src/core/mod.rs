@@ -396,7 +396,7 @@ impl ShardState {
                 view.executor = executor;
                 view.outputs = outputs.into();
             }
-            State::Failed(failure) => {
+            State::Failed { failure, .. } => {
                 view.state = proto::TaskState::TaskFailed as i32;
                 view.failure = Some(*failure);
             }

@@ -4,7 +4,9 @@
 //! Ends are numbered. The other shard takes those of one shard in ascending order and answers for each that
 //! it could not take: the slot is elsewhere, or a later one came before it. Such an end gets a new number,
 //! so what is delayed on the way can never count twice. Taking one twice would do harm only if the record
-//! was submitted again meanwhile; then the edge is told anew, behind whatever is on its way.
+//! was submitted again meanwhile; then the edge is told anew, behind whatever is on its way. And what is made
+//! from that record would have its edges ended with those of the earlier one: so it runs only once they have
+//! (`early`).
 
 use super::format::OutboxDump;
 use super::{Answer, ShardState};
@@ -58,6 +60,12 @@ impl Outbox {
     /// Whether none waits.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    /// Whether edges from a record have yet to end.
+    pub(super) fn is_ending(&self, by: TaskId) -> bool {
+        let ends = |end: &End| end.what == What::Ends && end.by.task == by;
+        self.sources.contains_key(&by.run) && self.ends.values().any(ends)
     }
 
     /// The first `limit` that wait.

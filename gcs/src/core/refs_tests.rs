@@ -468,6 +468,42 @@ fn a_record_that_comes_again_keeps_its_edges() {
 }
 
 #[test]
+fn a_record_that_comes_again_is_early_until_edges_of_the_earlier_one_have_ended() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (outer, inner) = (task_in(0), task_in(1));
+    let contains = || edge(inner.output(0), outer.output(0), true);
+    let made = || {
+        let Item::Done(plain) = done(outer, 1, 8) else { unreachable!() };
+        Item::Done(proto::Done { contains: vec![proto::object_bytes(inner.output(0))], ..plain })
+    };
+    b.say(1, vec![submit(inner, &[]), done(inner, 1, 7), contains()]);
+    a.say(1, vec![submit(outer, &[])]);
+    a.say(1, vec![made(), release(outer.output(0))]);
+    a.settle();
+    assert!(!a.has(outer) && a.state.counting.outbox().len() == 1);
+    // A replayed parent submits it again before that is told.
+    let again = |a: &mut Shard| match &a.say(1, vec![submit(outer, &[])])[..] {
+        [Outcome::Early(true)] => (true, true),
+        [Outcome::Known(view)] => (false, view.early),
+        said => panic!("{said:?}"),
+    };
+    assert_eq!((again(&mut a), again(&mut a)), ((true, true), (false, true)));
+    a.start_again();
+    assert_eq!(deliver(&mut a, 0, &mut b), 1);
+    assert_eq!(again(&mut a), (false, false));
+    // Now it runs, and nothing is on its way that would end the edge of what it makes.
+    b.say(1, vec![contains(), release(inner.output(0))]);
+    a.say(1, vec![made()]);
+    assert_eq!(deliver(&mut a, 0, &mut b), 0);
+    assert!(b.has(inner));
+    a.say(1, vec![release(outer.output(0))]);
+    a.settle();
+    deliver(&mut a, 0, &mut b);
+    b.settle();
+    assert!(is_empty(&a.state) && is_empty(&b.state));
+}
+
+#[test]
 fn what_was_made_before_references_were_counted_stays() {
     let disk = Arc::new(SimDisk::new(1));
     let state = ShardState::new(1, cold::open_one(disk, 1).expect("memory"));
@@ -640,7 +676,7 @@ fn what_a_task_had_put_whose_executors_all_died_ends_its_edges_with_the_task() {
     let contains = vec![proto::object_bytes(inner.output(0))];
     let died = |from| {
         let (task, contains) = (proto::task_bytes(outer), contains.clone());
-        Item::Next(proto::NextAttempt { task, from, failed: true, contains, failure: None })
+        Item::Next(proto::NextAttempt { task, from, failed: true, contains, ..Default::default() })
     };
     for from in 1..=3 {
         let said = shard.say(1, vec![died(from)]);

@@ -41,7 +41,12 @@ pub enum State {
         contains: Box<[ObjectId]>,
     },
     /// It ended without a value, for good.
-    Failed(Box<proto::Failure>),
+    Failed {
+        /// Incarnation that ran its last attempt, and has what that had put; 0 if nobody has.
+        executor: u64,
+        /// Why.
+        failure: Box<proto::Failure>,
+    },
 }
 
 /// What the store knows of one task, put together on demand.
@@ -97,7 +102,7 @@ impl Standing {
             State::Done { outputs, contains, .. } => {
                 Some(Box::new(Before { outputs: outputs.clone(), contains: contains.clone() }))
             }
-            State::Pending | State::Failed(_) => self.before.clone(),
+            State::Pending | State::Failed { .. } => self.before.clone(),
         }
     }
 
@@ -366,7 +371,7 @@ impl Run {
     pub fn set(&mut self, place: u16, standing: Standing) {
         match standing.state {
             State::Pending => self.ended.remove(place),
-            State::Done { .. } | State::Failed(_) => self.ended.insert(place),
+            State::Done { .. } | State::Failed { .. } => self.ended.insert(place),
         }
         self.weight += standing.weight();
         if let Some(old) = self.different.insert(place, standing) {
@@ -488,15 +493,16 @@ impl Standing {
                     None,
                 )
             }
-            State::Failed(failure) => (None, Some((**failure).clone())),
+            State::Failed { failure, .. } => (None, Some((**failure).clone())),
         };
+        let failed_at = if let State::Failed { executor, .. } = &self.state { *executor } else { 0 };
         let before = self.before.as_ref().map(|before| proto::Done {
             outputs: before.outputs.to_vec(),
             contains: object_list(&before.contains),
             ..Default::default()
         });
         let (attempt, keeper, failures) = (self.attempt, self.keeper, self.failures);
-        OverrideDump { place: place.into(), attempt, keeper, failures, done, failed, before }
+        OverrideDump { place: place.into(), attempt, keeper, failures, done, failed, before, failed_at }
     }
 
     fn load(dump: OverrideDump) -> Self {
@@ -507,7 +513,7 @@ impl Standing {
                 outputs: done.outputs.into(),
                 holders: done.holders.into(),
             },
-            (None, Some(failure)) => State::Failed(Box::new(failure)),
+            (None, Some(failure)) => State::Failed { executor: dump.failed_at, failure: Box::new(failure) },
             (None, None) => State::Pending,
         };
         let before = dump.before.map(|done| {

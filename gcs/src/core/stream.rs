@@ -118,6 +118,11 @@ impl ShardState {
                 known.add(chunk.clone(), &places);
                 drop(known);
                 self.has_come(who, run, batch.job, &chunk, &places);
+                if !self.counting.outbox.is_empty() {
+                    for (seq, place) in (first_seq..).zip(places.iter()) {
+                        say(outcomes, seq, self.early(TaskId { run, place }));
+                    }
+                }
                 return Ok(None);
             }
         }
@@ -152,6 +157,17 @@ impl ShardState {
         }
     }
 
+    /// Whether edges of an earlier record of a new one's name have yet to end elsewhere. They would take those
+    /// along that its first attempt told: it is to begin when they have gone.
+    fn is_early(&self, id: TaskId) -> bool {
+        self.counting.outbox.is_ending(id) && !mutant!("R6e")
+    }
+
+    /// What is said of a new record.
+    fn early(&self, id: TaskId) -> Option<Outcome> {
+        self.is_early(id).then_some(Outcome::Early(true))
+    }
+
     fn submit_one(
         &mut self,
         who: u64,
@@ -167,7 +183,7 @@ impl ShardState {
                 // Who submits it again holds it, too.
                 self.hold(id.output(0), who, job)?;
             }
-            let view = self.view_of(id, false)?;
+            let view = proto::TaskView { early: self.is_early(id), ..self.view_of(id, false)? };
             return Ok(Some(if known == digest || mutant!("R2") {
                 Outcome::Known(view)
             } else {
@@ -180,7 +196,7 @@ impl ShardState {
         let place = only(id.place);
         self.run_of(id.run, job)?.add(chunk.clone(), &place);
         self.has_come(who, id.run, job, chunk, &place);
-        Ok(None)
+        Ok(self.early(id))
     }
 
     /// Why nothing of a job that was forgotten is taken.
@@ -290,12 +306,12 @@ impl ShardState {
                 self.review(id.run, &only(id.place))?;
                 Ok(diverged.then_some(Outcome::DivergedDone(old)))
             }
-            State::Failed(known)
-                if standing.attempt == done.attempt && done.failure.as_ref() == Some(known) =>
+            State::Failed { failure: known, .. }
+                if standing.attempt == done.attempt && done.failure.as_ref() == Some(&**known) =>
             {
                 Ok(None)
             }
-            State::Pending | State::Failed(_) => refused(self),
+            State::Pending | State::Failed { .. } => refused(self),
         }
     }
 
@@ -309,7 +325,7 @@ impl ShardState {
             State::Pending => standing.keeper == who || self.is_fenced(standing.keeper),
             // Whether the outputs are lost is soft state; a needless grant only costs work.
             State::Done { .. } => true,
-            State::Failed(_) => false,
+            State::Failed { .. } => false,
         };
         if (!may || standing.attempt != next.from) && !mutant!("R7b") {
             return refused(self);
@@ -326,7 +342,7 @@ impl ShardState {
                 Some(failure) => its_own(failure, standing.failures, max_retries),
                 None => out_of_attempts(standing.failures, max_retries),
             };
-            standing.state = State::Failed(Box::new(failure));
+            standing.state = State::Failed { executor: next.executor, failure: Box::new(failure) };
         } else {
             standing.attempt += 1;
             standing.keeper = who;

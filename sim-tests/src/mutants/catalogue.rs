@@ -118,6 +118,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R6b", "R6", "edges into other shards never end", CORE),
     product("R6c", "R6", "a put is released before its edges in other shards are there", CORE),
     product("R6d", "R6", "what a task had put when it died keeps its edges for ever", CORE),
+    product("R6e", "R6", "a record that comes anew runs before edges of the earlier one have ended", CORE),
     product("R7a", "R7", "the next attempt starts before it is granted", BOTH),
     product("R7b", "R7", "every proposal of an attempt is granted", BOTH),
     product("R7c", "R7", "attempts that failed are not counted: a poison task never ends", CORE),
@@ -127,11 +128,13 @@ pub const MUTANTS: &[Mutant] = &[
     product("R8b", "R8", "what a reference was taken out of may go before the reference is held", CORE),
     product("R8c", "R8", "what is still to come may go when the first holder lets go of it", CORE),
     product("R8d", "R8", "what a reference was taken out of goes with the worker that took it", CORE),
+    product("R8e", "R8", "who submits again what its node took over does not hold it", CORE),
     product("R9a", "R9", "what no node has reported is lost, whoever has not reported yet", BOTH),
     product("R9b", "R9", "lost is said before all nodes have confirmed a death", BOTH),
     product("R9c", "R9", "a copy that was gone and is made again counts as gone", CORE),
     product("R9d", "R9", "a put that its node let go of is lost until that node reports its copy", CORE),
     product("R9e", "R9", "a copy that was gone counts against a record that comes anew", CORE),
+    product("R9f", "R9", "what a task that failed had put is not looked for with whoever ran it", CORE),
     product("R10a", "R10", "a stream of a fenced node is applied", BOTH),
     product("R10b", "R10", "a death is fenced in shard 0 only", BOTH),
     product("R10c", "R10", "what the dead hold is held for ever", CORE),
@@ -189,6 +192,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("W19", "limits", "an attempt that counts no more may run for ever", CORE),
     product("W20", "R3", "what failed here stays failed though the attempt that counts has made it", CORE),
     product("W21", "liveness", "an attempt for nobody waits for ever for what nobody knows", CORE),
+    product("W22", "R16", "what waits for a lost argument takes the room of what would make it again", CORE),
 ];
 
 /// The bug of this name.

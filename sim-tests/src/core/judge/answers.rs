@@ -141,7 +141,7 @@ impl Answers {
                     let differs = !before.is_empty() && before[..] != done.outputs[..];
                     Some(if differs { Must::DivergedDone } else { Must::Agrees })
                 }
-                State::Failed(_) => None,
+                State::Failed { .. } => None,
             }
         });
     }
@@ -161,7 +161,7 @@ impl Answers {
             let may = match standing.state {
                 State::Pending => standing.keeper == who || is_dead(standing.keeper),
                 State::Done { .. } => true,
-                State::Failed(_) => false,
+                State::Failed { .. } => false,
             };
             Some(if may && standing.attempt == next.from {
                 Must::Attempt(next.from + 1)

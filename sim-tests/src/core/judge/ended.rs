@@ -32,7 +32,7 @@ impl Ended {
         let (who, mut seq) = (batch.incarnation, batch.first_seq);
         let refused = |said: &&mobula_proto::ItemOutcome| matches!(said.outcome, Some(Outcome::Refused(_)));
         let refused: BTreeSet<u64> = ack.outcomes.iter().filter(refused).map(|said| said.seq).collect();
-        let said: BTreeSet<u64> = ack.outcomes.iter().map(|said| said.seq).collect();
+        let said = super::said(ack);
         for item in &batch.items {
             match &item.item {
                 Some(Item::Submit(spec)) if !said.contains(&seq) => {

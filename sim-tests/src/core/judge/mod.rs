@@ -31,7 +31,9 @@ use mobula_base::{Instant, ObjectId, TaskId};
 use mobula_gcs::core::ShardState;
 use mobula_gcs::core::locate::Members;
 use mobula_proto::command::Op;
-use mobula_proto::{Command, Failure, Reply};
+use mobula_proto::item_outcome::Outcome;
+use mobula_proto::{Command, Failure, Reply, StreamAck};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Looks at whether all is over come so often.
@@ -71,6 +73,13 @@ pub(crate) fn object(found: &mut Found, text: impl FnOnce() -> String) {
     if found.is_none() {
         *found = Some(text());
     }
+}
+
+/// Items that an answer has more to say of than that they were taken, by their numbers. A new record that came
+/// early is new.
+fn said(ack: &StreamAck) -> BTreeSet<u64> {
+    let outcomes = ack.outcomes.iter();
+    outcomes.filter(|said| !matches!(said.outcome, Some(Outcome::Early(_)))).map(|said| said.seq).collect()
 }
 
 /// All judges.

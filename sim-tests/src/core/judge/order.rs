@@ -72,7 +72,7 @@ impl Order {
 
     /// A batch is applied.
     pub fn applied(&mut self, batch: &StreamBatch, ack: &StreamAck) {
-        let said: BTreeSet<u64> = ack.outcomes.iter().map(|outcome| outcome.seq).collect();
+        let said = super::said(ack);
         let mut seq = batch.first_seq;
         for item in &batch.items {
             match &item.item {

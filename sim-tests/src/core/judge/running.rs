@@ -12,7 +12,7 @@ use mobula_gcs::core::run::{Run, State};
 use mobula_proto::item_outcome::Outcome;
 use mobula_proto::stream_item::Item;
 use mobula_proto::{StreamAck, StreamBatch, TaskState, task_id};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::iter::successors;
 
 /// Looks at what tasks refer to.
@@ -32,7 +32,7 @@ pub struct Running {
 impl Running {
     /// A batch is applied.
     pub fn applied(&mut self, batch: &StreamBatch, ack: &StreamAck) {
-        let said: BTreeSet<u64> = ack.outcomes.iter().map(|outcome| outcome.seq).collect();
+        let said = super::said(ack);
         let (who, mut seq) = (batch.incarnation, batch.first_seq);
         for item in &batch.items {
             match &item.item {
