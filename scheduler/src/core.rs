@@ -1,5 +1,6 @@
 //! The state of one node, and `step`, which only dispatches.
 
+use crate::abandon::Unknowns;
 use crate::cancel::Stop;
 use crate::elide::Later;
 use crate::execute::Run;
@@ -164,6 +165,7 @@ pub struct Core {
     pub(crate) counted: BTreeSet<JobId>,
     /// Arguments of kept tasks that ended before all had come: these are still in their lines.
     pub(crate) waited_for: BTreeSet<ObjectId>,
+    pub(crate) unknowns: Unknowns,
     /// Objects that somebody may have lost interest in.
     pub(crate) to_tidy: VecDeque<ObjectId>,
     /// Copies that nobody on this node has a use for, and which was asked about last, by shard.
@@ -227,6 +229,7 @@ impl Core {
             to_fail: VecDeque::new(),
             counted: BTreeSet::new(),
             waited_for: BTreeSet::new(),
+            unknowns: Unknowns::default(),
             to_tidy: VecDeque::new(),
             idle: BTreeSet::new(),
             spare: BTreeSet::new(),

@@ -19,11 +19,13 @@
 //! - [`refs`] — who on this node refers to an object, and what its home is told (R6, R8); [`elide`] — when a
 //!   record is sent, and when it never is (R4).
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
+//! - [`abandon`] — what waits for something that nobody knows, and that nobody needs.
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
 //! - `hostile` — messages that nobody should send, for tests and fuzzing.
 //! - [`census`] — how much there is of everything, for people who watch.
 
+pub mod abandon;
 pub mod cancel;
 pub mod census;
 pub mod core;

@@ -231,7 +231,9 @@ impl Core {
             self.kept.get(&task).filter(|_| failed).and_then(|kept| kept.failure.as_deref().cloned());
         let state = self.kept.get(&task).map(|kept| kept.state);
         let at = if let Some(KeptState::Placed(n) | KeptState::Undurable(n)) = state { n.0 } else { 0 };
-        let next = NextAttempt { task: task_bytes(task), from, failed, contains, failure, executor: at };
+        let task_id = task_bytes(task);
+        let next =
+            NextAttempt { task: task_id, from, failed, contains, failure, executor: at, abandoned: false };
         let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
         let bytes = prost::Message::encoded_len(&item);
         if let Some(ticket) =

@@ -87,6 +87,7 @@ impl Core {
                 open.remove(&id);
                 continue;
             }
+            answer.answer.iter().for_each(|said| self.somebody_knows(id, said));
             if self.located_one(id, answer.answer) {
                 open.remove(&id);
             }
@@ -137,7 +138,7 @@ impl Core {
                 if let Some(object) = self.objects.get_mut(&id) {
                     object.replica = false;
                 }
-                self.end_vain_readers(id);
+                self.nobody_knows(id);
                 false
             }
             // Moved: by the time it is asked for again, the map that says where is known or will be.
@@ -551,6 +552,7 @@ impl Core {
     /// The death of a node is committed: nothing it held or ran counts any more (R10).
     fn node_dead(&mut self, node: Incarnation) {
         let Some(member) = self.members.remove(&node) else { return };
+        self.unknowns.bereft = true;
         self.placed.remove(&node);
         self.placed_scarce.retain(|(at, _), _| *at != node);
         let jobs: Vec<JobId> = self.jobs_seen.difference(&self.jobs_ended).copied().collect();

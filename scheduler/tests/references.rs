@@ -1190,3 +1190,42 @@ fn a_task_that_ends_before_its_arguments_have_come_waits_for_them_no_longer() {
     node.settle();
     assert_eq!(node.objects(), before - 2, "neither what it made nor what it waited for");
 }
+
+#[test]
+fn what_waits_for_what_nobody_knows_is_given_up_once_nobody_needs_it() {
+    for dead in [false, true] {
+        let mut node = Node::new();
+        node.members(&[ME, OTHER]);
+        let (missing, a, b) = (task_in(1, 0), task_in(0, 0), task_in(0, 1));
+        node.submit(WORKER, spec(a, &[out(missing)]));
+        node.submit(WORKER, spec(b, &[out(a)]));
+        node.settle();
+        let nobody = |node: &mut Node| {
+            for _ in 0..15 {
+                node.now = node.now + Duration::from_secs(1);
+                located(node, out(missing), mobula_proto::located::Answer::Unknown(true));
+            }
+        };
+        if dead {
+            node.members(&[ME]);
+        }
+        nobody(&mut node);
+        assert!(node.batches.is_empty(), "the worker refers to them");
+        node.drop_refs(WORKER, &[out(a), out(b)]);
+        nobody(&mut node);
+        let items = node.settle();
+        let given_up = |item: &Item| match item {
+            Item::Next(next) if next.abandoned => task_id(&next.task).ok(),
+            _ => None,
+        };
+        let given_up: Vec<TaskId> = items.iter().filter_map(given_up).collect();
+        if dead {
+            assert_eq!(given_up, [b, a]);
+            let released = Item::Release(mobula_proto::Release { object: object_bytes(out(missing)) });
+            assert!(items.contains(&released));
+            assert_eq!(node.objects(), 0);
+        } else {
+            assert!(given_up.is_empty(), "a record may only be late");
+        }
+    }
+}

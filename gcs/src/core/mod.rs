@@ -364,6 +364,11 @@ impl ShardState {
         self.fenced.contains(&incarnation)
     }
 
+    /// Whether whoever saw to a task is gone, or has given it up.
+    pub(super) fn is_without_keeper(&self, standing: &run::Standing) -> bool {
+        standing.keeper == 0 || self.is_fenced(standing.keeper)
+    }
+
     /// How things stand with a task; state unknown when there is no record.
     ///
     /// # Errors
@@ -379,7 +384,7 @@ impl ShardState {
             task,
             attempt: standing.attempt,
             keeper: standing.keeper,
-            keeper_fenced: self.is_fenced(standing.keeper),
+            keeper_fenced: self.is_without_keeper(&standing),
             revision: record.revision,
             digest: record.digest,
             spec,

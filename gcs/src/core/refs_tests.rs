@@ -706,3 +706,32 @@ fn whoever_lets_go_of_what_is_still_to_come_keeps_its_copy() {
         assert!(shard.state.may_drop(object).expect("memory"), "{object}");
     }
 }
+
+#[test]
+fn a_task_that_its_keeper_gives_up_goes_if_nobody_needs_it_and_else_may_be_taken_over() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (task, argument) = (task_in(0), task_in(1).output(0));
+    let given_up = || {
+        let Item::Next(plain) = next(task, 1) else { unreachable!() };
+        Item::Next(proto::NextAttempt { abandoned: true, ..plain })
+    };
+    for needed in [false, true] {
+        b.say(1, vec![edge(argument, task.output(0), false)]);
+        a.say(1, vec![submit(task, &[argument])]);
+        if needed {
+            a.say(3, vec![hold(task.output(0))]);
+        }
+        assert!(a.say(2, vec![given_up()]).is_empty() && a.has(task), "it is not for others to say");
+        assert!(a.say(1, vec![given_up(), release(task.output(0))]).len() <= 1);
+        a.settle();
+        assert_eq!(a.has(task), needed);
+        if needed {
+            assert!(matches!(a.say(3, vec![next(task, 1)])[..], [Outcome::Granted(_)]));
+            a.say(3, vec![done(task, 2, 7), release(task.output(0))]);
+            a.settle();
+        }
+        deliver(&mut a, 0, &mut b);
+        b.settle();
+        assert!(is_empty(&a.state) && is_empty(&b.state));
+    }
+}

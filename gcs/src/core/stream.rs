@@ -3,7 +3,7 @@
 use super::divergence;
 use super::places::Places;
 use super::prune::{WORK_PER_ITEM, is_plain, only};
-use super::run::{Chunk, DoneSet, State};
+use super::run::{Chunk, DoneSet, Standing, State};
 use super::tasks::Changing;
 use super::{Answer, MAX_TASKS_PER_SHARD, ShardState};
 use mobula_base::ids::RUN_LEN;
@@ -315,14 +315,31 @@ impl ShardState {
         }
     }
 
+    /// A pending task has no keeper from here on: it goes if nobody needs it, and may be taken over.
+    fn abandon(&mut self, who: u64, id: TaskId, standing: Standing, is_kept: bool) -> io::Result<()> {
+        if let Some(mut run) = self.tasks.get_mut(id.run)?.filter(|_| is_kept) {
+            run.set(id.place, Standing { keeper: 0, ..standing });
+            let concerns = run.concerns(who);
+            drop(run);
+            if !concerns {
+                self.counting.concerns.remove(who, id.run);
+            }
+        }
+        self.review(id.run, &only(id.place))
+    }
+
     /// Compare-and-set on the attempt: one keeper wins (R7).
     fn next_attempt(&mut self, who: u64, next: &proto::NextAttempt) -> io::Result<Option<Outcome>> {
         let Some(id) = TaskId::from_bytes(&next.task) else { return Ok(None) };
         let refused = |state: &Self| Ok(Some(Outcome::Refused(state.view_of(id, false)?)));
         let Some(record) = self.tasks.get(id)? else { return refused(self) };
         let mut standing = record.standing;
+        if next.abandoned {
+            let is_kept = standing.state == State::Pending && standing.keeper == who;
+            return self.abandon(who, id, standing, is_kept).map(|()| None);
+        }
         let may = match standing.state {
-            State::Pending => standing.keeper == who || self.is_fenced(standing.keeper),
+            State::Pending => standing.keeper == who || self.is_without_keeper(&standing),
             // Whether the outputs are lost is soft state; a needless grant only costs work.
             State::Done { .. } => true,
             State::Failed { .. } => false,

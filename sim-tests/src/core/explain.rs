@@ -206,6 +206,7 @@ fn item_text(item: &StreamItem) -> String {
     match &item.item {
         Some(stream_item::Item::Submit(spec)) => format!("record {}", task(&spec.id)),
         Some(stream_item::Item::Done(done)) => format!("done {} attempt {}", task(&done.task), done.attempt),
+        Some(stream_item::Item::Next(next)) if next.abandoned => format!("gives up {}", task(&next.task)),
         Some(stream_item::Item::Next(next)) => format!("next after {} of {}", next.from, task(&next.task)),
         Some(stream_item::Item::Put(put)) => format!("put {}", object(&put.object)),
         Some(stream_item::Item::Name(name)) => {

@@ -450,6 +450,7 @@ fn describe_item(item: &mobula_proto::StreamItem) -> String {
     match &item.item {
         Some(Item::Submit(spec)) => format!("submit {}", task(&spec.id)),
         Some(Item::Done(done)) => format!("done {} attempt {}", task(&done.task), done.attempt),
+        Some(Item::Next(next)) if next.abandoned => format!("gives up {}", task(&next.task)),
         Some(Item::Next(next)) => format!("next {} from {}", task(&next.task), next.from),
         Some(Item::Put(put)) => format!("put {}", object(&put.object)),
         Some(Item::Name(name)) => {

@@ -193,6 +193,12 @@ pub const MUTANTS: &[Mutant] = &[
     product("W20", "R3", "what failed here stays failed though the attempt that counts has made it", CORE),
     product("W21", "liveness", "an attempt for nobody waits for ever for what nobody knows", CORE),
     product("W22", "R16", "what waits for a lost argument takes the room of what would make it again", CORE),
+    product(
+        "W23",
+        "liveness",
+        "what waits for what nobody knows, and nobody needs, waits until its job ends",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.

@@ -192,8 +192,8 @@ impl Run {
         all.into_iter().filter(|who| self.concerns(*who)).collect()
     }
 
-    /// Places among these whose record has ended and that nobody needs; or that has not ended, and neither
-    /// who submitted it nor who answers for it lives. `id` is this run's.
+    /// Places among these whose record has ended, or was given up, and that nobody needs; or that has not
+    /// ended, and neither who submitted it nor who answers for it lives. `id` is this run's.
     pub fn over(&self, id: RunId, among: &Places, fenced: &BTreeSet<u64>) -> Places {
         let mut over = Places::default();
         if !self.counts {
@@ -204,9 +204,9 @@ impl Run {
                 let end = chunk.first + chunk.count;
                 let kept = self.different.range(chunk.first..end);
                 let kept = kept.filter(|(_, s)| s.state == State::Pending && !fenced.contains(&s.keeper));
-                kept.for_each(|(place, _)| of.remove(*place));
+                kept.filter(|(_, s)| s.keeper != 0).for_each(|(place, _)| of.remove(*place));
             } else {
-                of = of.intersect(&self.released).intersect(&self.ended);
+                of = of.intersect(&self.released).intersect(&self.ended.union(&self.abandoned(&of)));
             }
             over = over.union(&of);
         }
@@ -220,6 +220,16 @@ impl Run {
             }
         }
         over
+    }
+
+    /// Those of `places` that have not ended and that nobody sees to.
+    fn abandoned(&self, places: &Places) -> Places {
+        let mut abandoned = Places::default();
+        let given_up = self.different.iter().filter(|(_, s)| s.keeper == 0 && s.state == State::Pending);
+        for (place, _) in given_up.filter(|(place, _)| places.contains(**place)) {
+            abandoned.insert(*place);
+        }
+        abandoned
     }
 
     /// Who needs the objects of a place beyond the hold of its record, by slot: for whoever asks why it stays.

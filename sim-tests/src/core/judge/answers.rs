@@ -155,11 +155,16 @@ impl Answers {
         is_dead: &impl Fn(u64) -> bool,
     ) {
         let Ok(task) = task_id(&next.task) else { return };
+        // A keeper that gives a task up gets no answer, and the record may go.
+        if next.abandoned {
+            self.touched.insert(task);
+            return;
+        }
         self.must(seq, task, || {
             let known = state.tasks.look(task.run, |run| run.standing(task.place)).ok()?.flatten();
             let Some(standing) = known else { return Some(Must::Refused) };
             let may = match standing.state {
-                State::Pending => standing.keeper == who || is_dead(standing.keeper),
+                State::Pending => [0, who].contains(&standing.keeper) || is_dead(standing.keeper),
                 State::Done { .. } => true,
                 State::Failed { .. } => false,
             };

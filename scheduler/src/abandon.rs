@@ -1,0 +1,101 @@
+//! What waits for something that nobody knows, and that nobody needs.
+//!
+//! A node dies before the record of what it was to make has come. A task that was to use it, and whose own record has
+//! come, waits on another node. Should anybody need either, then their parent too, which submits both again. If nobody
+//! does, nothing ever makes what is missing, and the task would wait until its job ends (decision 18). So its keeper
+//! gives it up: the record goes, or stands without a keeper for whoever still needs it and takes it over.
+
+use crate::core::{Core, KeptState, Record};
+use crate::elide::Later;
+use crate::objects::State;
+use crate::stream::About;
+use crate::submit::arg_objects;
+use mobula_base::{Instant, JobId, ObjectId, TaskId, mutant};
+use mobula_proto::{NextAttempt, StreamItem, located, stream_item, task_bytes};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// A task is given up when what it waits for has been unknown for so long: a record may be on its way.
+pub const ABANDON_AFTER: Duration = Duration::from_secs(10);
+/// Answers further apart than this do not say that it was unknown in between.
+const LAPSE: Duration = Duration::from_secs(5);
+
+/// Objects that homes did not know when they were asked.
+#[derive(Debug, Default)]
+pub(crate) struct Unknowns {
+    /// When that was said first, and last.
+    said: BTreeMap<ObjectId, (Instant, Instant)>,
+    /// A node has died: before, a record can only be late.
+    pub bereft: bool,
+}
+
+impl Unknowns {
+    /// A home does not know of `id`; for how long that has been so.
+    fn say(&mut self, id: ObjectId, now: Instant) -> Duration {
+        self.said.retain(|_, (_, last)| now.since(*last) < LAPSE);
+        let (first, last) = self.said.entry(id).or_insert((now, now));
+        *last = now;
+        now.since(*first)
+    }
+}
+
+impl Core {
+    /// A home knows nothing of an object that is needed here.
+    pub(crate) fn nobody_knows(&mut self, id: ObjectId) {
+        let so_long = self.unknowns.say(id, self.now);
+        self.end_vain_readers(id);
+        // Those that wait for others of these are looked at before these.
+        for task in self.waits_for(id).into_iter().rev() {
+            self.end_vain_readers(task.output(0));
+            if so_long >= ABANDON_AFTER && self.unknowns.bereft && !mutant!("W23") {
+                self.abandon(task, id);
+            }
+        }
+    }
+
+    /// It is known after all.
+    pub(crate) fn somebody_knows(&mut self, id: ObjectId, answer: &located::Answer) {
+        if !matches!(answer, located::Answer::Unknown(_)) {
+            self.unknowns.said.remove(&id);
+        }
+    }
+
+    /// The tasks kept here that cannot begin before `id` is there, each after one that it waits for.
+    fn waits_for(&self, id: ObjectId) -> Vec<TaskId> {
+        let (mut tasks, mut seen, mut next) = (Vec::<TaskId>::new(), BTreeSet::new(), 0);
+        let mut object = Some(id);
+        while let Some(id) = object {
+            let line = self.objects.get(&id).map_or(&[][..], |object| &object.tasks_waiting);
+            let waits = |task: &&TaskId| {
+                self.kept.get(task).is_some_and(|kept| matches!(kept.state, KeptState::AwaitDeps(_)))
+            };
+            tasks.extend(line.iter().filter(waits).filter(|task| seen.insert(**task)));
+            object = tasks.get(next).map(|task| task.output(0));
+            next += 1;
+        }
+        tasks
+    }
+
+    /// Gives a task up if nobody here needs it.
+    fn abandon(&mut self, task: TaskId, missing: ObjectId) {
+        let output = task.output(0);
+        let needed =
+            |id: ObjectId| self.objects.get(&id).is_some_and(|o| o.is_wanted() || o.refs.is_referred());
+        let Some(kept) = self.kept.get(&task).filter(|kept| matches!(kept.record, Record::Sent)) else {
+            return;
+        };
+        if needed(output) || self.recovering.contains_key(&task) || !self.counts(JobId(kept.spec.job)) {
+            return;
+        }
+        let (job, from) = (JobId(kept.spec.job), kept.attempt);
+        let next = NextAttempt { task: task_bytes(task), from, abandoned: true, ..NextAttempt::default() };
+        let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
+        let bytes = prost::Message::encoded_len(&item);
+        self.push_behind(task, Later { item: item.into(), bytes, about: About::Next(task) });
+        self.notice(job, "abandoned", format!("nobody knows {missing}, or needs it"), Some(task), 0);
+        self.waited_for.extend(arg_objects(&self.kept[&task].spec));
+        self.rebuilding.remove(&task);
+        self.set_object_state(output, State::Unknown);
+        self.drop_kept(task);
+    }
+}
