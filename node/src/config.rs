@@ -1,6 +1,7 @@
 //! What a node is told, and the seams it runs on.
 
 use crate::local::LocalListener;
+use crate::packages::Packages;
 use crate::spawn::Spawner;
 use mobula_base::disk::Disk;
 use mobula_net::Net;
@@ -35,6 +36,8 @@ pub struct NodeConfig {
     pub late: Duration,
     /// Where objects go that find no room in memory; `None` refuses whoever finds none.
     pub spill_dir: Option<PathBuf>,
+    /// Where executables and files of jobs are kept; `None` where processes are simulated.
+    pub packages_dir: Option<PathBuf>,
     /// Seed of its random streams; production draws it from the system.
     pub seed: u64,
 }
@@ -51,6 +54,8 @@ pub struct Parts {
     pub region: Region,
     /// The disk for objects that leave memory; `None` if they never do.
     pub spill: Option<Arc<dyn Disk>>,
+    /// Executables and files of jobs; `None` where processes are simulated.
+    pub packages: Option<Arc<Packages>>,
 }
 
 /// A node that has joined.

@@ -6,6 +6,7 @@ use crate::http;
 use crate::input::{HeldReply, INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
+use crate::packages::Packages;
 use crate::peers::Peers;
 use crate::room::Waiting;
 use crate::spawn::{ProcessSpawner, Spawner};
@@ -64,7 +65,14 @@ pub async fn run(
             Some(Arc::new(disk.map_err(failed)?))
         }
     };
-    let parts = Parts { net, local: Box::new(local), spawner, region, spill };
+    let packages = match &config.packages_dir {
+        None => None,
+        Some(dir) => {
+            let failed = io(format!("cannot use {} for executables and files of jobs", dir.display()));
+            Some(Packages::open(dir).map_err(failed)?)
+        }
+    };
+    let parts = Parts { net, local: Box::new(local), spawner, region, spill, packages };
     run_with(config, parts, on_ready, shutdown).await
 }
 
@@ -170,6 +178,7 @@ pub(crate) struct Life {
     pub store: Depot,
     pub region: Region,
     pub spill_disk: Option<Arc<dyn Disk>>,
+    pub packages: Option<Arc<Packages>>,
     /// Who waits for the store.
     pub waiting: Waiting,
     /// What the store wants done, kept for its memory.
@@ -250,6 +259,7 @@ impl Life {
             welcome,
             unacknowledged: std::sync::atomic::AtomicU64::new(0),
             level: std::sync::atomic::AtomicU32::new(0),
+            packages: parts.packages.clone(),
             drained: tokio::sync::Notify::new(),
         });
         let named = config.resources.iter().map(|(name, amount)| (name.clone(), milli(*amount)));
@@ -271,13 +281,20 @@ impl Life {
             store,
             region: parts.region.clone(),
             spill_disk: parts.spill.clone(),
+            packages: parts.packages.clone(),
             waiting: Waiting::default(),
             deeds: Vec::new(),
             found: (!found.is_empty()).then_some(found),
             attached: BTreeSet::new(),
             early_reports: Vec::new(),
             incarnation,
-            peers: Peers::new(parts.net.clone(), inbox.clone(), control.clone(), cluster),
+            peers: Peers::new(
+                parts.net.clone(),
+                inbox.clone(),
+                control.clone(),
+                cluster,
+                parts.packages.clone(),
+            ),
             inbox,
             control,
             links,
@@ -405,6 +422,9 @@ impl Life {
         }
         for (_, (_, worker)) in std::mem::take(&mut self.spawned) {
             worker.abort();
+        }
+        for job in std::mem::take(&mut self.jobs).into_keys() {
+            self.forget_packages(job);
         }
         self.tasks.abort_all();
     }

@@ -15,7 +15,7 @@
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
 //! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
 //! - [`control`] — everything towards the control store.
-//! - [`spawn`] — worker processes.
+//! - [`spawn`] — worker processes; [`packages`] — their executables and files, brought from where the driver is.
 
 pub mod clients;
 pub mod config;
@@ -26,6 +26,7 @@ pub mod input;
 pub mod links;
 pub mod local;
 pub mod metrics;
+pub mod packages;
 pub mod peers;
 pub mod perform;
 pub mod room;

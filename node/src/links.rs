@@ -2,15 +2,17 @@
 
 use crate::control::Control;
 use crate::input::{Inbox, Input};
+use crate::packages::{Packages, runtime};
 use mobula_base::JobId;
 use mobula_gcs::Client;
 use mobula_net::Stream;
 use mobula_net::frame::{FrameReader, Outbox};
 use mobula_proto::{
-    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, LEVEL_REFERENCES, MAGIC, ToClient, ToDaemon,
+    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, JobStart, LEVEL_REFERENCES, MAGIC, ToClient, ToDaemon,
     WIRE_VERSION, Welcome, client_msg, daemon_msg,
 };
 use mobula_scheduler::ClientId;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub struct Links {
     pub level: AtomicU32,
     /// Rung when they have become fewer.
     pub drained: Notify,
+    /// Executables and files of jobs; `None` where processes are simulated.
+    pub packages: Option<Arc<Packages>>,
 }
 
 /// Serves one link until it closes.
@@ -134,6 +138,20 @@ async fn counts<F: Future<Output = Option<(u64, u32)>>>(
     true
 }
 
+/// Notes what the workers of a job need, and takes care that others can have it from here.
+fn pack(packages: &Packages, start: JobStart, pid: u32, sources: &[String]) -> Result<JobStart, String> {
+    let mut start = start;
+    if let Some(runtime) = &mut start.runtime {
+        runtime::check(runtime, sources.len())?;
+        packages.take_all(&mut runtime.files, sources)?;
+    }
+    let program = packages.lend(JobId(start.job), pid, Path::new(&start.executable));
+    let program =
+        program.map_err(|e| format!("the driver's binary {} cannot be read: {e}", start.executable))?;
+    start.program = Some(program);
+    Ok(start)
+}
+
 /// Commits the job, then opens the link.
 async fn driver_up(
     links: &Links,
@@ -145,6 +163,12 @@ async fn driver_up(
     let mut start = hello.job.ok_or_else(|| refuse("a driver's hello names its job".into()))?;
     start.incarnation = links.welcome.incarnation;
     start.executable_hash = hello.executable_hash;
+    if let Some(packages) = links.packages.clone() {
+        let (pid, sources) = (hello.pid, hello.files);
+        let pack = move || pack(&packages, start, pid, &sources);
+        start =
+            tokio::task::spawn_blocking(pack).await.map_err(|e| refuse(e.to_string()))?.map_err(refuse)?;
+    }
     // Decided once: nodes that counted and nodes that did not would let go of each other's objects.
     let store: &Client = &links.control.client;
     let view = |seen, wait| {
@@ -156,6 +180,7 @@ async fn driver_up(
     };
     start.counted = counts(links.level.load(Ordering::Relaxed), view).await;
     if let Err(why) = crate::control::start_job(store, start.clone()).await {
+        links.packages.iter().for_each(|packages| packages.end_job(JobId(start.job)));
         // It may have been committed all the same: nobody would end it.
         let (store, job) = (store.clone(), start.job);
         tokio::spawn(async move { crate::control::end_job(&store, job, false).await });

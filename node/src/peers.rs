@@ -6,6 +6,7 @@
 
 use crate::control::Control;
 use crate::input::{Inbox, Input};
+use crate::packages::Packages;
 use mobula_base::{Incarnation, mutant};
 use mobula_net::frame::{BATCH_BYTES_MAX, FrameReader, Outbox};
 use mobula_net::{Net, Stream};
@@ -32,6 +33,8 @@ pub struct Peers {
     pub control: Control,
     /// The cluster; others are refused.
     pub cluster: u64,
+    /// Executables and files of jobs.
+    pub packages: Option<Arc<Packages>>,
     state: Mutex<State>,
 }
 
@@ -44,8 +47,14 @@ struct State {
 
 impl Peers {
     /// Nobody known yet.
-    pub fn new(net: Arc<dyn Net>, inbox: Inbox, control: Control, cluster: u64) -> Arc<Self> {
-        Arc::new(Peers { net, inbox, control, cluster, state: Mutex::new(State::default()) })
+    pub fn new(
+        net: Arc<dyn Net>,
+        inbox: Inbox,
+        control: Control,
+        cluster: u64,
+        packages: Option<Arc<Packages>>,
+    ) -> Arc<Self> {
+        Arc::new(Peers { net, inbox, control, cluster, packages, state: Mutex::default() })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -185,7 +194,7 @@ impl Peers {
             return;
         }
         if hello.data {
-            crate::transfer::serve(&self.inbox, reader, write).await;
+            crate::transfer::serve(&self, reader, write).await;
             return;
         }
         while let Ok(Some(frame)) = reader.next::<ToPeer>().await {

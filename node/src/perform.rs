@@ -3,17 +3,21 @@
 use crate::control::Copied;
 use crate::daemon::{Life, Link};
 use crate::input::{Counts, Input, Load, kept, shared};
+use crate::packages::runtime::Prepared;
+use crate::packages::travel::Holder;
 use crate::peers::msg;
 use crate::room::TRANSFER;
 use crate::spawn::{SpawnOrder, Spawner};
 use crate::transfer::{self, Held, Lent, Order};
 use mobula_base::{Incarnation, JobId, ObjectId};
+use mobula_net::BoxFuture;
 use mobula_net::frame::Outbox;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, Notice, Output, PeerMsg, RunTask,
-    Shared, Stop, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, value as wire_value,
+    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Notice, Output, PeerMsg,
+    RunTask, Shared, Stop, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::Arc;
@@ -187,7 +191,8 @@ impl Life {
         let Some((job, _)) = self.spawned.get(&hello.worker_token) else { return false };
         let job = *job;
         let Some(start) = self.jobs.get(&job) else { return false };
-        if start.executable_hash != hello.executable_hash {
+        // What was brought by its content was verified before it was started.
+        if start.program.is_none() && start.executable_hash != hello.executable_hash {
             let message = format!(
                 "the worker binary {} has hash {:016x}, the driver's build has {:016x}: put the same build there",
                 start.executable, hello.executable_hash, start.executable_hash
@@ -462,7 +467,8 @@ impl Life {
         let Some(start) = self.jobs.get(&job) else { return };
         let token = self.next_token;
         self.next_token += 1;
-        let order = SpawnOrder { executable: start.executable.clone(), job: job.0, token };
+        let env = start.runtime.as_ref().map(|runtime| runtime.env.clone()).unwrap_or_default();
+        let order = SpawnOrder { prepared: self.prepare(start.clone()), env, job: job.0, token };
         let worker = spawner.spawn(order);
         let inbox = self.inbox.clone();
         let watch = tokio::spawn(async move {
@@ -470,6 +476,27 @@ impl Life {
             let _ = inbox.send(Input::WorkerEnded { token, how }).await;
         });
         self.spawned.insert(token, (job, watch));
+    }
+
+    /// Brings what a worker is started with.
+    fn prepare(&self, start: JobStart) -> BoxFuture<'static, Result<Prepared, String>> {
+        let node = Incarnation(start.incarnation);
+        let address = self.addresses.get(&node).cloned();
+        let holder = Holder { peers: self.peers.clone(), node, address };
+        let packages = self.packages.clone();
+        Box::pin(async move {
+            match packages {
+                Some(packages) => packages.prepare(&start, &holder).await,
+                None => Ok(Prepared { executable: start.executable.into(), directory: None }),
+            }
+        })
+    }
+
+    /// What a job's workers needed is needed no more.
+    pub(crate) fn forget_packages(&self, job: JobId) {
+        if let Some(packages) = self.packages.clone() {
+            tokio::task::spawn_blocking(move || packages.end_job(job));
+        }
     }
 
     /// Its link closes when it is gone, and says so to the core.
@@ -504,7 +531,9 @@ impl Life {
     }
 
     fn free_job(&mut self, job: JobId) {
-        self.jobs.remove(&job);
+        if self.jobs.remove(&job).is_some() {
+            self.forget_packages(job);
+        }
         for link in self.open.values().filter(|l| l.job == job && l.token.is_some()) {
             link.outbox.close();
         }

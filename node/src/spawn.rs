@@ -1,14 +1,17 @@
 //! Worker processes.
 
+use crate::packages::runtime::Prepared;
 use mobula_net::BoxFuture;
+use mobula_proto::EnvVar;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 /// What to start.
-#[derive(Debug, Clone)]
 pub struct SpawnOrder {
-    /// The job's binary.
-    pub executable: String,
+    /// What it is started with, once that is here.
+    pub prepared: BoxFuture<'static, Result<Prepared, String>>,
+    /// Variables of its environment beside those of the daemon.
+    pub env: Vec<EnvVar>,
     /// The job.
     pub job: u64,
     /// By which the worker says which start it answers.
@@ -22,7 +25,7 @@ pub trait Spawner: Send {
     fn spawn(&mut self, order: SpawnOrder) -> BoxFuture<'static, String>;
 }
 
-/// Starts the job's own binary as a process. Must be called on a thread that lives as long as the
+/// Starts the job's own binary as a process. What it returns must be polled on a thread that lives as long as the
 /// daemon: a worker's parent-death signal follows the thread that spawned it.
 pub struct ProcessSpawner {
     /// The socket the workers connect to.
@@ -31,19 +34,25 @@ pub struct ProcessSpawner {
 
 impl Spawner for ProcessSpawner {
     fn spawn(&mut self, order: SpawnOrder) -> BoxFuture<'static, String> {
-        let child = tokio::process::Command::new(&order.executable)
-            .env("MOBULA_WORKER_SOCKET", &self.socket)
-            .env("MOBULA_WORKER_TOKEN", order.token.to_string())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .kill_on_drop(true)
-            .spawn();
+        let socket = self.socket.clone();
         Box::pin(async move {
-            match child {
-                Err(error) => format!("{} cannot be started: {error}", order.executable),
+            let prepared = match order.prepared.await {
+                Ok(prepared) => prepared,
+                Err(why) => return why,
+            };
+            let executable = prepared.executable.display();
+            let mut command = tokio::process::Command::new(&prepared.executable);
+            command.envs(order.env.iter().map(|var| (&var.name, &var.value)));
+            command.env("MOBULA_WORKER_SOCKET", &socket).env("MOBULA_WORKER_TOKEN", order.token.to_string());
+            if let Some(directory) = &prepared.directory {
+                command.current_dir(directory);
+            }
+            command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+            match command.spawn() {
+                Err(error) => format!("{executable} cannot be started: {error}"),
                 Ok(mut child) => match child.wait().await {
-                    Ok(status) => format!("{} ended: {status}", order.executable),
-                    Err(error) => format!("{} is lost: {error}", order.executable),
+                    Ok(status) => format!("{executable} ended: {status}"),
+                    Err(error) => format!("{executable} is lost: {error}"),
                 },
             }
         })

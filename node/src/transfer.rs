@@ -24,13 +24,17 @@ const CHUNK: usize = 256 * 1024;
 
 /// Answers fetches on one connection until it closes. `region` is reached through the loop's
 /// answers: a sealed object never moves.
-pub async fn serve<R, W>(inbox: &Inbox, mut reader: FrameReader<R>, mut write: W)
+pub async fn serve<R, W>(peers: &Peers, mut reader: FrameReader<R>, mut write: W)
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
     while let Ok(Some(fetch)) = reader.next::<Fetch>().await {
-        if answer(inbox, &fetch, &mut write).await.is_err() {
+        let answered = match &peers.packages {
+            Some(packages) if !fetch.package.is_empty() => packages.send(&fetch.package, &mut write).await,
+            Some(_) | None => answer(&peers.inbox, &fetch, &mut write).await,
+        };
+        if answered.is_err() {
             return;
         }
     }
@@ -189,13 +193,14 @@ async fn ask(peers: &Peers, order: &Order) -> Result<(mobula_net::Stream, FetchR
     let mut stream =
         tokio::time::timeout(STALL, peers.net.dial(address)).await.map_err(late)?.map_err(gone)?;
     mobula_net::frame::send(&mut stream, &peers.hello(order.from, true)).await.map_err(gone)?;
-    let request = Fetch { object: object_bytes(order.object), offset: 0, want: Some(order.output) };
+    let request =
+        Fetch { object: object_bytes(order.object), offset: 0, want: Some(order.output), ..Fetch::default() };
     mobula_net::frame::send(&mut stream, &request).await.map_err(gone)?;
     let reply = tokio::time::timeout(STALL, read_reply(&mut stream)).await.map_err(late)?.map_err(gone)?;
     if reply.found { Ok((stream, reply)) } else { Err(FetchError::NotFound) }
 }
 
-async fn read_reply(stream: &mut mobula_net::Stream) -> io::Result<FetchReply> {
+pub(crate) async fn read_reply(stream: &mut mobula_net::Stream) -> io::Result<FetchReply> {
     // Read exactly the frame: what follows are raw bytes.
     let len = stream.read_u32_le().await? as usize;
     if len > 1024 {

@@ -58,6 +58,7 @@ impl Node {
             linger: mobula_node::LINGER,
             late: Duration::ZERO,
             spill_dir: None,
+            packages_dir: None,
             seed: 3,
         };
         let ((tell, told), (stop, stopped)) = (oneshot::channel(), oneshot::channel());

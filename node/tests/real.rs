@@ -5,6 +5,8 @@
 use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, remote};
 #[path = "real/options.rs"]
 mod options;
+#[path = "real/packages.rs"]
+mod packages;
 
 use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
@@ -150,6 +152,7 @@ impl Cluster {
             linger: mobula_node::LINGER,
             late: Duration::ZERO,
             spill_dir: None,
+            packages_dir: Some(self.dir.join(format!("node-{n}"))),
             seed: u64::from(n),
         };
         let (tell, told) = mpsc::channel();
@@ -428,8 +431,9 @@ fn nodes_count_what_they_have(c: &Cluster) {
 
 fn main() {
     mobula::run_worker_if_asked();
+    packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 13] = [
+    let tests: [Test; 15] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
@@ -442,6 +446,11 @@ fn main() {
         ("gpus_are_numbered", options::gpus_are_numbered),
         ("cancelled_tasks_stop", options::cancelled_tasks_stop),
         ("tasks_have_time_limits_and_retries", options::tasks_have_time_limits_and_retries),
+        (
+            "a_binary_and_files_travel_to_nodes_that_never_saw_them",
+            packages::a_binary_and_files_travel_to_nodes_that_never_saw_them,
+        ),
+        ("a_job_with_a_wrong_runtime_is_refused", packages::a_job_with_a_wrong_runtime_is_refused),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

@@ -135,6 +135,7 @@ fn run_node_if_asked() {
         linger: mobula_node::LINGER,
         late: Duration::ZERO,
         spill_dir: None,
+        packages_dir: None,
         seed: u64::from(std::process::id()),
     };
     let ready = |ready: mobula_node::Ready| {

@@ -78,6 +78,7 @@ fn run_node_if_asked() {
         linger: mobula_node::LINGER,
         late: Duration::ZERO,
         spill_dir: Some(dir.join("spill")),
+        packages_dir: None,
         seed: u64::from(std::process::id()),
     };
     let ready = |ready: mobula_node::Ready| {

@@ -37,6 +37,14 @@ pub enum Error {
         /// Why it failed.
         cause: String,
     },
+    /// A file that the job was to ship.
+    #[error("{path} cannot be shipped to the workers: {cause}")]
+    NotShipped {
+        /// The file, or the directory it is in.
+        path: String,
+        /// Why it failed.
+        cause: String,
+    },
     /// A value could not be encoded or decoded as the type that was asked for.
     #[error("value cannot be converted: {0}")]
     Value(String),

@@ -33,10 +33,8 @@ pub fn run_worker_if_asked() {
     };
     // A worker dies with its daemon even when it is stuck in user code.
     let _ = rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL));
-    // Hashed first: the daemon waits only so long for the hello.
-    let connected = link::executable_hash().and_then(|hash| Ok((hash, UnixStream::connect(&socket)?)));
-    let connected = connected.map_err(|e| e.to_string()).and_then(|(hash, stream)| {
-        let hello = link::worker_hello(token.parse().unwrap_or(0), hash);
+    let connected = UnixStream::connect(&socket).map_err(|e| e.to_string()).and_then(|stream| {
+        let hello = link::worker_hello(token.parse().unwrap_or(0), 0);
         link::connect_unix(stream, hello, Duration::from_secs(10)).map_err(|e| e.to_string())
     });
     match connected {

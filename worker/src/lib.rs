@@ -32,7 +32,7 @@
 //! - `room` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`cancel`] — ending tasks early; which failures are retried.
-//! - [`placement`] — where a task may run.
+//! - [`placement`] — where a task may run; [`runtime`] — what workers find around them.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
@@ -58,6 +58,7 @@ pub mod placement;
 mod pump;
 pub mod reference;
 mod room;
+pub mod runtime;
 pub mod task;
 pub mod value;
 
@@ -74,6 +75,7 @@ pub use mobula_proto::FailureKind;
 pub use options::{ConnectOptions, Durability, OnDivergence};
 pub use placement::{Affinity, Label, Node};
 pub use reference::{AnyRef, ObjectRef};
+pub use runtime::Runtime;
 pub use task::Task;
 pub use value::Blob;
 

@@ -23,21 +23,13 @@ use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// The hash of this process's executable: driver and worker must be one build.
-///
-/// # Errors
-/// `/proc/self/exe` cannot be read.
-pub fn executable_hash() -> io::Result<u64> {
-    Ok(mobula_base::ids::hash64(&[&std::fs::read("/proc/self/exe")?]))
-}
-
 fn entropy() -> io::Result<u64> {
     let mut bytes = [0; 8];
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))
 }
 
-/// The hello of a driver.
+/// The hello of a driver. Which build it is its node finds out by itself, but where processes are simulated.
 pub fn driver_hello(options: &ConnectOptions, job: u64, executable: String, executable_hash: u64) -> Hello {
     Hello {
         magic: MAGIC,
@@ -55,7 +47,10 @@ pub fn driver_hello(options: &ConnectOptions, job: u64, executable: String, exec
             args: options.args.clone(),
             job,
             counted: false,
+            program: None,
+            runtime: Some(options.runtime.wire()),
         }),
+        files: options.runtime.sources(),
     }
 }
 
@@ -69,6 +64,7 @@ pub fn worker_hello(token: u64, executable_hash: u64) -> Hello {
         pid: std::process::id(),
         worker_token: token,
         job: None,
+        files: Vec::new(),
     }
 }
 
@@ -78,7 +74,7 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
         cause: e.to_string(),
     };
     // A daemon waits only so long for the hello: what takes time comes before the connection.
-    let hash = executable_hash().map_err(unreachable)?;
+    let options = &ConnectOptions { runtime: options.runtime.gather()?, ..options.clone() };
     let deadline = Instant::now() + options.connect_timeout;
     let stream = loop {
         match UnixStream::connect(&options.socket) {
@@ -90,7 +86,7 @@ pub(crate) fn connect_driver(options: &ConnectOptions) -> Result<Client, Error> 
     };
     let executable = std::env::current_exe().map_err(unreachable)?.display().to_string();
     let job = entropy().map_err(unreachable)?;
-    let hello = driver_hello(options, job, executable, hash);
+    let hello = driver_hello(options, job, executable, 0);
     let client = connect_unix(stream, hello, options.connect_timeout)?;
     Ok(client.with_divergence(options.on_divergence).with_durability(options.durability))
 }

@@ -1,5 +1,6 @@
 //! How a driver connects, and what its job is like.
 
+use crate::runtime::Runtime;
 use mobula_proto::TaskSpec;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -19,6 +20,8 @@ pub struct ConnectOptions {
     pub on_divergence: OnDivergence,
     /// When the lineage of what tasks make is durable.
     pub durability: Durability,
+    /// What the workers of the job find around them, on all nodes.
+    pub runtime: Runtime,
 }
 
 /// When the lineage of what a task makes is durable: what its value could be made again from, whatever dies.
@@ -82,6 +85,7 @@ impl Default for ConnectOptions {
             connect_timeout: Duration::from_secs(10),
             on_divergence: OnDivergence::default(),
             durability: Durability::default(),
+            runtime: Runtime::default(),
         }
     }
 }

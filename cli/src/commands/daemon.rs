@@ -259,6 +259,7 @@ fn node_config(
         late: Duration::ZERO,
         linger: member.linger_ms.map_or(LINGER, Duration::from_millis),
         spill_dir: Some(dir.spill()),
+        packages_dir: Some(dir.0.clone()),
         seed,
     })
 }

@@ -161,6 +161,7 @@ impl World {
             linger: mobula_sim_tests::linger::of(life),
             late: std::time::Duration::ZERO,
             spill_dir: None,
+            packages_dir: None,
             seed,
         };
         let parts = Parts {
@@ -170,6 +171,7 @@ impl World {
             region,
             // As if its machine kept no files from one life to the next.
             spill: Some(Arc::new(SimDisk::new(seed))),
+            packages: None,
         };
         let (ended, named) = (self.ended.clone(), name.clone());
         let ready = move |ready: mobula_node::Ready| {
