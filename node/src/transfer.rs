@@ -14,13 +14,13 @@ use mobula_scheduler::{Event, FetchError, Value};
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::sync::oneshot;
 
 /// A transfer that makes no progress for this long is given up.
 const STALL: Duration = Duration::from_secs(2);
 /// Bytes read or written at once.
-const CHUNK: usize = 256 * 1024;
+const CHUNK: usize = 1 << 20;
 
 /// Answers fetches on one connection until it closes. `region` is reached through the loop's
 /// answers: a sealed object never moves.
@@ -253,18 +253,24 @@ async fn fill(
     reply: &FetchReply,
 ) -> Result<(), FetchError> {
     let mut crc = crc32fast::Hasher::new();
-    let mut chunk = vec![0u8; CHUNK];
     let mut at = 0u64;
     while at < reply.size {
         let want = CHUNK.min((reply.size - at) as usize);
-        let read = tokio::time::timeout(STALL, stream.read(&mut chunk[..want])).await;
-        let n = match read {
-            Ok(Ok(n)) if n > 0 => n,
+        // Straight to where it is to lie: nobody else is told of the place before it is sealed.
+        let mut read = std::pin::pin!(std::future::poll_fn(|cx| {
+            region.write_with(offset + at, want, |room| {
+                let mut room = ReadBuf::new(room);
+                let read = std::pin::Pin::new(&mut stream).poll_read(cx, &mut room);
+                read.map_ok(|()| {
+                    crc.update(room.filled());
+                    room.filled().len()
+                })
+            })
+        }));
+        match tokio::time::timeout(STALL, &mut read).await {
+            Ok(Ok(n)) if n > 0 => at += n as u64,
             Ok(Ok(_) | Err(_)) | Err(_) => return Err(FetchError::Unreachable),
-        };
-        crc.update(&chunk[..n]);
-        region.write(offset + at, &chunk[..n]);
-        at += n as u64;
+        }
     }
     if crc.finalize() == reply.crc { Ok(()) } else { Err(FetchError::Corrupt) }
 }

@@ -47,6 +47,25 @@ impl Drop for Memory {
     }
 }
 
+/// Copies block by block. A call of `memcpy` takes up to ten times as long where the destination lies a few bytes
+/// behind the source, as seen from the beginning of a page: each read waits for a write that it seems to overlap. A
+/// value lies like that, behind its length (measured on AMD EPYC with AVX-512: 3 and 12 GB/s).
+///
+/// # Safety
+/// As `std::ptr::copy_nonoverlapping`.
+unsafe fn copy(from: *const u8, to: *mut u8, len: usize) {
+    const BLOCK: usize = 64;
+    let whole = len / BLOCK * BLOCK;
+    for at in (0..whole).step_by(BLOCK) {
+        // SAFETY: inside of what the caller has vouched for.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(at), to.add(at), BLOCK) }
+        // Else the compiler makes a call of `memcpy` of the loop.
+        std::sync::atomic::compiler_fence(std::sync::atomic::Ordering::SeqCst);
+    }
+    // SAFETY: as above.
+    unsafe { std::ptr::copy_nonoverlapping(from.add(whole), to.add(whole), len - whole) }
+}
+
 impl Region {
     /// New memory that other processes can map once they are handed [`Region::fd`].
     ///
@@ -126,7 +145,14 @@ impl Region {
     pub fn write(&self, offset: u64, bytes: &[u8]) {
         let start = self.check(offset, bytes.len() as u64);
         // SAFETY: in bounds; before the seal only the creator touches these bytes.
-        unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.0.base.add(start), bytes.len()) }
+        unsafe { copy(bytes.as_ptr(), self.0.base.add(start), bytes.len()) }
+    }
+
+    /// As [`Region::write`], for whoever reads the bytes from a file or a socket: `fill` is handed the place.
+    pub fn write_with<T>(&self, offset: u64, len: usize, fill: impl FnOnce(&mut [u8]) -> T) -> T {
+        let start = self.check(offset, len as u64);
+        // SAFETY: in bounds; before the seal only the creator touches these bytes, and it does so here.
+        fill(unsafe { std::slice::from_raw_parts_mut(self.0.base.add(start), len) })
     }
 }
 

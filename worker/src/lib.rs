@@ -29,7 +29,7 @@
 //! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
 //! - `holds` — what this program refers to, and how its daemon hears of it.
 //! - `later` — put and wait in `async` tasks; which task and attempt this is.
-//! - `room` — writing large values into shared memory.
+//! - `room`, `copy` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`cancel`] — ending tasks early; which failures are retried.
 //! - [`placement`] — where a task may run; [`runtime`] — what workers find around them.
@@ -44,6 +44,7 @@ pub mod args;
 pub mod cancel;
 pub mod client;
 pub mod context;
+mod copy;
 pub mod error;
 pub mod exec;
 pub mod function;

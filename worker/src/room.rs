@@ -4,6 +4,7 @@
 //! value. Whether it is the same value is looked at here, where the bytes are.
 
 use crate::client::Client;
+use crate::copy::copy_in;
 use crate::error::Error;
 use crate::options::OnDivergence;
 use crate::reference::AnyRef;
@@ -56,10 +57,9 @@ impl Client {
         if let Some(failure) = created.failure {
             return Err(failure.into());
         }
-        let made = Shared { offset: created.offset, len: bytes.len() as u64, crc: crc32fast::hash(bytes) };
-        if !created.exists {
-            self.shell.region.write(made.offset, bytes);
-        }
+        let room = (!created.exists).then_some(&self.shell.region);
+        let crc = copy_in(room, created.offset, bytes).finalize();
+        let made = Shared { offset: created.offset, len: bytes.len() as u64, crc };
         self.same(&created, made)
     }
 
@@ -74,10 +74,8 @@ impl Client {
         }
         let (mut at, mut crc) = (0, crc32fast::Hasher::new());
         let references = value::encode_into(value, |piece| {
-            crc.update(piece);
-            if !created.exists && at + piece.len() <= size {
-                self.shell.region.write(created.offset + at as u64, piece);
-            }
+            let room = (!created.exists && at + piece.len() <= size).then_some(&self.shell.region);
+            crc.combine(&copy_in(room, created.offset + at as u64, piece));
             at += piece.len();
         });
         let references = references.map_err(Error::Value)?;

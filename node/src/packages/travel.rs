@@ -14,6 +14,9 @@ use tokio::sync::mpsc;
 
 /// A transfer that makes no progress for this long is given up.
 const STALL: Duration = Duration::from_secs(5);
+/// How writing went.
+type Written = tokio::task::JoinHandle<io::Result<()>>;
+
 /// Pieces that wait for the disk.
 const WAITING_MAX: usize = 4;
 
@@ -87,10 +90,7 @@ impl Packages {
     }
 
     /// Writes and hashes pieces on a thread of its own.
-    fn writer(
-        self: &Arc<Self>,
-        hash: Hash,
-    ) -> io::Result<(mpsc::Sender<Vec<u8>>, tokio::task::JoinHandle<io::Result<()>>)> {
+    fn writer(self: &Arc<Self>, hash: Hash) -> io::Result<(mpsc::Sender<Vec<u8>>, Written)> {
         let mut draft = Draft::new(&self.dir)?;
         let (sender, mut pieces) = mpsc::channel::<Vec<u8>>(WAITING_MAX);
         let packages = self.clone();
