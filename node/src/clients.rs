@@ -130,6 +130,12 @@ impl Life {
                         false => Event::Blocked { worker: client, returned },
                     });
                 }
+                client_msg::Msg::NotBegun(not) => {
+                    if let Ok(task) = task_id(&not.task) {
+                        self.store.task_ended(client, task);
+                        run.push(Event::NotGiven { worker: client, tasks: vec![task] });
+                    }
+                }
                 client_msg::Msg::Unblocked(_) => run.push(Event::Unblocked { worker: client }),
                 client_msg::Msg::Cancel(Cancel { tasks, recursive }) => {
                     let tasks = tasks.iter().filter_map(|id| task_id(id).ok()).collect();

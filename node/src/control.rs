@@ -190,7 +190,7 @@ impl Control {
 
     /// Reports copies to one shard; tells a new leader everything (R9).
     pub async fn run_holdings(self, shard: ShardId, mut changes: mpsc::UnboundedReceiver<Copied>) {
-        let (mut term, mut acted) = (0, self.acted.clone());
+        let (mut term, mut number, mut acted) = (0, 0, self.acted.clone());
         // Whether each is here, as it stands now.
         let mut waiting: BTreeMap<ObjectId, bool> = BTreeMap::new();
         loop {
@@ -215,7 +215,7 @@ impl Control {
             let report = self.changes(shard, term, &waiting);
             let report = HoldingRequest { idle: idle.into_iter().map(object_bytes).collect(), ..report };
             let told: Vec<ObjectId> = waiting.keys().take(REPORTED_MAX).copied().collect();
-            match self.report(deaths, report).await {
+            match self.report(deaths, &mut number, report).await {
                 Some(holding_reply::Result::AcceptedTerm(_)) => {
                     for object in told {
                         waiting.remove(&object);
@@ -226,7 +226,7 @@ impl Control {
                     self.say(Input::Held { shard, reply }).await;
                     let Ok((map, all)) = all.await else { return };
                     let full = self.in_full(shard, new, map, &all);
-                    let answer = self.report(deaths, full).await;
+                    let answer = self.report(deaths, &mut number, full).await;
                     if let Some(holding_reply::Result::AcceptedTerm(_)) = answer {
                         term = new;
                         // What is gone is told all the same: done-records may promise it.
@@ -245,8 +245,14 @@ impl Control {
     }
 
     /// Sends a report; what nobody needs of the idle copies may go.
-    async fn report(&self, deaths: u64, report: HoldingRequest) -> Option<holding_reply::Result> {
-        let report = HoldingRequest { deaths: Some(deaths), ..report };
+    async fn report(
+        &self,
+        deaths: u64,
+        number: &mut u64,
+        report: HoldingRequest,
+    ) -> Option<holding_reply::Result> {
+        *number += 1;
+        let report = HoldingRequest { deaths: Some(deaths), number: *number, ..report };
         let (answer, drop) = self.client.report(report, CALL_DEADLINE).await.ok()?;
         if !drop.is_empty() {
             let objects = drop.iter().filter_map(|id| object_id(id).ok()).collect();

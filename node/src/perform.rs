@@ -341,9 +341,9 @@ impl Life {
 
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
-            Effect::Run { worker, spec, attempt, args, devices } => {
+            Effect::Run { worker, spec, attempt, args, made, devices } => {
                 let spec = Some(Arc::unwrap_or_clone(spec));
-                let order = RunTask { spec, attempt, args: Vec::new(), devices };
+                let order = RunTask { spec, attempt, args: Vec::new(), devices, made };
                 self.give(worker, order, args);
             }
             Effect::Stop { worker, task, attempt } => {

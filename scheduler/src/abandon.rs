@@ -41,6 +41,7 @@ impl Unknowns {
 
 impl Core {
     /// A home knows nothing of an object that is needed here.
+    #[cold]
     pub(crate) fn nobody_knows(&mut self, id: ObjectId) {
         let so_long = self.unknowns.say(id, self.now);
         self.end_vain_readers(id);

@@ -259,10 +259,11 @@ impl Core {
         let run = self.runs.get_mut(&task).expect("seen above");
         run.given = Some(worker);
         let (spec, attempt) = (run.spec.clone(), run.attempt);
-        self.effects.push(Effect::Run { worker, spec, attempt, args, devices });
+        self.effects.push(Effect::Run { worker, spec, attempt, args, made: None, devices });
         if is_first {
             self.watch_time(worker);
         }
+        self.follow(worker, task);
         true
     }
 
@@ -512,6 +513,7 @@ impl Core {
         let Some(run) = self.take_run(task) else { return };
         if run.given.is_some() {
             self.strays.insert(task);
+            self.call_back(task);
         }
     }
 }

@@ -13,6 +13,7 @@
 //! - [`placement`] — here, or which other node (local first, then locality and load).
 //! - `strategy` — which nodes a task's placement admits, and what to say when none does.
 //! - [`execute`] — tasks on this node: arguments, dispatch, results; `workers` — worker processes and what they hold.
+//! - `follow` — a task behind the one that makes its argument, in one worker's line.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
 //! - [`objects`] — what this node knows of each object, and who waits for it.
@@ -31,6 +32,7 @@ pub mod census;
 pub mod core;
 pub mod elide;
 pub mod execute;
+mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
 mod line;

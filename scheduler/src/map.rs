@@ -78,6 +78,7 @@ impl<K: Key, V> RunMap<K, V> {
     }
 
     /// Where the entry of a place is.
+    #[inline]
     fn at(&self, run: RunId, place: usize) -> Option<usize> {
         let number = *self.places[self.run(run)?].at.get(place)?;
         (number as usize).checked_sub(1)

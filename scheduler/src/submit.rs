@@ -120,7 +120,8 @@ impl Core {
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
         // That it took over an attempt of it, and has told its end, goes on for itself.
-        let attempt = self.take_kept(task).map_or(1, |told| told.attempt);
+        let told = self.kept.get(&task).map(|told| told.attempt);
+        let attempt = told.inspect(|_| drop(self.take_kept(task))).unwrap_or(1);
         let (names, edges) = self.name_for(task, &spec);
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
@@ -166,7 +167,7 @@ impl Core {
         let Some(kept) = self.kept.get(&task) else { return };
         let job = JobId(kept.spec.job);
         let objects: Vec<ObjectId> = arg_objects(&kept.spec).collect();
-        let mut missing = 0;
+        let (mut missing, mut last) = (0, None);
         for object in objects {
             let entry = self.object(object, job);
             match &entry.state {
@@ -179,6 +180,7 @@ impl Core {
                 State::Unknown | State::Pending | State::Locating => {
                     entry.tasks_waiting.push(task);
                     missing += 1;
+                    last = Some(object);
                     self.locate_if_unknown(object);
                 }
             }
@@ -186,6 +188,10 @@ impl Core {
         self.set_kept_state(task, KeptState::AwaitDeps(missing));
         if missing == 0 {
             self.queue(task);
+        } else if let (1, Some(made)) = (missing, last.filter(|id| !id.is_put()))
+            && let Some(worker) = self.runs.get(&made.task).and_then(|run| run.given)
+        {
+            self.follow(worker, made.task);
         }
     }
 

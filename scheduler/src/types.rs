@@ -160,8 +160,16 @@ pub enum Event {
 /// What should happen.
 #[derive(Clone, Debug)]
 pub enum Effect {
-    /// Give a task to a worker, with the numbers of the GPUs that it may use.
-    Run { worker: ClientId, spec: Arc<TaskSpec>, attempt: u32, args: Vec<Value>, devices: Vec<u32> },
+    /// Give a task to a worker, with the numbers of the GPUs that it may use. The argument at the place `made` it makes
+    /// itself before: there is nothing of it here.
+    Run {
+        worker: ClientId,
+        spec: Arc<TaskSpec>,
+        attempt: u32,
+        args: Vec<Value>,
+        made: Option<u32>,
+        devices: Vec<u32>,
+    },
     /// Tell a worker that this attempt is to stop, or not to begin.
     Stop { worker: ClientId, task: TaskId, attempt: u32 },
     /// End a worker process, which has not stopped a task in time, or waits in one that is for nobody.

@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    Arg, ClusterView, Failure, FailureKind, Here, Holder, ItemOutcome, Located, NodeView, Output, PeerResult,
-    StreamAck, StreamBatch, TaskSpec, TaskView, arg, item_outcome, located, object_bytes, stream_item,
-    task_bytes,
+    Arg, Assign, ClusterView, Failure, FailureKind, Here, Holder, ItemOutcome, Located, NodeView, Output,
+    PeerResult, StreamAck, StreamBatch, TaskSpec, TaskView, arg, item_outcome, located, object_bytes,
+    stream_item, task_bytes,
 };
 use mobula_scheduler::{Config, Core, Effect, Event, Ready, TaskOutcome, Value};
 use std::time::Duration;
@@ -156,6 +156,100 @@ fn a_chain_runs_in_order_and_its_values_reach_the_driver() {
     let ready: Vec<ObjectId> = node.ready().into_iter().map(|(o, _)| o).collect();
     assert_eq!(ready, vec![task(0).output(0), task(1).output(0)]);
     assert_eq!(node.core.unacknowledged(), 0);
+}
+
+/// A node of one CPU and one worker, which knows that the function is short.
+fn of_short_tasks() -> Node {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(99, &[])] });
+    let outcome =
+        TaskOutcome { task: task(99), attempt: 1, value: small("x"), ran_ns: 5_000, contains: Vec::new() };
+    node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
+    node.effects.clear();
+    node
+}
+
+/// Submits a chain of three.
+fn submit_chain(node: &mut Node) {
+    let specs = vec![spec(0, &[]), spec(1, &[task(0).output(0)]), spec(2, &[task(1).output(0)])];
+    node.step(Event::Submit { client: DRIVER, specs });
+}
+
+#[test]
+fn a_chain_of_short_tasks_stands_in_one_line() {
+    let mut node = of_short_tasks();
+    submit_chain(&mut node);
+    let given = node.take(|e| match e {
+        Effect::Run { worker, args, made, .. } => Some((*worker, args.len(), *made)),
+        _ => None,
+    });
+    assert_eq!(given, [(1, 0, None), (1, 1, Some(0)), (1, 1, Some(0))]);
+    // What is submitted while its maker is in line stands behind it, too; of two that wait for one value none does.
+    let specs = vec![spec(3, &[task(2).output(0)])];
+    node.step(Event::Submit { client: DRIVER, specs });
+    assert_eq!(node.runs(), [(1, task(3), 1)]);
+    let specs = vec![spec(4, &[task(3).output(0)]), spec(5, &[task(3).output(0)])];
+    node.step(Event::Submit { client: DRIVER, specs });
+    assert_eq!(node.runs(), [(1, task(4), 1)], "the first was alone when it came");
+    for n in 0..5 {
+        node.finish(1, task(n), 1, small("v"));
+    }
+    assert_eq!(node.runs(), [(1, task(5), 1)]);
+    node.finish(1, task(5), 1, small("v"));
+    assert_eq!(node.ready().len(), 6);
+    assert_eq!(node.core.census().runs.iter().map(|(_, n)| n).sum::<u64>(), 0);
+}
+
+#[test]
+fn what_its_worker_has_not_made_is_given_again_with_its_argument() {
+    let mut node = of_short_tasks();
+    submit_chain(&mut node);
+    node.runs();
+    node.finish(1, task(0), 1, small("v"));
+    // The worker had forgotten it.
+    node.step(Event::NotGiven { worker: 1, tasks: vec![task(1), task(2)] });
+    let given = node.take(|e| match e {
+        Effect::Run { spec, args, made, .. } => Some((spec.id.clone(), args.clone(), *made)),
+        _ => None,
+    });
+    assert_eq!(given, [(task_bytes(task(1)), vec![Value::Inline("v".into())], None)]);
+}
+
+#[test]
+fn what_stands_behind_a_failure_fails_with_it() {
+    let mut node = of_short_tasks();
+    submit_chain(&mut node);
+    node.runs();
+    node.finish(1, task(0), 1, Err(Failure::new(FailureKind::FailureUserError, "no such file")));
+    let failed = |ready: &Ready| matches!(ready, Ready::Failed(f) if f.message.contains("no such file"));
+    assert!(node.ready().iter().all(|(_, ready)| failed(ready)));
+    node.step(Event::NotGiven { worker: 1, tasks: vec![task(1)] });
+    node.step(Event::NotGiven { worker: 1, tasks: vec![task(2)] });
+    assert!(node.runs().is_empty());
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(7, &[])] });
+    assert_eq!(node.runs(), [(1, task(7), 1)], "the worker is free");
+}
+
+#[test]
+fn what_stands_behind_an_attempt_that_does_not_count_does_not_count_either() {
+    let mut node = of_short_tasks();
+    submit_chain(&mut node);
+    node.runs();
+    // Another keeper has taken the first over, and chosen this node.
+    let assign = Assign { spec: Some(spec(0, &[])), attempt: 2, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    for n in 0..3 {
+        node.finish(1, task(n), 1, small("of the wrong attempt"));
+    }
+    assert!(node.ready().is_empty());
+    assert_eq!(node.runs(), [(1, task(0), 2)]);
+    node.finish(1, task(0), 2, small("v"));
+    let given = node.take(|e| match e {
+        Effect::Run { spec, args, .. } => Some((spec.id.clone(), args.clone())),
+        _ => None,
+    });
+    assert_eq!(given[0], (task_bytes(task(1)), vec![Value::Inline("v".into())]));
 }
 
 #[test]

@@ -7,6 +7,7 @@ use crate::error::Error;
 use crate::function::{Function, Run, RunFuture, RunResult};
 use crate::link;
 use crate::options::JobOptions;
+use crate::recent::Recent;
 use crate::reference::AnyRef;
 use crate::value::Encoded;
 use futures::future::{Either, select};
@@ -49,10 +50,18 @@ pub fn run_worker_if_asked() {
     }
 }
 
+/// How long a function is said to take where time is simulated: it does not pass while one computes.
+const SIMULATED_NS: u64 = 100_000;
+
 /// Runs tasks on this thread until the link closes.
 pub fn run_tasks(client: &Client) {
-    while let Some(task) = client.next_task() {
+    let mut recent = Recent::default();
+    while let Some(mut task) = client.next_task() {
         let started = Instant::now();
+        if !recent.complete(&mut task) {
+            client.not_begun(task);
+            continue;
+        }
         let (prepared, run) = prepare(client, task);
         let outcome = match run {
             Err(failure) => Err(failure),
@@ -70,13 +79,18 @@ pub fn run_tasks(client: &Client) {
                 (shared(prepared.client.place(prepared.task.output(0), &bytes)), references)
             }
         };
-        prepared.report(value, references, ran_ns);
+        prepared.report(value, references, ran_ns, &mut recent);
     }
 }
 
 /// Runs tasks on this async task until the link closes: for simulated workers.
 pub async fn run_tasks_async(client: &Client) {
-    while let Some(task) = client.next_task_async().await {
+    let mut recent = Recent::default();
+    while let Some(mut task) = client.next_task_async().await {
+        if !recent.complete(&mut task) {
+            client.not_begun(task);
+            continue;
+        }
         let (prepared, run) = prepare(client, task);
         let outcome = match run {
             Err(failure) => Err(failure),
@@ -90,8 +104,7 @@ pub async fn run_tasks_async(client: &Client) {
                 (shared(prepared.client.place_async(prepared.task.output(0), &bytes).await), references)
             }
         };
-        // Simulated time does not pass while a function computes.
-        prepared.report(value, references, 1_000_000);
+        prepared.report(value, references, SIMULATED_NS, &mut recent);
     }
 }
 
@@ -152,7 +165,19 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
 impl Prepared {
     /// Reports how it ended. What the task itself referred to is dropped already, but for the references
     /// in its value: those go once the report has named them.
-    fn report(self, value: Result<Value, Failure>, references: Vec<AnyRef>, ran_ns: u64) {
+    fn report(
+        self,
+        value: Result<Value, Failure>,
+        references: Vec<AnyRef>,
+        ran_ns: u64,
+        recent: &mut Recent,
+    ) {
+        // References inside would have to be held before anybody could use them.
+        if let (Ok(Value { value: Some(wire_value::Value::Inline(bytes)) }), true) =
+            (&value, references.is_empty())
+        {
+            recent.keep(self.task.output(0), bytes.clone());
+        }
         let contains = match value {
             Ok(_) => references.iter().map(|reference| object_bytes(reference.id())).collect(),
             Err(_) => Vec::new(),

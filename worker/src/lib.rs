@@ -36,7 +36,7 @@
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
-//! - [`exec`] — the worker's loop.
+//! - [`exec`] — the worker's loop; `recent` — what it has made lately.
 
 extern crate self as mobula;
 
@@ -57,6 +57,7 @@ pub mod link;
 pub mod options;
 pub mod placement;
 mod pump;
+mod recent;
 pub mod reference;
 mod room;
 pub mod runtime;

@@ -3,8 +3,8 @@
 use crate::args::ArgBytes;
 use crate::client::{Client, Notice, State, failed, told_to_stop};
 use mobula_proto::{
-    DaemonMsg, Failure, FailureKind, RunTask, Stop, TaskResult, ToClient, Value, client_msg, daemon_msg,
-    object_id, task_id, value as wire_value,
+    DaemonMsg, Failure, FailureKind, NotBegun, RunTask, Stop, TaskResult, ToClient, Value, client_msg,
+    daemon_msg, object_id, task_id, value as wire_value,
 };
 use std::sync::atomic::Ordering;
 
@@ -71,6 +71,12 @@ impl Client {
                 ArgBytes::Inline(bytes::Bytes::new())
             }
         }
+    }
+
+    /// What this task needs was to be made here before, and was not.
+    pub(crate) fn not_begun(&self, run: RunTask) {
+        let task = run.spec.map(|spec| spec.id).unwrap_or_default();
+        self.send(client_msg::Msg::NotBegun(NotBegun { task }));
     }
 
     pub(crate) fn send_result(&self, result: mobula_proto::TaskResult) {

@@ -35,6 +35,8 @@ pub struct Holdings {
     confirmed: BTreeMap<u64, u64>,
     /// When each last said anything.
     heard: BTreeMap<u64, Duration>,
+    /// The number of the last report of each that was taken.
+    last: BTreeMap<u64, u64>,
     copies: BTreeMap<ObjectId, BTreeSet<u64>>,
     held: BTreeMap<u64, BTreeSet<ObjectId>>,
     /// Copies that a done-record promises and that are no more, with the latest attempt that can have made
@@ -112,6 +114,7 @@ impl Holdings {
         self.gone.retain(|(_, node), _| !dead.contains(node));
         self.heard.retain(|node, _| !dead.contains(node));
         self.confirmed.retain(|node, _| !dead.contains(node));
+        self.last.retain(|node, _| !dead.contains(node));
     }
 
     /// Hears a report of a live node to the leader of `term`, whose tables are `state`, and answers it.
@@ -141,12 +144,18 @@ impl Holdings {
         self.heard.insert(node, now);
         let confirmed = self.confirmed.entry(node).or_default();
         *confirmed = report.deaths.unwrap_or(u64::MAX).max(*confirmed);
+        // One that was overtaken would bring back what was, or take away what came since.
+        let last = self.last.get(&node).copied().unwrap_or(0);
+        if report.number > 0 && report.number <= last && !mutant!("R9g") {
+            return true;
+        }
         if report.full {
             self.forget(node);
             self.reported.insert(node);
         } else if !self.reported.contains(&node) {
             return false;
         }
+        self.last.insert(node, report.number.max(last));
         let removed = report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)).collect();
         for (object, made) in state.made_last(removed) {
             if let Some(held) = self.held.get_mut(&node) {

@@ -146,3 +146,27 @@ fn what_a_task_had_put_before_it_failed_is_with_whoever_ran_it_before_that_node_
         assert!(matches!(leader.answer(object), Answer::Failed(_)));
     }
 }
+
+#[test]
+fn a_report_that_was_overtaken_takes_nothing_away_and_brings_nothing_back() {
+    let mut leader = Leader::of(3);
+    let object = task(0).output(0);
+    leader.shard.say(1, vec![submit(task(0), &[])]);
+    leader.shard.say(1, vec![done(task(0), 1, 7)]);
+    let report = |number: u64, full: bool, add: bool| proto::HoldingRequest {
+        number,
+        full,
+        add: if add { vec![proto::object_bytes(object)] } else { Vec::new() },
+        remove: if add || full { Vec::new() } else { vec![proto::object_bytes(object)] },
+        ..Default::default()
+    };
+    let is_there = |leader: &Leader| leader.holdings.holders(object).next().is_some();
+    leader.hears(report(1, true, false));
+    leader.hears(report(2, false, true));
+    // The first was sent twice, and comes twice.
+    leader.hears(report(1, true, false));
+    assert!(is_there(&leader));
+    leader.hears(report(3, false, false));
+    leader.hears(report(2, false, true));
+    assert!(!is_there(&leader));
+}

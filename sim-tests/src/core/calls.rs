@@ -326,6 +326,7 @@ impl World {
         let Some(life) = self.life(machine, epoch) else { return };
         let reporter = &mut life.reporters[shard];
         reporter.tries += 1;
+        let request = HoldingRequest { number: reporter.tries, ..request };
         reporter.asked = Some(request.clone());
         let key = Key::Holding { shard, tries: reporter.tries };
         self.ask(machine, epoch, shard, key, Ask::Holding(Box::new(request)));

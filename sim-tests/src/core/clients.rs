@@ -52,6 +52,10 @@ impl World {
                 returned.iter().for_each(|task| life.store.task_ended(client, *task));
                 events.push(Event::Blocked { worker: client, returned });
             }
+            Said::NotBegun(task) => {
+                life.store.task_ended(client, task);
+                events.push(Event::NotGiven { worker: client, tasks: vec![task] });
+            }
             Said::Cancel(task, recursive) => {
                 events.push(Event::Cancel { from: None, tasks: vec![task], recursive });
             }

@@ -474,7 +474,7 @@ impl World {
                     self.driver.failures += 1;
                 }
             }
-            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run { .. } | Told::Stop { .. } => {}
+            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run(_) | Told::Stop { .. } => {}
         }
     }
 }

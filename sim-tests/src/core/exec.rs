@@ -183,7 +183,7 @@ impl World {
         run.blocked = true;
         let cpu_milli = run.cpu_milli;
         let first = !std::mem::replace(&mut run.was_blocked, true);
-        let returned = worker.queue.drain(..).filter_map(|(spec, ..)| task_id(&spec.id).ok()).collect();
+        let returned = worker.queue.drain(..).filter_map(|given| task_id(&given.spec.id).ok()).collect();
         if first {
             self.judges.cpu.stopped(incarnation, cpu_milli);
         }

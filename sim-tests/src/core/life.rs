@@ -39,6 +39,8 @@ pub enum Said {
     },
     /// Waits inside its task; these come back.
     Blocked(Vec<mobula_base::TaskId>),
+    /// Has not made what this task needs.
+    NotBegun(mobula_base::TaskId),
     /// Goes on.
     Unblocked,
     /// Holds references that lay in values.
@@ -51,6 +53,19 @@ pub enum Said {
     Cancel(mobula_base::TaskId, bool),
     /// The driver's job is over.
     EndJob,
+}
+
+/// A task for a worker.
+#[derive(Clone, Debug)]
+pub struct Given {
+    /// Its record, with the program's own argument alone.
+    pub spec: Box<TaskSpec>,
+    /// Which attempt.
+    pub attempt: u32,
+    /// Its arguments.
+    pub args: Vec<Value>,
+    /// Those of them that the worker makes before.
+    pub made: Vec<(usize, ObjectId)>,
 }
 
 /// How a task hands its value over.
@@ -66,7 +81,7 @@ pub enum Written {
 #[derive(Clone, Debug)]
 pub enum Told {
     /// Run this.
-    Run { spec: Box<TaskSpec>, attempt: u32, args: Vec<Value> },
+    Run(Given),
     /// An attempt is to stop, or not to begin.
     Stop { task: mobula_base::TaskId, attempt: u32 },
     /// An object exists (or never will).

@@ -1,7 +1,7 @@
 //! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
 
 use super::calls::IDLE_EVERY;
-use super::life::{DRIVER, Input, Seen, TRANSFER, Told};
+use super::life::{DRIVER, Given, Input, Seen, TRANSFER, Told};
 use super::program::{Content, GARBAGE, JOB};
 use super::world::{What, World};
 use mobula_base::{Incarnation, JobId, ObjectId};
@@ -244,13 +244,18 @@ impl World {
 
     fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
         match effect {
-            Effect::Run { worker, spec, attempt, args, devices: _ } => {
+            Effect::Run { worker, spec, attempt, args, made, devices: _ } => {
                 let mut spec = Arc::unwrap_or_clone(spec);
                 self.judges.once.given(&spec, attempt);
                 self.lend_args(machine, epoch, worker, &spec, &args);
+                let object = |at: u32| match &spec.args.get(at as usize)?.arg {
+                    Some(arg::Arg::Object(id)) => Some((at as usize, object_id(id).ok()?)),
+                    Some(arg::Arg::Value(_)) | None => None,
+                };
+                let made = made.into_iter().filter_map(object).collect();
                 // The program's own argument travels; the core's copy has the rest.
                 spec.args.truncate(1);
-                let told = Told::Run { spec: Box::new(spec), attempt, args };
+                let told = Told::Run(Given { spec: Box::new(spec), attempt, args, made });
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
             Effect::Stop { worker, task, attempt } => {

@@ -50,8 +50,10 @@ pub const POINTS: &[&str] = &[
     "worker died before its report",
     "worker died in mid-run",
     "worker died after its report",
+    "worker had not made an argument",
     "worker killed for a task that is not to go on",
     "worker stopped a task",
+    "worker used what it had made",
     "worker waited inside a task",
 ];
 

@@ -1,7 +1,7 @@
 //! Simulated drivers and workers: what runs the programs, over the same messages as real ones.
 
 use super::life::Input;
-use super::life::{Said, Seen, Told, Written};
+use super::life::{Given, Said, Seen, Told, Written};
 use super::node::LINK;
 use super::program::{self, Body, Content, End, GARBAGE, INLINE_MAX, Locals};
 use super::world::{What, World};
@@ -10,6 +10,9 @@ use mobula_proto::{Failure, FailureKind, TaskSpec, arg, task_id};
 use mobula_scheduler::{ClientId, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+
+/// Values that a worker remembers: few, so that it has forgotten some that are needed.
+const RECENT_MAX: usize = 4;
 
 /// Where a worker dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,7 +46,9 @@ impl Doom {
 #[derive(Default)]
 pub struct Client {
     /// Given and not begun.
-    pub queue: VecDeque<(Box<TaskSpec>, u32, Vec<Value>)>,
+    pub queue: VecDeque<Given>,
+    /// What it made last, as far as others behind may use it.
+    pub recent: VecDeque<(ObjectId, Content)>,
     /// What it runs.
     pub run: Option<Run>,
     /// Number of its last run.
@@ -126,8 +131,8 @@ impl World {
             if !run.was_blocked {
                 self.judges.cpu.stopped(incarnation, run.cpu_milli);
             }
-        } else if let Some((spec, ..)) = gone.queue.front()
-            && let Ok(task) = task_id(&spec.id)
+        } else if let Some(given) = gone.queue.front()
+            && let Ok(task) = task_id(&given.spec.id)
         {
             // The daemon cannot know that it had not begun.
             self.judges.cause.died(task);
@@ -144,7 +149,7 @@ impl World {
         }
         let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
             // The daemon does not know yet that the worker is gone: as far as it can tell, this has begun.
-            if let Told::Run { spec, .. } = told
+            if let Told::Run(Given { spec, .. }) = told
                 && let Ok(task) = task_id(&spec.id)
             {
                 self.judges.cause.died(task);
@@ -152,13 +157,13 @@ impl World {
             return;
         };
         match told {
-            Told::Run { spec, attempt, args } => {
+            Told::Run(given) => {
                 if worker.run.as_ref().is_some_and(|run| run.blocked) {
-                    let returned = task_id(&spec.id).into_iter().collect();
+                    let returned = task_id(&given.spec.id).into_iter().collect();
                     self.sometimes.hit("worker bounced a task");
                     return self.say(machine, epoch, client, Said::Blocked(returned));
                 }
-                worker.queue.push_back((spec, attempt, args));
+                worker.queue.push_back(given);
                 self.next_run(machine, epoch, client);
             }
             Told::Ready { object, value } => {
@@ -189,9 +194,8 @@ impl World {
             return;
         };
         let failure = || Failure::new(FailureKind::FailureCancelled, "told to stop");
-        let is_meant = |(spec, of, _): &(Box<TaskSpec>, u32, Vec<Value>)| {
-            *of == attempt && task_id(&spec.id).is_ok_and(|id| id == task)
-        };
+        let is_meant =
+            |given: &Given| given.attempt == attempt && task_id(&given.spec.id).is_ok_and(|id| id == task);
         if let Some(at) = worker.queue.iter().position(is_meant) {
             worker.queue.remove(at);
             let (value, contains) = (Err(failure()), Vec::new());
@@ -224,10 +228,26 @@ impl World {
             self.sometimes.hit("worker died before start");
             return self.worker_dies(machine, epoch, client);
         }
-        let Some((spec, attempt, args)) = worker.queue.pop_front() else { return };
+        let Some(Given { spec, attempt, args, made }) = worker.queue.pop_front() else { return };
+        let made_here = |(at, id): &(usize, ObjectId)| {
+            worker.recent.iter().find(|(made, _)| made == id).map(|(_, content)| (*at, content.clone()))
+        };
+        let recent: BTreeMap<usize, Content> = made.iter().filter_map(made_here).collect();
+        if recent.len() < made.len() {
+            self.sometimes.hit("worker had not made an argument");
+            task_id(&spec.id).into_iter().for_each(|id| self.say(machine, epoch, client, Said::NotBegun(id)));
+            return self.next_run(machine, epoch, client);
+        }
+        if !made.is_empty() {
+            self.sometimes.hit("worker used what it had made");
+        }
+        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
+            return;
+        };
         worker.runs += 1;
         let number = worker.runs;
-        let contents: Vec<Content> = args.iter().skip(1).map(|value| self.read(machine, value)).collect();
+        let content = |(at, value)| recent.get(&at).cloned().unwrap_or_else(|| self.read(machine, value));
+        let contents: Vec<Content> = args.iter().enumerate().skip(1).map(content).collect();
         let Some(mut run) = Run::new(&self.options.style, &spec, attempt, &contents) else {
             return self.judges.harness("a task without its number".into());
         };
@@ -327,6 +347,14 @@ impl World {
         let Some(worker) = life.clients.get_mut(&client) else { return };
         let dies = worker.doom == Some(Doom::AfterReport);
         let Some(run) = worker.run.take() else { return };
+        if let Ok(Written::Inline(content)) = &value
+            && content.refs.is_empty()
+        {
+            worker.recent.push_back((run.task.output(0), content.clone()));
+            if worker.recent.len() > RECENT_MAX {
+                worker.recent.pop_front();
+            }
+        }
         if !run.was_blocked {
             self.judges.cpu.stopped(incarnation, run.cpu_milli);
         }

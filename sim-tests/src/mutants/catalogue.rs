@@ -135,6 +135,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R9d", "R9", "a put that its node let go of is lost until that node reports its copy", CORE),
     product("R9e", "R9", "a copy that was gone counts against a record that comes anew", CORE),
     product("R9f", "R9", "what a task that failed had put is not looked for with whoever ran it", CORE),
+    product("R9g", "R9", "a report of holdings that was overtaken counts all the same", CORE),
     product("R10a", "R10", "a stream of a fenced node is applied", BOTH),
     product("R10b", "R10", "a death is fenced in shard 0 only", BOTH),
     product("R10c", "R10", "what the dead hold is held for ever", CORE),
@@ -199,6 +200,7 @@ pub const MUTANTS: &[Mutant] = &[
         "what waits for what nobody knows, and nobody needs, waits until its job ends",
         CORE,
     ),
+    product("W24", "G3", "what stands behind an attempt that does not count is made of its value", CORE),
 ];
 
 /// The bug of this name.

@@ -1,0 +1,85 @@
+//! What this worker has made lately: the next task in its line may need it, and its node need not hand it back.
+
+use bytes::Bytes;
+use mobula_base::ObjectId;
+use mobula_proto::{RunTask, Value, arg, object_id, value as wire_value};
+use std::collections::{BTreeMap, VecDeque};
+
+/// Bytes that are kept at most; a value beyond that is asked for again.
+const BYTES_MAX: usize = 1 << 20;
+
+/// Small values without references, the oldest first.
+#[derive(Default)]
+pub(crate) struct Recent {
+    values: BTreeMap<ObjectId, Bytes>,
+    order: VecDeque<ObjectId>,
+    bytes: usize,
+}
+
+/// What a value counts for beside its bytes.
+const ENTRY: usize = 64;
+
+impl Recent {
+    /// Keeps what a task returned.
+    pub fn keep(&mut self, id: ObjectId, value: Bytes) {
+        self.bytes += value.len() + ENTRY;
+        if let Some(old) = self.values.insert(id, value) {
+            self.bytes -= old.len() + ENTRY;
+        } else {
+            self.order.push_back(id);
+        }
+        while self.bytes > BYTES_MAX
+            && let Some(oldest) = self.order.pop_front()
+            && let Some(gone) = self.values.remove(&oldest)
+        {
+            self.bytes -= gone.len() + ENTRY;
+        }
+    }
+
+    /// Puts in the argument that this worker was to make itself, if any; whether it has.
+    pub fn complete(&self, run: &mut RunTask) -> bool {
+        let Some(at) = run.made.map(|at| at as usize) else { return true };
+        let id = match run.spec.as_ref().and_then(|spec| spec.args.get(at)?.arg.as_ref()) {
+            Some(arg::Arg::Object(id)) => object_id(id).ok(),
+            Some(arg::Arg::Value(_)) | None => None,
+        };
+        let (Some(made), Some(place)) = (id.and_then(|id| self.values.get(&id)), run.args.get_mut(at)) else {
+            return false;
+        };
+        *place = Value { value: Some(wire_value::Value::Inline(made.clone())) };
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_base::{JobId, TaskId};
+    use mobula_proto::{Arg, TaskSpec, object_bytes};
+
+    #[test]
+    fn what_was_made_is_put_in_unless_it_was_too_long_ago() {
+        let id = |n: u64| TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, n).output(0);
+        let run = |n: u64| {
+            let arg = |object| Arg { arg: Some(arg::Arg::Object(object_bytes(object))) };
+            let spec = TaskSpec { args: vec![arg(id(100)), arg(id(n))], ..TaskSpec::default() };
+            RunTask { spec: Some(spec), args: vec![Value::default(); 2], made: Some(1), ..RunTask::default() }
+        };
+        let mut recent = Recent::default();
+        assert!(!recent.complete(&mut run(1)));
+        recent.keep(id(1), Bytes::from_static(b"one"));
+        let mut complete = run(1);
+        assert!(recent.complete(&mut complete));
+        let inline = |value: &Value| match &value.value {
+            Some(wire_value::Value::Inline(bytes)) => bytes.clone(),
+            _ => Bytes::new(),
+        };
+        assert_eq!((&inline(&complete.args[0])[..], &inline(&complete.args[1])[..]), (&b""[..], &b"one"[..]));
+        for n in 2..20 {
+            recent.keep(id(n), Bytes::from(vec![0; BYTES_MAX / 10]));
+        }
+        assert!(!recent.complete(&mut run(1)) && recent.complete(&mut run(19)));
+        assert!(recent.bytes <= BYTES_MAX);
+        assert!(!recent.complete(&mut RunTask { made: Some(7), ..run(19) }), "no such argument");
+    }
+}
