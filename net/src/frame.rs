@@ -197,14 +197,30 @@ impl<T> Outbox<T> {
 
     /// Takes everything that is queued, waiting for something; `None` once closed and empty.
     pub async fn take(&self) -> Option<Vec<T>> {
+        while self.wait().await {
+            if let Some(items) = self.try_take() {
+                return Some(items);
+            }
+        }
+        None
+    }
+
+    /// Takes everything that is queued, if anything is.
+    pub fn try_take(&self) -> Option<Vec<T>> {
+        let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+        (!queue.items.is_empty()).then(|| std::mem::take(&mut queue.items))
+    }
+
+    /// Waits until something is queued; false once closed and empty.
+    pub async fn wait(&self) -> bool {
         loop {
             {
-                let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
+                let queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
                 if !queue.items.is_empty() {
-                    return Some(std::mem::take(&mut queue.items));
+                    return true;
                 }
                 if queue.closed {
-                    return None;
+                    return false;
                 }
             }
             self.queue.1.notified().await;

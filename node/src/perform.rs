@@ -34,9 +34,10 @@ impl Life {
         match input {
             Input::Core(event) => events.push(event),
             Input::DriverUp { client, job, start, outbox } => {
-                let counted = start.counted;
+                let (counted, tasks) = (start.counted, start.tasks_per_worker);
                 self.jobs.insert(job, start);
                 self.open.insert(client, Link { outbox, job, token: None });
+                events.push(Event::WorkerReuse { job, tasks });
                 events.push(Event::JobStarted { job, counted });
             }
             Input::WorkerHello { client, hello, outbox, taken } => {
@@ -350,6 +351,10 @@ impl Life {
                 self.tell(worker, daemon_msg::Msg::Stop(Stop { task: task_bytes(task), attempt }));
             }
             Effect::Kill { worker } => self.kill_worker(worker),
+            // It ends when it reads the end of its link.
+            Effect::Retire { worker } => {
+                self.open.get(&worker).into_iter().for_each(|link| link.outbox.close());
+            }
             Effect::Cancel { to, tasks, recursive } => {
                 let tasks = tasks.into_iter().map(task_bytes).collect();
                 self.tell_peer(to, peer_msg::Msg::Cancel(Cancel { tasks, recursive }));

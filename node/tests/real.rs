@@ -433,7 +433,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 15] = [
+    let tests: [Test; 16] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("large_objects_and_puts", large_objects_and_puts),
@@ -445,6 +445,7 @@ fn main() {
         ("tasks_choose_their_node", options::tasks_choose_their_node),
         ("gpus_are_numbered", options::gpus_are_numbered),
         ("cancelled_tasks_stop", options::cancelled_tasks_stop),
+        ("workers_end_after_so_many_tasks", options::workers_end_after_so_many_tasks),
         ("tasks_have_time_limits_and_retries", options::tasks_have_time_limits_and_retries),
         (
             "a_binary_and_files_travel_to_nodes_that_never_saw_them",

@@ -159,6 +159,8 @@ pub struct Core {
     /// Runs whose arguments are not all here.
     pub(crate) arriving: BTreeSet<TaskId>,
     pub(crate) blocked_runs: u32,
+    /// Tasks that a worker of a job is given at most.
+    pub(crate) reuse: BTreeMap<JobId, u32>,
     /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
     pub(crate) to_fail: VecDeque<(TaskId, mobula_proto::Failure)>,
     /// Jobs whose references are counted.
@@ -226,6 +228,7 @@ impl Core {
             jobs_ended: BTreeSet::new(),
             arriving: BTreeSet::new(),
             blocked_runs: 0,
+            reuse: BTreeMap::new(),
             to_fail: VecDeque::new(),
             counted: BTreeSet::new(),
             waited_for: BTreeSet::new(),
@@ -311,6 +314,7 @@ impl Core {
             Event::FetchFailed { object, from, why } => self.fetch_failed(object, from, why),
             Event::View(view) => self.view(view),
             Event::JobStarted { job, counted } => self.job_started(job, counted),
+            Event::WorkerReuse { job, tasks } => self.limit_reuse(job, tasks),
             Event::JobEnded(job) => self.job_ended(job),
             Event::Flush => self.streams.hurry(),
             Event::Tick => {}

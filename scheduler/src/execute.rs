@@ -254,7 +254,7 @@ impl Core {
             entry.lease = Some(Lease { class, with_cpu: true, devices });
         }
         let devices = entry.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
-        entry.queue.push_back(task);
+        entry.push(task);
         let is_first = entry.queue.len() == 1;
         let run = self.runs.get_mut(&task).expect("seen above");
         run.given = Some(worker);
@@ -321,7 +321,7 @@ impl Core {
             }
         }
         if self.workers.get(&worker).is_some_and(|w| w.queue.is_empty()) {
-            self.return_lease(worker);
+            self.rest(worker);
         }
     }
 

@@ -60,7 +60,7 @@ impl Core {
         let Some(run) = self.runs.get_mut(&next) else { return };
         run.given = Some(worker);
         let Some(w) = self.workers.get_mut(&worker) else { return };
-        w.queue.push_back(next);
+        w.push(next);
         let devices = w.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
         let made = objects_of(&spec).find(|(_, id)| *id == argument).map(|(at, _)| at as u32);
         let args = spec.args.iter().map(|arg| self.value_ahead(arg, argument)).collect();

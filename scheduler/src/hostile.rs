@@ -193,6 +193,7 @@ impl World {
                 | Effect::Notice { .. }
                 | Effect::Stop { .. }
                 | Effect::Kill { .. }
+                | Effect::Retire { .. }
                 | Effect::Cancel { .. }
                 | Effect::FreeJob(_) => {}
             }

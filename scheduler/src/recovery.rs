@@ -532,6 +532,7 @@ impl Core {
                 }
             } else {
                 let counted = job.start.as_ref().is_some_and(|start| start.counted);
+                self.limit_reuse(id, job.start.as_ref().map_or(0, |start| start.tasks_per_worker));
                 self.job_started(id, counted);
             }
         }
@@ -623,6 +624,7 @@ impl Core {
             self.take_run(task);
         }
         self.counted.remove(&job);
+        self.reuse.remove(&job);
         for id in self.objects.sorted_keys(|object| object.job == job) {
             self.objects.remove(&id);
             self.idle.remove(&id);

@@ -142,6 +142,13 @@ pub enum Event {
     FetchFailed { object: ObjectId, from: Incarnation, why: FetchError },
     /// The membership and the jobs, as committed.
     View(ClusterView),
+    /// Workers of a job end once they have had so many tasks; 0 for never.
+    WorkerReuse {
+        /// The job.
+        job: JobId,
+        /// Tasks that one worker is given.
+        tasks: u32,
+    },
     /// A driver of this node started a job.
     JobStarted {
         /// The job.
@@ -176,6 +183,8 @@ pub enum Effect {
     Kill { worker: ClientId },
     /// Tell a node that these tasks are to end.
     Cancel { to: Incarnation, tasks: Vec<TaskId>, recursive: bool },
+    /// Let a worker process end: it has had as many tasks as its job lets one have, and has none.
+    Retire { worker: ClientId },
     /// Start a worker process.
     Spawn { job: JobId },
     /// Hand a task to another node.

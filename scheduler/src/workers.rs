@@ -33,12 +33,25 @@ pub(crate) struct Worker {
     pub blocked: bool,
     /// It waits for room in shared memory, and takes nothing meanwhile.
     pub stalled: bool,
+    /// Tasks that it may still be given; `None` for any number.
+    pub left: Option<u32>,
 }
 
 impl Worker {
-    /// Whether it takes more: not while it waits inside its task.
+    /// Whether it takes more: not while it waits inside its task, nor when it has had all that it is to have.
     pub(crate) fn takes(&self) -> bool {
-        !self.blocked && !self.stalled
+        !self.blocked && !self.stalled && !self.is_worn()
+    }
+
+    /// Whether it has been given as many tasks as its job lets one have.
+    fn is_worn(&self) -> bool {
+        self.left == Some(0)
+    }
+
+    /// A task stands last in its line now.
+    pub(crate) fn push(&mut self, task: TaskId) {
+        self.queue.push_back(task);
+        self.left = self.left.map(|left| left.saturating_sub(1));
     }
 }
 
@@ -55,7 +68,8 @@ impl Core {
         if !self.jobs_seen.contains(&job) {
             return;
         }
-        let awake = self.workers.values().filter(|w| w.job == job && !w.blocked).count() as u32;
+        let awake =
+            self.workers.values().filter(|w| w.job == job && !w.blocked && !w.is_worn()).count() as u32;
         let starting = self.starting.entry(job).or_default();
         if awake + *starting < self.config.workers {
             *starting += 1;
@@ -68,8 +82,27 @@ impl Core {
             *starting = starting.saturating_sub(1);
         }
         self.spawn_failures.remove(&job);
-        let fresh = Worker { job, lease: None, queue: VecDeque::new(), blocked: false, stalled: false };
+        let left = self.reuse.get(&job).copied();
+        let fresh = Worker { job, lease: None, queue: VecDeque::new(), blocked: false, stalled: false, left };
         self.workers.insert(worker, fresh);
+    }
+
+    /// How many tasks workers of a job have that come up from now on; 0 for any number.
+    pub(crate) fn limit_reuse(&mut self, job: JobId, tasks: u32) {
+        if tasks > 0 && !self.jobs_ended.contains(&job) {
+            self.reuse.insert(job, tasks);
+        }
+    }
+
+    /// A worker has nothing to do: its resources are free, and it ends if it has had enough.
+    pub(crate) fn rest(&mut self, worker: ClientId) {
+        self.return_lease(worker);
+        let Some(w) = self.workers.get_mut(&worker).filter(|w| w.is_worn() && w.queue.is_empty()) else {
+            return;
+        };
+        let job = w.job;
+        self.effects.push(Effect::Retire { worker });
+        self.start_worker(job);
     }
 
     pub(crate) fn spawn_failed(&mut self, job: JobId, failure: Failure, fatal: bool) {
@@ -166,7 +199,7 @@ impl Core {
         let first = w.queue.front().copied();
         w.queue.retain(|t| !tasks.contains(t));
         if w.queue.is_empty() {
-            self.return_lease(worker);
+            self.rest(worker);
         } else if w.queue.front().copied() != first {
             self.watch_time(worker);
         }

@@ -202,6 +202,31 @@ fn a_chain_of_short_tasks_stands_in_one_line() {
 }
 
 #[test]
+fn a_worker_that_has_had_its_tasks_ends_and_another_one_takes_the_next() {
+    let mut node = Node::new(1);
+    node.step(Event::WorkerReuse { job: JOB, tasks: 2 });
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.effects.clear();
+    node.step(Event::Submit { client: DRIVER, specs: (0..3).map(|n| spec(n, &[])).collect() });
+    let retired =
+        |node: &mut Node| node.take(|e| if let Effect::Retire { worker } = e { Some(*worker) } else { None });
+    for n in 0..2 {
+        assert_eq!(node.runs(), [(1, task(n), 1)]);
+        assert!(retired(&mut node).is_empty());
+        node.finish(1, task(n), 1, small("v"));
+    }
+    assert!(node.runs().is_empty(), "it has had two");
+    assert_eq!(retired(&mut node), [1]);
+    let spawns = node.take(|e| matches!(e, Effect::Spawn { .. }).then_some(()));
+    assert_eq!(spawns.len(), 1);
+    node.step(Event::WorkerUp { worker: 2, job: JOB });
+    assert_eq!(node.runs(), [(2, task(2), 1)]);
+    node.step(Event::WorkerGone { worker: 1 });
+    node.finish(2, task(2), 1, small("v"));
+    assert_eq!(node.ready().len(), 3);
+}
+
+#[test]
 fn what_its_worker_has_not_made_is_given_again_with_its_argument() {
     let mut node = of_short_tasks();
     submit_chain(&mut node);

@@ -141,7 +141,7 @@ impl World {
                     let task = task_id(&spec.id).expect("valid");
                     self.workers.get_mut(&worker).expect("a live worker").push_back((task, attempt));
                 }
-                Effect::Kill { worker } => {
+                Effect::Retire { worker } | Effect::Kill { worker } => {
                     if self.workers.remove(&worker).is_some() {
                         self.blocked.remove(&worker);
                         follow.push(Event::WorkerGone { worker });

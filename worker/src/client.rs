@@ -8,6 +8,7 @@
 use crate::args::ArgBytes;
 use crate::context::{Context, try_current};
 use crate::error::Error;
+use crate::link::Line;
 use crate::options::{ConnectOptions, Durability, JobOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
@@ -23,7 +24,7 @@ use mobula_proto::{
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 /// Something the cluster did that a person may want to see.
@@ -88,6 +89,8 @@ pub(crate) struct Shell {
     pub(crate) woken: Condvar,
     pub(crate) woken_async: tokio::sync::Notify,
     pub(crate) outbox: Outbox<ClientMsg>,
+    /// Where its messages go out, if that is a socket of this process.
+    pub(crate) line: OnceLock<Arc<Mutex<Line>>>,
     pub(crate) region: Region,
     welcome: Welcome,
     submitted: AtomicU64,
@@ -118,6 +121,7 @@ impl Client {
             woken: Condvar::new(),
             woken_async: tokio::sync::Notify::new(),
             outbox,
+            line: OnceLock::new(),
             region,
             welcome,
             submitted: AtomicU64::new(0),
@@ -436,6 +440,13 @@ impl Client {
         }
     }
 
+    /// Writes by itself what waits to be written: whoever is about to sleep saves a switch to another thread.
+    fn flush_line(&self) {
+        if let Some(mut line) = self.shell.line.get().and_then(|line| line.try_lock().ok()) {
+            let _ = line.flush(&self.shell.outbox);
+        }
+    }
+
     pub(crate) fn wait_sync<R>(
         &self,
         timeout: Option<Duration>,
@@ -443,12 +454,19 @@ impl Client {
     ) -> Result<R, Error> {
         let deadline = timeout.map(|t| Instant::now() + t);
         let mut state = self.state();
+        let mut flushed = false;
         loop {
             if let Some(result) = ready(&mut state) {
                 return Ok(result);
             }
             if let Some(why) = &state.closed {
                 return Err(Error::Disconnected(why.clone()));
+            }
+            if !std::mem::replace(&mut flushed, true) {
+                drop(state);
+                self.flush_line();
+                state = self.state();
+                continue;
             }
             state.sleepers += 1;
             let left =

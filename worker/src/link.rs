@@ -21,6 +21,7 @@ use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use std::io::{self, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
 use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 fn entropy() -> io::Result<u64> {
@@ -49,6 +50,7 @@ pub fn driver_hello(options: &ConnectOptions, job: u64, executable: String, exec
             counted: false,
             program: None,
             runtime: Some(options.runtime.wire()),
+            tasks_per_worker: options.tasks_per_worker.map_or(0, u32::from),
         }),
         files: options.runtime.sources(),
     }
@@ -114,7 +116,9 @@ pub fn connect_unix(mut stream: UnixStream, hello: Hello, timeout: Duration) -> 
     let spawn = |name: &str, run: Box<dyn FnOnce() + Send>| {
         std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop).map_err(lost)
     };
-    spawn("mobula-write", Box::new(move || write_loop(&outbox, writer)))?;
+    let line = Arc::new(Mutex::new(Line::new(writer)));
+    let _ = client.shell.line.set(line.clone());
+    spawn("mobula-write", Box::new(move || write_loop(&outbox, &line)))?;
     let reader = client.clone();
     spawn("mobula-read", Box::new(move || read_loop(&reader, stream, decoder)))?;
     Ok(client)
@@ -168,21 +172,44 @@ fn read_loop(client: &Client, mut stream: UnixStream, mut decoder: Decoder) {
     client.close(&why);
 }
 
-fn write_loop(outbox: &Outbox<ClientMsg>, mut stream: UnixStream) {
-    let mut out = BytesMut::with_capacity(64 * 1024);
-    while let Some(msgs) = futures::executor::block_on(outbox.take()) {
+/// The way to the daemon. Whoever holds it takes what is queued and writes it: messages keep their order.
+pub(crate) struct Line {
+    stream: UnixStream,
+    out: BytesMut,
+}
+
+/// Bytes of a buffer that is kept.
+const BUFFER_MAX: usize = 4 << 20;
+
+impl Line {
+    pub(crate) fn new(stream: UnixStream) -> Self {
+        Line { stream, out: BytesMut::with_capacity(64 * 1024) }
+    }
+
+    /// Writes what is queued by now. Of a daemon that is gone the reading thread hears.
+    pub(crate) fn flush(&mut self, outbox: &Outbox<ClientMsg>) -> io::Result<()> {
+        let Some(msgs) = outbox.try_take() else { return Ok(()) };
         for msgs in batches(msgs) {
-            encode(&ToDaemon { msgs }, &mut out);
+            encode(&ToDaemon { msgs }, &mut self.out);
         }
-        if stream.write_all(&out).is_err() {
+        let written = self.stream.write_all(&self.out);
+        self.out.clear();
+        if self.out.capacity() > BUFFER_MAX {
+            self.out = BytesMut::with_capacity(64 * 1024);
+        }
+        written
+    }
+}
+
+/// Writes what nobody has written who waits for an answer.
+fn write_loop(outbox: &Outbox<ClientMsg>, line: &Mutex<Line>) {
+    let line = || line.lock().expect("never poisoned: nothing panics under this lock");
+    while futures::executor::block_on(outbox.wait()) {
+        if line().flush(outbox).is_err() {
             return;
         }
-        out.clear();
-        if out.capacity() > 4 << 20 {
-            out = BytesMut::with_capacity(64 * 1024);
-        }
     }
-    let _ = stream.shutdown(std::net::Shutdown::Write);
+    let _ = line().stream.shutdown(std::net::Shutdown::Write);
 }
 
 /// The daemon's first byte carries the descriptor of the shared memory.

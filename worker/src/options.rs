@@ -2,6 +2,7 @@
 
 use crate::runtime::Runtime;
 use mobula_proto::TaskSpec;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,6 +23,8 @@ pub struct ConnectOptions {
     pub durability: Durability,
     /// What the workers of the job find around them, on all nodes.
     pub runtime: Runtime,
+    /// A worker process that has had so many tasks ends, and another one starts: for functions that leak.
+    pub tasks_per_worker: Option<NonZeroU32>,
 }
 
 /// When the lineage of what a task makes is durable: what its value could be made again from, whatever dies.
@@ -86,6 +89,7 @@ impl Default for ConnectOptions {
             on_divergence: OnDivergence::default(),
             durability: Durability::default(),
             runtime: Runtime::default(),
+            tasks_per_worker: None,
         }
     }
 }

@@ -12,6 +12,11 @@ fn which_node() -> u64 {
 }
 
 #[remote]
+fn which_process() -> u32 {
+    std::process::id()
+}
+
+#[remote]
 fn which_gpus() -> (Vec<u32>, String) {
     let client = mobula::current();
     (client.devices().to_vec(), client.visible_devices())
@@ -150,5 +155,21 @@ pub fn tasks_have_time_limits_and_retries(c: &Cluster) {
     let Err(Error::Task { kind, message, causes }) = always else { panic!("7 is odd") };
     assert_eq!((kind, message.as_str()), (FailureKind::FailureUserError, "7 is odd"));
     assert!(causes.iter().any(|cause| cause.contains("3 attempts")), "{causes:?}");
+    client.end(true).expect("the job ends");
+}
+
+pub fn workers_end_after_so_many_tasks(c: &Cluster) {
+    let options = mobula::ConnectOptions {
+        socket: c.socket(1),
+        tasks_per_worker: std::num::NonZeroU32::new(3),
+        ..Default::default()
+    };
+    let client = mobula::Client::connect(options).expect("the daemon answers");
+    let mut tasks = std::collections::BTreeMap::<u32, u32>::new();
+    for _ in 0..12 {
+        let process = client.submit(which_process::task()).get_timeout(SOON).expect("runs");
+        *tasks.entry(process).or_default() += 1;
+    }
+    assert!(tasks.len() >= 4 && tasks.values().all(|had| *had <= 3), "{tasks:?}");
     client.end(true).expect("the job ends");
 }

@@ -137,6 +137,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::ClientGone { .. }
         | Event::View(_)
         | Event::JobStarted { .. }
+        | Event::WorkerReuse { .. }
         | Event::JobEnded(_)
         | Event::Flush
         | Event::Tick => return None,
@@ -178,6 +179,7 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
             ("stops", format!("{task} attempt {attempt} at worker {worker}"))
         }
         Effect::Kill { worker } => ("kills", format!("worker {worker}")),
+        Effect::Retire { worker } => ("retires", format!("worker {worker}")),
         Effect::Cancel { to, tasks, recursive } => {
             ("cancels", format!("{tasks:?}, with children: {recursive}, at {to}"))
         }

@@ -143,6 +143,8 @@ impl World {
             }
             Input::DriverUp => {
                 life.has_job = true;
+                // So that workers are given back in short jobs, too.
+                events.push(Event::WorkerReuse { job: JOB, tasks: self.options.style.reuse });
                 events.push(Event::JobStarted { job: JOB, counted: self.options.counts });
             }
             Input::FromPeer { from, msgs } => {
@@ -261,6 +263,10 @@ impl World {
             Effect::Stop { worker, task, attempt } => {
                 let told = Told::Stop { task, attempt };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+            }
+            Effect::Retire { worker } => {
+                self.sometimes.hit("worker retired");
+                self.worker_dies(machine, epoch, worker);
             }
             Effect::Kill { worker } => {
                 self.sometimes.hit("worker killed for a task that is not to go on");

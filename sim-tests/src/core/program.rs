@@ -48,6 +48,8 @@ pub struct Style {
     pub placed_permille: u64,
     /// Tasks of the driver that it cancels, in a thousand.
     pub cancel_permille: u64,
+    /// Tasks that one worker is given; 0 for any number.
+    pub reuse: u32,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -237,6 +239,7 @@ impl Style {
                 .unwrap_or((500, 20_000)),
             placed_permille: dice.pick(&[0, 100, 600]).unwrap_or(0),
             cancel_permille: dice.pick(&[0, 0, 20, 100]).unwrap_or(0),
+            reuse: dice.pick(&[0, 0, 0, 1, 5]).unwrap_or(0),
         }
     }
 

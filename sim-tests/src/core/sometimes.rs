@@ -52,6 +52,7 @@ pub const POINTS: &[&str] = &[
     "worker died after its report",
     "worker had not made an argument",
     "worker killed for a task that is not to go on",
+    "worker retired",
     "worker stopped a task",
     "worker used what it had made",
     "worker waited inside a task",

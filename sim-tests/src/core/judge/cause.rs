@@ -120,6 +120,7 @@ impl Cause {
             }
             FailureKind::FailureUserError | FailureKind::FailureDependency => {
                 oracle.objects.get(&object) == Some(&Expected::Failure)
+                    || self.may_be_gone(oracle, object)
                     || self.explains(oracle, task, &mut BTreeSet::new())
             }
             FailureKind::FailureCancelled => {
@@ -146,6 +147,13 @@ impl Cause {
         }
     }
 
+    /// Whether something is what a task had put that then failed: nothing makes it again once the nodes that had it
+    /// are dead.
+    fn may_be_gone(&self, oracle: &Oracle, object: ObjectId) -> bool {
+        let failed = oracle.objects.get(&object.task.output(0)) == Some(&Expected::Failure);
+        object.is_put() && failed && !self.dead.is_empty()
+    }
+
     /// Whether a task, or something it needs, may have failed.
     fn explains(&self, oracle: &Oracle, task: TaskId, seen: &mut BTreeSet<TaskId>) -> bool {
         if self.store_full {
@@ -159,6 +167,7 @@ impl Cause {
         known.args.iter().chain(&known.uses).any(|arg| {
             oracle.objects.get(arg) == Some(&Expected::Failure)
                 || self.no_puts.contains(arg)
+                || self.may_be_gone(oracle, *arg)
                 || self.explains(oracle, arg.task, seen)
         }) || known.children.iter().any(|child| self.explains(oracle, *child, seen))
     }
