@@ -15,8 +15,8 @@ use mobula_net::frame::Outbox;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Notice, Output, PeerMsg,
-    RunTask, Shared, Stop, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made, Notice, Output,
+    PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
     value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
@@ -343,6 +343,11 @@ impl Life {
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
             Effect::Run { worker, spec, attempt, args, made, devices } => {
+                let object = |place: u32| match &spec.args.get(place as usize)?.arg {
+                    Some(arg::Arg::Object(object)) => Some(Made { place, object: object.clone() }),
+                    Some(arg::Arg::Value(_)) | None => None,
+                };
+                let made = made.and_then(object);
                 let spec = Some(Arc::unwrap_or_clone(spec));
                 let order = RunTask { spec, attempt, args: Vec::new(), devices, made };
                 self.give(worker, order, args);

@@ -205,6 +205,25 @@ fn values_and_chains(c: &Cluster) {
     client.end(true).expect("the job ends");
 }
 
+/// One more than before, and how many tasks this worker has given back.
+#[remote]
+fn one_more(before: (u64, u64)) -> (u64, u64) {
+    (before.0 + 1, before.1.max(mobula::not_begun()))
+}
+
+fn a_worker_has_what_it_made(c: &Cluster) {
+    let client = c.connect(1);
+    // From the second on the function is known to be short, and tasks stand behind each other.
+    for _ in 0..3 {
+        let mut last = client.submit(one_more::task((0u64, 0u64)));
+        for _ in 1..300 {
+            last = client.submit(one_more::task(&last));
+        }
+        assert_eq!(last.get_timeout(SOON).expect("runs"), (300, 0));
+    }
+    client.end(true).expect("the job ends");
+}
+
 fn large_objects_and_puts(c: &Cluster) {
     let client = c.connect(1);
     let here = client.submit(zeros::task(3_000_000, 1).resource("only-1", 1.0));
@@ -433,9 +452,10 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 16] = [
+    let tests: [Test; 17] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
+        ("a_worker_has_what_it_made", a_worker_has_what_it_made),
         ("large_objects_and_puts", large_objects_and_puts),
         ("nested_tasks", nested_tasks),
         ("failures_have_causes", failures_have_causes),

@@ -83,6 +83,8 @@ pub use value::Blob;
 
 #[doc(hidden)]
 pub use inventory;
+#[doc(hidden)]
+pub use pump::not_begun;
 
 #[cfg(not(target_os = "linux"))]
 compile_error!("Mobula runs on Linux only: it shares memory by memfd and passes it over Unix sockets");

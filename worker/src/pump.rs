@@ -6,12 +6,21 @@ use mobula_proto::{
     DaemonMsg, Failure, FailureKind, NotBegun, RunTask, Stop, TaskResult, ToClient, Value, client_msg,
     daemon_msg, object_id, task_id, value as wire_value,
 };
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Notices kept for [`Client::take_notices`] at most; the oldest go first.
 const NOTICES_MAX: usize = 10_000;
 /// Acknowledgements kept for [`Client::take_committed`] at most; the oldest go first.
 const COMMITTED_MAX: usize = 1_000_000;
+
+/// Tasks that this process has given back because it had not made what they need.
+static NOT_BEGUN: AtomicU64 = AtomicU64::new(0);
+
+/// Tasks that this worker has given back, since what they need was to be made here before and was not: for tests.
+#[doc(hidden)]
+pub fn not_begun() -> u64 {
+    NOT_BEGUN.load(Ordering::Relaxed)
+}
 
 impl State {
     /// The next task, if there is one, is the one that runs.
@@ -75,6 +84,7 @@ impl Client {
 
     /// What this task needs was to be made here before, and was not.
     pub(crate) fn not_begun(&self, run: RunTask) {
+        NOT_BEGUN.fetch_add(1, Ordering::Relaxed);
         let task = run.spec.map(|spec| spec.id).unwrap_or_default();
         self.send(client_msg::Msg::NotBegun(NotBegun { task }));
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mobula_base::ObjectId;
-use mobula_proto::{RunTask, Value, arg, object_id, value as wire_value};
+use mobula_proto::{RunTask, Value, object_id, value as wire_value};
 use std::collections::{BTreeMap, VecDeque};
 
 /// Bytes that are kept at most; a value beyond that is asked for again.
@@ -38,15 +38,10 @@ impl Recent {
 
     /// Puts in the argument that this worker was to make itself, if any; whether it has.
     pub fn complete(&self, run: &mut RunTask) -> bool {
-        let Some(at) = run.made.map(|at| at as usize) else { return true };
-        let id = match run.spec.as_ref().and_then(|spec| spec.args.get(at)?.arg.as_ref()) {
-            Some(arg::Arg::Object(id)) => object_id(id).ok(),
-            Some(arg::Arg::Value(_)) | None => None,
-        };
-        let (Some(made), Some(place)) = (id.and_then(|id| self.values.get(&id)), run.args.get_mut(at)) else {
-            return false;
-        };
-        *place = Value { value: Some(wire_value::Value::Inline(made.clone())) };
+        let Some(made) = &run.made else { return true };
+        let value = object_id(&made.object).ok().and_then(|id| self.values.get(&id));
+        let (Some(value), Some(place)) = (value, run.args.get_mut(made.place as usize)) else { return false };
+        *place = Value { value: Some(wire_value::Value::Inline(value.clone())) };
         true
     }
 }
@@ -55,15 +50,16 @@ impl Recent {
 mod tests {
     use super::*;
     use mobula_base::{JobId, TaskId};
-    use mobula_proto::{Arg, TaskSpec, object_bytes};
+    use mobula_proto::{Made, TaskSpec, object_bytes};
 
     #[test]
     fn what_was_made_is_put_in_unless_it_was_too_long_ago() {
         let id = |n: u64| TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, n).output(0);
+        // As it travels: the record without its arguments.
         let run = |n: u64| {
-            let arg = |object| Arg { arg: Some(arg::Arg::Object(object_bytes(object))) };
-            let spec = TaskSpec { args: vec![arg(id(100)), arg(id(n))], ..TaskSpec::default() };
-            RunTask { spec: Some(spec), args: vec![Value::default(); 2], made: Some(1), ..RunTask::default() }
+            let made = Some(Made { place: 1, object: object_bytes(id(n)) });
+            let args = vec![Value::default(); 2];
+            RunTask { spec: Some(TaskSpec::default()), args, made, ..RunTask::default() }
         };
         let mut recent = Recent::default();
         assert!(!recent.complete(&mut run(1)));
@@ -80,6 +76,6 @@ mod tests {
         }
         assert!(!recent.complete(&mut run(1)) && recent.complete(&mut run(19)));
         assert!(recent.bytes <= BYTES_MAX);
-        assert!(!recent.complete(&mut RunTask { made: Some(7), ..run(19) }), "no such argument");
+        assert!(!recent.complete(&mut RunTask { args: Vec::new(), ..run(19) }), "no such argument");
     }
 }
