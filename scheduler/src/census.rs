@@ -142,7 +142,7 @@ impl Core {
     fn count_queues(&self) -> Vec<(String, u64)> {
         let waiting = |class: &crate::placement::Class| {
             let queues = [&class.urgent, &class.waiting, &class.runs_urgent, &class.runs];
-            queues.into_iter().map(|queue| queue.len() as u64).sum::<u64>()
+            queues.into_iter().chain(class.held.values()).map(|queue| queue.len() as u64).sum::<u64>()
         };
         let (named, rest) = self.classes.split_at(self.classes.len().min(CLASSES_MAX));
         let mut queues: Vec<_> =

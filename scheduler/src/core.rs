@@ -68,6 +68,8 @@ pub(crate) struct Kept {
     /// Others may know of it: it was given to another node, or has put something.
     pub shared: bool,
     pub early: Early,
+    /// It has waited long enough for the node that has its arguments.
+    pub waited: bool,
 }
 
 /// Whether a record came while edges of an earlier one of that name had yet to end (R6).
@@ -198,6 +200,7 @@ impl Core {
             free: config.resources.clone(),
             devices: Devices::new(config.resources.of(GPU) / 1000),
             streams: Streams::new(config.shards),
+            last_spread: config.incarnation,
             config,
             now: Instant::default(),
             objects: RunMap::default(),
@@ -223,7 +226,6 @@ impl Core {
             stopping: BTreeMap::new(),
             timers: BTreeMap::new(),
             next_timer: 0,
-            last_spread: Incarnation(0),
             jobs_seen: BTreeSet::new(),
             jobs_ended: BTreeSet::new(),
             arriving: BTreeSet::new(),
@@ -335,7 +337,8 @@ impl Core {
 
     /// What this node tells the others: free CPU and how much waits.
     pub fn load(&self) -> (u64, u32) {
-        let queued: usize = self.classes.iter().map(|c| c.waiting.len() + c.urgent.len()).sum();
+        let held = |c: &Class| c.held.values().map(VecDeque::len).sum::<usize>();
+        let queued: usize = self.classes.iter().map(|c| c.waiting.len() + c.urgent.len() + held(c)).sum();
         (self.free.cpu_milli, (queued + self.runs.len()) as u32)
     }
 

@@ -11,6 +11,7 @@
 //! - [`core`] — the state of a node and `step`, which only dispatches.
 //! - [`submit`] — a task arrives; its record goes to its shard, its arguments are awaited (R4).
 //! - [`placement`] — here, or which other node (local first, then locality and load).
+//! - `patience` — when a task had better wait for the node that has its arguments.
 //! - `strategy` — which nodes a task's placement admits, and what to say when none does.
 //! - [`execute`] — tasks on this node: arguments, dispatch, results; `workers` — worker processes and what they hold.
 //! - `follow` — a task behind the one that makes its argument, in one worker's line.
@@ -39,6 +40,7 @@ mod line;
 pub mod map;
 pub mod objects;
 pub mod outcome;
+mod patience;
 pub mod placement;
 pub mod recovery;
 pub mod refs;

@@ -22,7 +22,7 @@ pub const DEPTH_MAX: u64 = 1024;
 /// A worker's queue should hold about this much work, nanoseconds.
 const QUEUE_NS: u64 = 500_000;
 /// Bytes already on a node are worth a detour from this on.
-const LOCALITY_MIN: u64 = 256 * 1024;
+pub(crate) const LOCALITY_MIN: u64 = 256 * 1024;
 /// How long a task that fits no known node waits for one to join.
 pub const INFEASIBLE_AFTER: Duration = Duration::from_secs(3);
 
@@ -37,6 +37,8 @@ pub(crate) struct Class {
     /// Kept tasks that wait for a node; re-executions first (R16).
     pub urgent: VecDeque<TaskId>,
     pub waiting: VecDeque<TaskId>,
+    /// Those that wait for one node, which has their arguments.
+    pub held: BTreeMap<Incarnation, VecDeque<TaskId>>,
     /// Runs of this node that wait for a worker.
     pub runs_urgent: VecDeque<TaskId>,
     pub runs: VecDeque<TaskId>,
@@ -48,6 +50,16 @@ pub(crate) struct Member {
     pub name: String,
     pub total: Resources,
     pub labels: BTreeMap<String, String>,
+}
+
+/// Where a task goes.
+enum Pick {
+    /// There.
+    Go(Incarnation),
+    /// It waits for a node, so long at most.
+    Wait(Incarnation, Duration),
+    /// No node has room.
+    Full,
 }
 
 impl Core {
@@ -62,6 +74,7 @@ impl Core {
             is_stuck: false,
             urgent: VecDeque::new(),
             waiting: VecDeque::new(),
+            held: BTreeMap::new(),
             runs_urgent: VecDeque::new(),
             runs: VecDeque::new(),
         });
@@ -88,6 +101,7 @@ impl Core {
                     break;
                 }
             }
+            self.place_held(class);
             while let Some(task) = self.classes[class].waiting.pop_front() {
                 if !self.place(class, task, false) {
                     self.classes[class].waiting.push_front(task);
@@ -97,8 +111,8 @@ impl Core {
         }
     }
 
-    /// Places one task; false when no node has room now.
-    fn place(&mut self, class: usize, task: TaskId, urgent: bool) -> bool {
+    /// Places one task, or finds out what it had better wait for; false when no node has room now.
+    pub(crate) fn place(&mut self, class: usize, task: TaskId, urgent: bool) -> bool {
         let Some(kept) = self.kept.get(&task) else { return true };
         if kept.state != KeptState::Queued {
             return true;
@@ -108,7 +122,14 @@ impl Core {
             self.stuck(class, task);
             return false;
         }
-        let Some(node) = self.pick(kept, class, urgent) else { return false };
+        let node = match self.pick(kept, class, urgent) {
+            Pick::Go(node) => node,
+            Pick::Wait(node, at_most) => {
+                self.hold(class, task, node, at_most);
+                return true;
+            }
+            Pick::Full => return false,
+        };
         if self.classes[class].placement.as_ref().is_some_and(|placement| placement.spread) {
             self.last_spread = node;
         }
@@ -146,8 +167,9 @@ impl Core {
 
     /// The best node with room among those where the task may run: the one that it would like best, then
     /// one that has (nearly) the most argument bytes, then this one, then the emptiest. A task that is to be
-    /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room.
-    fn pick(&self, kept: &Kept, index: usize, urgent: bool) -> Option<Incarnation> {
+    /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room,
+    /// if there is none anywhere.
+    fn pick(&self, kept: &Kept, index: usize, urgent: bool) -> Pick {
         let (me, class) = (self.config.incarnation, &self.classes[index]);
         let placement = class.placement.as_ref();
         let spread = placement.is_some_and(|placement| placement.spread);
@@ -155,24 +177,45 @@ impl Core {
         let per_cpu = self.depth(kept.spec.function) + 1;
         let bytes = if spread { BTreeMap::new() } else { self.bytes_by_node(&kept.spec) };
         let most = bytes.values().copied().max().unwrap_or(0);
-        let others = self.members.iter().filter(|(node, _)| **node != me).map(|(node, m)| (*node, m));
-        std::iter::once((me, &self.me))
-            .chain(others)
-            .filter(|(node, member)| strategy::admits(&class.demand, placement, *node, member))
-            .filter_map(|(node, member)| {
-                let (load, at_once) = self.busy(index, node, member);
-                let room = at_once * per_cpu;
-                let load = if load < room || node != me { load } else { load - self.starved(&class.demand) };
-                let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
-                let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
-                let idle = 1_000_000u64.saturating_sub(load * 1_000_000 / room);
-                let turn = spread && node > self.last_spread;
-                // The first of equals: the order of the members decides.
-                let rank = (best, near, !spread && node == me, idle, turn, Reverse(node));
-                (urgent || load < room).then_some(rank)
-            })
-            .max()
-            .map(|(.., Reverse(node))| node)
+        let rank = |(node, member): (Incarnation, &Member)| {
+            if !strategy::admits(&class.demand, placement, node, member) {
+                return None;
+            }
+            let (load, room) = self.load_and_room(index, node, member, per_cpu);
+            let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
+            let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
+            let fits = load < room;
+            let full = load * 1_000_000 / room;
+            // Every node begins behind itself: else all would send what they have to the same few.
+            let turn = node > if spread { self.last_spread } else { me };
+            // The first of equals: the order of the members decides.
+            let rank = (best, near, fits, fits && !spread && node == me, Reverse(full), turn, Reverse(node));
+            (urgent || fits).then_some(rank)
+        };
+        let here = rank((me, &self.me));
+        // Nothing is better than this, and there may be a thousand others to look at.
+        if !spread && liked.is_none() && matches!(here, Some((_, true, true, ..))) {
+            return Pick::Go(me);
+        }
+        let others = self.members.iter().filter(|(node, _)| **node != me);
+        let best = here.into_iter().chain(others.filter_map(|(node, member)| rank((*node, member)))).max();
+        let Some((liked, near, .., Reverse(node))) = best else { return Pick::Full };
+        if !(liked || near || urgent || kept.waited)
+            && let Some((home, at_most)) = self.worth_waiting_for(kept, index, &bytes, node)
+        {
+            return Pick::Wait(home, at_most);
+        }
+        Pick::Go(node)
+    }
+
+    /// How much a node has to do of what counts for a class, and how much it takes.
+    fn load_and_room(&self, index: usize, node: Incarnation, member: &Member, per_cpu: u64) -> (u64, u64) {
+        let (load, at_once) = self.busy(index, node, member);
+        let room = at_once * per_cpu;
+        if load < room || node != self.config.incarnation {
+            return (load, room);
+        }
+        (load - self.starved(&self.classes[index].demand), room)
     }
 
     /// Argument bytes on each node; empty when they are too few to matter.
@@ -244,7 +287,7 @@ impl Core {
 
     /// How much a node has to do of what counts for a class, and how many of its tasks run there at once: of
     /// something that is named there may be much less than CPUs.
-    fn busy(&self, index: usize, node: Incarnation, member: &Member) -> (u64, u64) {
+    pub(crate) fn busy(&self, index: usize, node: Incarnation, member: &Member) -> (u64, u64) {
         let me = node == self.config.incarnation;
         let class = &self.classes[index];
         if class.demand.named.is_empty() {

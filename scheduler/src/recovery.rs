@@ -40,6 +40,8 @@ pub(crate) enum Timer {
     TimeOut(TaskId, u32, ClientId),
     /// Ask whether edges of the task's earlier record have ended.
     Early(TaskId),
+    /// The task has waited long enough for the node that has its arguments.
+    Patience(usize, Incarnation, TaskId),
 }
 
 impl Core {
@@ -64,6 +66,7 @@ impl Core {
                 Timer::Kill(task, attempt) => self.kill(task, attempt),
                 Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
                 Timer::Early(task) => self.ask_whether_early(task),
+                Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
             }
         }
     }
@@ -452,6 +455,7 @@ impl Core {
             done: None,
             shared: true,
             early: Early::No,
+            waited: false,
         };
         self.kept.insert(task, kept);
         if self.rebuilding.insert(task) {
@@ -510,6 +514,7 @@ impl Core {
         {
             self.streams.learn(map);
         }
+        let before: Vec<Incarnation> = self.members.keys().copied().collect();
         let mut alive = BTreeSet::new();
         for node in &view.nodes {
             if node.alive {
@@ -523,6 +528,9 @@ impl Core {
         let dead: Vec<Incarnation> = self.members.keys().filter(|n| !alive.contains(n)).copied().collect();
         for node in dead {
             self.node_dead(node);
+        }
+        if !self.members.keys().eq(&before) {
+            self.make_up_copies();
         }
         for job in view.jobs {
             let id = JobId(job.job);
@@ -556,6 +564,7 @@ impl Core {
         self.unknowns.bereft = true;
         self.placed.remove(&node);
         self.placed_scarce.retain(|(at, _), _| *at != node);
+        self.release_held(node);
         let jobs: Vec<JobId> = self.jobs_seen.difference(&self.jobs_ended).copied().collect();
         for job in jobs {
             self.notice(job, "node-dead", member.name.clone(), None, node.0);

@@ -152,6 +152,7 @@ impl Core {
             done: None,
             shared: false,
             early: Early::No,
+            waited: false,
         };
         self.kept.insert(task, kept);
         if !wait {

@@ -3,8 +3,9 @@
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
 use mobula_proto::{
-    ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource, NodeAffinity, NodeView,
-    Placement, StreamAck, TaskOptions, TaskSpec, TaskView, item_outcome, stream_item, task_bytes, task_id,
+    Arg, ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource, NodeAffinity,
+    NodeView, Output, PeerResult, Placement, StreamAck, TaskOptions, TaskSpec, TaskView, arg, item_outcome,
+    object_bytes, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::placement::INFEASIBLE_AFTER;
 use mobula_scheduler::{Config, Core, Effect, Event, Ready};
@@ -26,8 +27,13 @@ struct Node {
 
 impl Node {
     fn new() -> Self {
+        Self::of(ME)
+    }
+
+    /// Another of the nodes.
+    fn of(me: u64) -> Self {
         let config = Config {
-            incarnation: Incarnation(ME),
+            incarnation: Incarnation(me),
             shards: 1,
             name: "n1".into(),
             resources: Resources::cpus_milli(4000),
@@ -110,12 +116,35 @@ impl Node {
         let mut node = Node::new();
         node.submit(many, Some(placement), 1000);
         let mut given = node.assigned();
-        let census = node.core.census();
-        let here: u64 = census.runs.iter().map(|(_, n)| n).sum();
+        let here = node.runs();
         if here > 0 {
             given.insert(ME, here);
         }
         given
+    }
+
+    /// Runs that wait for a worker, or are with one.
+    fn runs(&self) -> u64 {
+        self.core.census().runs.iter().map(|(_, n)| n).sum()
+    }
+
+    /// Another node has made something large.
+    fn made_at(&mut self, node: u64, index: u64, ran: Duration, size: u64) {
+        let output = Some(Output { crc: 1, size });
+        let task = spec(index).id;
+        let ran_ns = ran.as_nanos() as u64;
+        let result = PeerResult { task, attempt: 1, output, durable: true, ran_ns, ..PeerResult::default() };
+        self.step(Event::PeerResult { from: Incarnation(node), result });
+    }
+
+    /// Submits so many tasks that take the value of another.
+    fn submit_taking(&mut self, many: u64, index: u64) {
+        let object = task_id(&spec(index).id).expect("made here").output(0);
+        let arg = Arg { arg: Some(arg::Arg::Object(object_bytes(object))) };
+        let one = |index| TaskSpec { cpu_milli: 1000, args: vec![arg.clone()], ..spec(index) };
+        let specs = (self.next..self.next + many).map(one).collect();
+        self.next += many;
+        self.step(Event::Submit { client: DRIVER, specs });
     }
 
     fn failures(&self) -> Vec<(FailureKind, String)> {
@@ -198,7 +227,7 @@ fn spread_tasks_go_to_every_node_alike() {
             _ => None,
         });
         if let Some((to, task)) = last {
-            let result = mobula_proto::PeerResult {
+            let result = PeerResult {
                 task: task_bytes(task),
                 attempt: 1,
                 has_inline: true,
@@ -307,4 +336,76 @@ fn a_hard_wish_outlives_the_node_that_a_task_was_on() {
     assert_eq!(node.assigned(), BTreeMap::new());
     node.view(&[node_view(1, &[]), node_view(2, &[]), node_view(5, &[("gpu", "yes")])]);
     assert_eq!(node.assigned(), [(5, 1)].into());
+}
+
+#[test]
+fn nodes_that_send_tasks_away_begin_with_different_ones() {
+    // To the emptiest; of equals this node takes the next one behind itself, another node another.
+    let first = |me: u64| {
+        let mut node = Node::of(me);
+        node.submit(9, None, 1000);
+        node.assigned()
+    };
+    assert_eq!([first(1), first(2), first(3)], [[(2, 1)].into(), [(3, 1)].into(), [(1, 1)].into()]);
+}
+
+#[test]
+fn re_executions_go_where_there_is_room() {
+    let mut node = Node::new();
+    node.submit(20, None, 1000);
+    while node.ack() {}
+    assert_eq!(
+        (node.runs(), node.assigned()),
+        (8, [(2, 6), (3, 6)].into()),
+        "four CPUs, and as many in line"
+    );
+    node.view(&[node_view(1, &[]), node_view(2, &[])]);
+    while node.ack() {}
+    // Two go where there is room; the others go all the same, to both nodes alike.
+    assert_eq!((node.runs(), node.assigned()), (10, [(2, 4)].into()));
+}
+
+#[test]
+fn a_task_waits_for_its_data_as_long_as_bringing_them_would_take() {
+    let large = 100_000_000;
+    let mut node = Node::new();
+    node.submit(1, Some(affinity("n3", false)), 1000);
+    node.assigned();
+    node.made_at(3, 0, Duration::from_millis(10), large);
+    // Node 3 takes eight; here and on node 2 there is nothing to do, but a transfer takes 800 ms.
+    node.submit_taking(12, 0);
+    assert_eq!((node.runs(), node.assigned()), (0, [(3, 8)].into()));
+    node.made_at(3, 1, Duration::from_millis(10), 0);
+    assert_eq!((node.runs(), node.assigned()), (0, [(3, 1)].into()), "whenever it has room, the next");
+    // Others are not held up meanwhile.
+    node.submit(1, None, 1000);
+    assert_eq!((node.runs(), node.assigned()), (1, [].into()));
+    node.now = node.now + Duration::from_millis(800);
+    node.step(Event::Tick);
+    assert_eq!((node.runs(), node.assigned()), (4, [].into()), "that was long enough");
+}
+
+#[test]
+fn a_task_does_not_wait_for_a_turn_that_comes_later_than_its_data_could() {
+    let mut node = Node::new();
+    node.submit(1, Some(affinity("n3", false)), 1000);
+    node.assigned();
+    // 8 ms to bring, and minutes until a CPU is free there.
+    node.made_at(3, 0, Duration::from_secs(60), 1_000_000);
+    node.submit_taking(12, 0);
+    assert_eq!((node.runs(), node.assigned()), (4, [(3, 8)].into()));
+}
+
+#[test]
+fn nobody_waits_for_the_dead() {
+    let mut node = Node::new();
+    node.submit(1, Some(affinity("n3", false)), 1000);
+    node.assigned();
+    node.made_at(3, 0, Duration::from_millis(10), 100_000_000);
+    node.submit_taking(9, 0);
+    assert_eq!((node.runs(), node.assigned()), (0, [(3, 8)].into()));
+    node.view(&[node_view(1, &[]), node_view(2, &[])]);
+    while node.ack() {}
+    // What was held was ready, and goes at once; the eight wait for their argument to be made again.
+    assert_eq!((node.runs(), node.assigned()), (1, [].into()));
 }

@@ -959,6 +959,33 @@ fn what_waits_for_a_lost_argument_takes_no_room_from_others() {
 }
 
 #[test]
+fn what_a_driver_put_has_a_second_copy_whenever_there_is_a_node_for_it() {
+    let mut node = Node::new();
+    let object = TaskId::root(JOB).output(mobula_base::ids::FIRST_PUT_SLOT);
+    let value = Value::Shared { offset: 0, len: 1 << 20, crc: 3 };
+    let (client, by_driver, contains) = (DRIVER, true, Vec::new());
+    node.step(Event::Put { client, object, job: JOB, value, by_driver, contains });
+    node.settle();
+    let copies = |node: &mut Node| -> Vec<Incarnation> {
+        let to = |e: &Effect| if let Effect::Replicate { to, .. } = e { Some(*to) } else { None };
+        let found = node.effects.iter().filter_map(to).collect();
+        node.effects.clear();
+        found
+    };
+    let third = Incarnation(3);
+    assert_eq!(copies(&mut node), [], "there is no other node");
+    node.members(&[ME, OTHER]);
+    assert_eq!(copies(&mut node), [OTHER]);
+    node.members(&[ME, OTHER, third]);
+    assert_eq!(copies(&mut node), [], "one is enough");
+    node.members(&[ME, third]);
+    assert_eq!(copies(&mut node), [third]);
+    node.drop_refs(DRIVER, &[object]);
+    node.members(&[ME, OTHER]);
+    assert_eq!(copies(&mut node), [], "nobody needs it any more");
+}
+
+#[test]
 fn a_second_copy_of_what_is_lost_is_not_waited_for() {
     let mut node = Node::new();
     let object = TaskId::root(JOB).output(mobula_base::ids::FIRST_PUT_SLOT);

@@ -48,6 +48,11 @@ impl<E> Queue<E> {
         self.heap.push(Reverse((at.max(self.now), self.next, place)));
     }
 
+    /// When the next event is.
+    pub fn next_at(&self) -> Option<Instant> {
+        self.heap.peek().map(|Reverse((at, ..))| *at)
+    }
+
     /// The next event; time moves on to it.
     pub fn pop(&mut self) -> Option<E> {
         let Reverse((at, _, place)) = self.heap.pop()?;

@@ -119,6 +119,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R6c", "R6", "a put is released before its edges in other shards are there", CORE),
     product("R6d", "R6", "what a task had put when it died keeps its edges for ever", CORE),
     product("R6e", "R6", "a record that comes anew runs before edges of the earlier one have ended", CORE),
+    product("R6f", "R6", "a second copy that died with its node is not made again", CORE),
     product("R7a", "R7", "the next attempt starts before it is granted", BOTH),
     product("R7b", "R7", "every proposal of an attempt is granted", BOTH),
     product("R7c", "R7", "attempts that failed are not counted: a poison task never ends", CORE),
