@@ -29,7 +29,7 @@ impl Tally {
     /// One more runs, or one fewer.
     pub fn runs(&mut self, now: Instant, by: i64) {
         let before = self.running.last().map_or(0, |(_, running)| *running);
-        self.running.push((now, before.strict_add_signed(by)));
+        self.running.push((now, before.checked_add_signed(by).expect("no more end than began")));
     }
 
     /// Messages of any kind.
