@@ -288,6 +288,37 @@ fn failures_have_causes(c: &Cluster) {
     client.end(true).expect("the job ends");
 }
 
+/// Leaves a mark each time it begins, and may take its worker with it.
+#[remote]
+fn marks(path: String, dies: bool) -> u64 {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).expect("a file");
+    file.write_all(b"x").expect("written");
+    if dies {
+        std::process::abort();
+    }
+    0
+}
+
+fn what_may_not_run_twice_does_not_whatever_stood_before_it(c: &Cluster) {
+    let client = c.connect(1);
+    let harmless = c.dir.join("harmless").display().to_string();
+    let mark = || client.submit(marks::task(harmless.clone(), false));
+    // Then it is known to be short, and several stand in a worker's line.
+    (0..50).for_each(|_| drop(mark().get_timeout(SOON).expect("runs")));
+    for round in 0..20 {
+        let path = c.dir.join(format!("mark-{round}"));
+        let before: Vec<_> = (0..6).map(|_| mark()).collect();
+        let fatal = client.submit(marks::task(path.display().to_string(), true).retries(0));
+        let Err(Error::Task { kind, .. }) = fatal.get_timeout(SOON) else { panic!("it always dies") };
+        assert_eq!(kind, FailureKind::FailureMayHaveRun);
+        assert_eq!(std::fs::read(&path).expect("it began").len(), 1, "once");
+        for other in before {
+            assert_eq!(other.get_timeout(SOON).expect("runs, again if need be"), 0);
+        }
+    }
+    client.end(true).expect("the job ends");
+}
+
 fn dead_workers_are_replaced(c: &Cluster) {
     let client = c.connect(1);
     let marker = c.dir.join("died").display().to_string();
@@ -452,13 +483,17 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 17] = [
+    let tests: [Test; 18] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
         ("large_objects_and_puts", large_objects_and_puts),
         ("nested_tasks", nested_tasks),
         ("failures_have_causes", failures_have_causes),
+        (
+            "what_may_not_run_twice_does_not_whatever_stood_before_it",
+            what_may_not_run_twice_does_not_whatever_stood_before_it,
+        ),
         ("dead_workers_are_replaced", dead_workers_are_replaced),
         ("what_a_job_with_commit_is_told_is_durable", what_a_job_with_commit_is_told_is_durable),
         ("waiting_and_acknowledgements", waiting_and_acknowledgements),

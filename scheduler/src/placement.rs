@@ -1,7 +1,7 @@
 //! Here, or which other node: local first, then locality and load.
 //!
-//! The view of the others costs no round trip: it is what this node has placed on them and what
-//! their heartbeats said. A node takes a little more than it can run, so that arguments travel
+//! The view of the others costs no round trip: it is what this node has placed on them; what others have placed
+//! there it does not know. A node takes a little more than it can run, so that arguments travel
 //! while the tasks before are running; how much more depends on how long the function runs.
 
 use crate::core::{Core, Kept, KeptState};

@@ -440,6 +440,16 @@ impl Client {
         }
     }
 
+    /// Returns once all that was said is with the kernel, which delivers it whatever becomes of this process.
+    pub(crate) fn write_out(&self) {
+        if let Some(line) = self.shell.line.get() {
+            let _ = line
+                .lock()
+                .expect("never poisoned: nothing panics under this lock")
+                .flush(&self.shell.outbox);
+        }
+    }
+
     /// Writes by itself what waits to be written: whoever is about to sleep saves a switch to another thread.
     fn flush_line(&self) {
         if let Some(mut line) = self.shell.line.get().and_then(|line| line.try_lock().ok()) {
