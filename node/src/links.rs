@@ -180,7 +180,7 @@ async fn driver_up(
     };
     start.counted = counts(links.level.load(Ordering::Relaxed), view).await;
     if let Err(why) = crate::control::start_job(store, start.clone()).await {
-        links.packages.iter().for_each(|packages| packages.end_job(JobId(start.job)));
+        links.packages.iter().for_each(|packages| packages.let_go(JobId(start.job)));
         // It may have been committed all the same: nobody would end it.
         let (store, job) = (store.clone(), start.job);
         tokio::spawn(async move { crate::control::end_job(&store, job, false).await });

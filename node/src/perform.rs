@@ -504,9 +504,7 @@ impl Life {
 
     /// What a job's workers needed is needed no more.
     pub(crate) fn forget_packages(&self, job: JobId) {
-        if let Some(packages) = self.packages.clone() {
-            tokio::task::spawn_blocking(move || packages.end_job(job));
-        }
+        self.packages.iter().for_each(|packages| packages.let_go(job));
     }
 
     /// Its link closes when it is gone, and says so to the core.

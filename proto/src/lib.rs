@@ -21,6 +21,8 @@ pub const MAGIC: u32 = 0x4d4f_4255;
 pub const WIRE_VERSION: u32 = 1;
 /// From this level of formats on, nodes list references (R6, R8) and the store prunes.
 pub const LEVEL_REFERENCES: u32 = 3;
+/// Files that a job ships for its workers at most.
+pub const SHIPPED_FILES_MAX: usize = 4096;
 /// Results up to this many bytes travel inside messages; larger ones through shared memory.
 pub const INLINE_MAX: usize = 100 * 1024;
 /// No frame of the link or peer protocols may be larger than this.

@@ -6,12 +6,10 @@
 //! gives it up: the record goes, or stands without a keeper for whoever still needs it and takes it over.
 
 use crate::core::{Core, KeptState, Record};
-use crate::elide::Later;
 use crate::objects::State;
-use crate::stream::About;
 use crate::submit::arg_objects;
 use mobula_base::{Instant, JobId, ObjectId, TaskId, mutant};
-use mobula_proto::{NextAttempt, StreamItem, located, stream_item, task_bytes};
+use mobula_proto::{NextAttempt, located, task_bytes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -25,6 +23,8 @@ const LAPSE: Duration = Duration::from_secs(5);
 pub(crate) struct Unknowns {
     /// When that was said first, and last.
     said: BTreeMap<ObjectId, (Instant, Instant)>,
+    /// When those that were not said again were last taken out.
+    swept: Instant,
     /// A node has died: before, a record can only be late.
     pub bereft: bool,
 }
@@ -32,8 +32,14 @@ pub(crate) struct Unknowns {
 impl Unknowns {
     /// A home does not know of `id`; for how long that has been so.
     fn say(&mut self, id: ObjectId, now: Instant) -> Duration {
-        self.said.retain(|_, (_, last)| now.since(*last) < LAPSE);
+        if now.since(self.swept) >= LAPSE {
+            self.said.retain(|_, (_, last)| now.since(*last) < LAPSE);
+            self.swept = now;
+        }
         let (first, last) = self.said.entry(id).or_insert((now, now));
+        if now.since(*last) >= LAPSE {
+            *first = now;
+        }
         *last = now;
         now.since(*first)
     }
@@ -45,10 +51,13 @@ impl Core {
     pub(crate) fn nobody_knows(&mut self, id: ObjectId) {
         let so_long = self.unknowns.say(id, self.now);
         self.end_vain_readers(id);
+        if !self.unknowns.bereft {
+            return;
+        }
         // Those that wait for others of these are looked at before these.
         for task in self.waits_for(id).into_iter().rev() {
             self.end_vain_readers(task.output(0));
-            if so_long >= ABANDON_AFTER && self.unknowns.bereft && !mutant!("W23") {
+            if so_long >= ABANDON_AFTER && !mutant!("W23") {
                 self.abandon(task, id);
             }
         }
@@ -80,19 +89,16 @@ impl Core {
     /// Gives a task up if nobody here needs it.
     fn abandon(&mut self, task: TaskId, missing: ObjectId) {
         let output = task.output(0);
-        let needed =
-            |id: ObjectId| self.objects.get(&id).is_some_and(|o| o.is_wanted() || o.refs.is_referred());
+        let needed = self.objects.get(&output).is_some_and(|o| o.is_wanted() || o.refs.is_referred());
         let Some(kept) = self.kept.get(&task).filter(|kept| matches!(kept.record, Record::Sent)) else {
             return;
         };
-        if needed(output) || self.recovering.contains_key(&task) || !self.counts(JobId(kept.spec.job)) {
+        if needed || self.recovering.contains_key(&task) || !self.counts(JobId(kept.spec.job)) {
             return;
         }
         let (job, from) = (JobId(kept.spec.job), kept.attempt);
         let next = NextAttempt { task: task_bytes(task), from, abandoned: true, ..NextAttempt::default() };
-        let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
-        let bytes = prost::Message::encoded_len(&item);
-        self.push_behind(task, Later { item: item.into(), bytes, about: About::Next(task) });
+        self.send_next(task, next);
         self.notice(job, "abandoned", format!("nobody knows {missing}, or needs it"), Some(task), 0);
         self.waited_for.extend(arg_objects(&self.kept[&task].spec));
         self.rebuilding.remove(&task);

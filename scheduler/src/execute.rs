@@ -237,7 +237,7 @@ impl Core {
             }
             return false;
         };
-        let Some(args) = self.arg_values(&self.runs[&task].spec) else {
+        let Some(args) = self.arg_values(&self.runs[&task].spec, None) else {
             // An argument went while the run waited for a worker: bring it again.
             let run = self.take_run(task).expect("seen above");
             self.start_run(run.spec, run.attempt, run.keeper.node);
@@ -286,16 +286,18 @@ impl Core {
         Some(run)
     }
 
-    /// The arguments' values, if all are here.
-    fn arg_values(&self, spec: &TaskSpec) -> Option<Vec<Value>> {
+    /// The arguments' values, if all are here but the one that the worker makes itself: nothing is handed over of that.
+    pub(crate) fn arg_values(&self, spec: &TaskSpec, made: Option<ObjectId>) -> Option<Vec<Value>> {
+        let nothing = || Value::Inline(bytes::Bytes::new());
         spec.args
             .iter()
             .map(|a| match &a.arg {
                 Some(arg::Arg::Value(bytes)) => Some(Value::Inline(bytes.clone())),
-                Some(arg::Arg::Object(bytes)) => {
-                    object_id(bytes).ok().and_then(|id| self.value_of(id)).cloned()
-                }
-                None => Some(Value::Inline(bytes::Bytes::new())),
+                Some(arg::Arg::Object(bytes)) => match object_id(bytes).ok()? {
+                    id if Some(id) == made => Some(nothing()),
+                    id => self.value_of(id).cloned(),
+                },
+                None => Some(nothing()),
             })
             .collect()
     }

@@ -9,20 +9,20 @@ use crate::core::{Core, KeptState};
 use crate::objects::State;
 use crate::types::{ClientId, Effect, Value};
 use mobula_base::{ObjectId, TaskId, mutant};
-use mobula_proto::{TaskSpec, arg, object_id};
+use mobula_proto::{Arg, arg, object_bytes};
 
 impl Core {
     /// A worker was given `task`: also what waits for that alone, and what waits for that, as far as its line goes.
     pub(crate) fn follow(&mut self, worker: ClientId, task: TaskId) {
         let mut made = task;
-        while let Some(next) = self.follower(worker, made) {
-            self.give_ahead(worker, next, made.output(0));
+        while let Some((next, args)) = self.follower(worker, made) {
+            self.give_ahead(worker, next, made.output(0), args);
             made = next;
         }
     }
 
-    /// The task that can stand behind `made` in the line of a worker.
-    fn follower(&self, worker: ClientId, made: TaskId) -> Option<TaskId> {
+    /// The task that can stand behind `made` in the line of a worker, and its other arguments.
+    fn follower(&self, worker: ClientId, made: TaskId) -> Option<(TaskId, Vec<Value>)> {
         let id = made.output(0);
         let object = self.objects.get(&id).filter(|object| object.state == State::Pending)?;
         // Of several, others run at the same time.
@@ -45,11 +45,13 @@ impl Core {
             && class.demand == kept.spec.demand();
         let has_room = w.queue.len() < self.depth(kept.spec.function) as usize;
         let is_free = !self.runs.contains_key(&next) && !self.strays.contains(&next);
-        let has_rest = objects_of(&kept.spec).all(|(_, arg)| arg == id || self.value_of(arg).is_some());
-        (alike && has_room && is_free && has_rest && !self.cancelled.contains(&next)).then_some(next)
+        if !(alike && has_room && is_free) || self.cancelled.contains(&next) {
+            return None;
+        }
+        Some((next, self.arg_values(&kept.spec, Some(id))?))
     }
 
-    fn give_ahead(&mut self, worker: ClientId, next: TaskId, argument: ObjectId) {
+    fn give_ahead(&mut self, worker: ClientId, next: TaskId, argument: ObjectId, args: Vec<Value>) {
         if let Some(object) = self.objects.get_mut(&argument) {
             object.tasks_waiting.clear();
         }
@@ -62,41 +64,25 @@ impl Core {
         let Some(w) = self.workers.get_mut(&worker) else { return };
         w.push(next);
         let devices = w.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
-        let made = objects_of(&spec).find(|(_, id)| *id == argument).map(|(at, _)| at as u32);
-        let args = spec.args.iter().map(|arg| self.value_ahead(arg, argument)).collect();
+        let is_it =
+            |arg: &Arg| matches!(&arg.arg, Some(arg::Arg::Object(id)) if *id == object_bytes(argument));
+        let made = spec.args.iter().position(is_it).map(|at| at as u32);
         self.effects.push(Effect::Run { worker, spec, attempt, args, made, devices });
-    }
-
-    fn value_ahead(&self, arg: &mobula_proto::Arg, argument: ObjectId) -> Value {
-        let nothing = || Value::Inline(bytes::Bytes::new());
-        match &arg.arg {
-            Some(arg::Arg::Value(bytes)) => Value::Inline(bytes.clone()),
-            Some(arg::Arg::Object(bytes)) => {
-                let id = object_id(bytes).ok().filter(|id| *id != argument);
-                id.and_then(|id| self.value_of(id)).cloned().unwrap_or_else(nothing)
-            }
-            None => nothing(),
-        }
     }
 
     /// An attempt does not count any more, whatever its worker makes: what stands behind it would be made of that.
     pub(crate) fn call_back(&mut self, task: TaskId) {
-        let waiting = self.objects.get(&task.output(0)).map(|o| o.runs_waiting.clone()).unwrap_or_default();
-        for next in waiting {
-            if let Some(run) = self.runs.get_mut(&next).filter(|run| run.missing > 0 && !mutant!("W24"))
-                && run.given.take().is_some()
-            {
-                self.strays.insert(next);
-                self.call_back(next);
+        let mut tasks = vec![task];
+        while let Some(task) = tasks.pop() {
+            let Some(object) = self.objects.get(&task.output(0)) else { continue };
+            for next in &object.runs_waiting {
+                if let Some(run) = self.runs.get_mut(next).filter(|run| run.missing > 0 && !mutant!("W24"))
+                    && run.given.take().is_some()
+                {
+                    self.strays.insert(*next);
+                    tasks.push(*next);
+                }
             }
         }
     }
-}
-
-/// The objects among the arguments, with their places.
-fn objects_of(spec: &TaskSpec) -> impl Iterator<Item = (usize, ObjectId)> {
-    spec.args.iter().enumerate().filter_map(|(at, arg)| match &arg.arg {
-        Some(arg::Arg::Object(bytes)) => Some((at, object_id(bytes).ok()?)),
-        Some(arg::Arg::Value(_)) | None => None,
-    })
 }

@@ -4,7 +4,7 @@ use crate::cancel::wants_retry;
 use crate::core::{Core, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
-use crate::stream::About;
+use crate::stream::{About, Ticket};
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
@@ -223,6 +223,13 @@ impl Core {
         self.conclude(end, Err(failure));
     }
 
+    /// Says to a task's shard what is to become of its attempts, behind its record.
+    pub(crate) fn send_next(&mut self, task: TaskId, next: NextAttempt) -> Option<Ticket> {
+        let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
+        let bytes = prost::Message::encoded_len(&item);
+        self.push_behind(task, Later { item: item.into(), bytes, about: About::Next(task) })
+    }
+
     /// Proposes the next attempt: it starts only once that is granted (R7).
     pub(crate) fn propose_next(&mut self, task: TaskId, from: u32, failed: bool) {
         let put = self.kept.get(&task).filter(|_| failed).map_or(&[][..], |kept| &kept.contains);
@@ -234,11 +241,7 @@ impl Core {
         let task_id = task_bytes(task);
         let next =
             NextAttempt { task: task_id, from, failed, contains, failure, executor: at, abandoned: false };
-        let item = StreamItem { item: Some(stream_item::Item::Next(next)) };
-        let bytes = prost::Message::encoded_len(&item);
-        if let Some(ticket) =
-            self.push_behind(task, Later { item: item.into(), bytes, about: About::Next(task) })
-        {
+        if let Some(ticket) = self.send_next(task, next) {
             self.streams.hurry_for(ticket.shard, ticket.number);
         }
         self.set_kept_state(task, KeptState::AwaitAttempt);

@@ -121,7 +121,10 @@ impl Core {
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
         // That it took over an attempt of it, and has told its end, goes on for itself.
         let told = self.kept.get(&task).map(|told| told.attempt);
-        let attempt = told.inspect(|_| drop(self.take_kept(task))).unwrap_or(1);
+        if told.is_some() {
+            self.take_kept(task);
+        }
+        let attempt = told.unwrap_or(1);
         let (names, edges) = self.name_for(task, &spec);
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };

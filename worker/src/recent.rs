@@ -1,9 +1,9 @@
 //! What this worker has made lately: the next task in its line may need it, and its node need not hand it back.
 
 use bytes::Bytes;
-use mobula_base::ObjectId;
+use mobula_base::{IdMap, ObjectId};
 use mobula_proto::{RunTask, Value, object_id, value as wire_value};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 /// Bytes that are kept at most; a value beyond that is asked for again.
 const BYTES_MAX: usize = 1 << 20;
@@ -11,7 +11,7 @@ const BYTES_MAX: usize = 1 << 20;
 /// Small values without references, the oldest first.
 #[derive(Default)]
 pub(crate) struct Recent {
-    values: BTreeMap<ObjectId, Bytes>,
+    values: IdMap<ObjectId, Bytes>,
     order: VecDeque<ObjectId>,
     bytes: usize,
 }

@@ -1,13 +1,10 @@
 //! What the workers of a job find around them: environment variables, and files in their working directory.
 
 use crate::error::Error;
-use mobula_proto as proto;
+use mobula_proto::{self as proto, SHIPPED_FILES_MAX};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-
-/// Files that a job ships at most.
-pub const FILES_MAX: usize = 4096;
 
 /// What the workers of a job find around them, on whatever node they run. The driver's binary travels by itself.
 ///
@@ -72,8 +69,8 @@ fn walk(top: &Path, dir: &Path, files: &mut Vec<(PathBuf, String)>) -> io::Resul
             walk(top, &path, files)?;
         } else if !kind.is_file() {
             return refuse("is neither a file nor a directory: ship what it stands for");
-        } else if files.len() == FILES_MAX {
-            return refuse(&format!("is one too many: {FILES_MAX} files can be shipped"));
+        } else if files.len() == SHIPPED_FILES_MAX {
+            return refuse(&format!("is one too many: {SHIPPED_FILES_MAX} files can be shipped"));
         } else {
             let name = path.strip_prefix(top).ok().and_then(Path::to_str);
             let Some(name) = name.map(str::to_owned) else { return refuse("has a name that is not UTF-8") };

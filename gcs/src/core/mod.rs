@@ -12,6 +12,8 @@
 //! pure as well: [`holdings`] and [`locate`] (who has which copies, and what a leader says of it), [`beats`]
 //! and [`silence`] (who says nothing).
 
+#[cfg(test)]
+mod again_tests;
 pub mod beats;
 pub mod cluster;
 pub mod counting;

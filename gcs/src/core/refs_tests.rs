@@ -293,19 +293,6 @@ fn a_hold_of_another_node_keeps_it_until_that_node_lets_go_or_dies() {
 }
 
 #[test]
-fn who_submits_again_holds_it_too() {
-    let mut shard = Shard::new(0, 1);
-    let (id, object) = (task(0), task(0).output(0));
-    shard.say(1, vec![submit(id, &[]), done(id, 1, 7)]);
-    assert!(matches!(&shard.say(2, vec![submit(id, &[])])[..], [Outcome::Known(_)]));
-    shard.fence(1);
-    shard.settle();
-    assert!(shard.has(id));
-    shard.say(2, vec![release(object)]);
-    assert!(is_empty(&shard.state));
-}
-
-#[test]
 fn what_the_dead_submitted_goes_unless_somebody_living_needs_or_makes_it() {
     let mut shard = Shard::new(0, 1);
     let [lone, made, named, kept] = [0, 1, 2, 3].map(task);
@@ -408,7 +395,7 @@ fn puts_are_held_named_and_contained_like_values() {
 }
 
 /// Delivers all that `from` has to tell, `late` of it answered as if it had been lost; how much that was.
-fn deliver(from: &mut Shard, number: u32, to: &mut Shard) -> usize {
+pub(super) fn deliver(from: &mut Shard, number: u32, to: &mut Shard) -> usize {
     let ends = from.state.counting.outbox().first(100);
     let (count, seqs) = (ends.len(), ends.iter().map(|end| end.seq).collect::<Vec<_>>());
     let Answer::Unnames(ack) = to.apply(CommandOp::Unnames(proto::Unnames { from_shard: number, ends }))
@@ -421,7 +408,7 @@ fn deliver(from: &mut Shard, number: u32, to: &mut Shard) -> usize {
 }
 
 /// The first task in a run of its own that lies in a shard of two.
-fn task_in(shard: u32) -> TaskId {
+pub(super) fn task_in(shard: u32) -> TaskId {
     let run = |n| RunId::new(JobId(1), TaskId::root(JobId(1)), n, 0);
     let run = (0..).map(run).find(|run| run.shard(2).0 == shard).expect("one of two");
     TaskId { run, place: 0 }
@@ -447,60 +434,6 @@ fn edges_into_other_shards_end_through_the_outbox() {
         (1, 1, 0)
     );
     assert!(is_empty(&b.state) && a.state.counting.outbox().is_empty());
-}
-
-#[test]
-fn a_record_that_comes_again_keeps_its_edges() {
-    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
-    let (user, arg) = (task_in(0), task_in(1));
-    let named = || edge(arg.output(0), user.output(0), false);
-    b.say(1, vec![submit(arg, &[]), done(arg, 1, 7), named()]);
-    a.say(1, vec![submit(user, &[arg.output(0)]), done(user, 1, 7), release(user.output(0))]);
-    // Before the end is told, the parent is replayed: it names and submits once more.
-    b.say(1, vec![named()]);
-    a.say(1, vec![submit(user, &[arg.output(0)])]);
-    assert_eq!(deliver(&mut a, 0, &mut b), 2);
-    b.say(1, vec![release(arg.output(0))]);
-    assert!(b.has(arg), "the new record names it");
-    a.say(1, vec![done(user, 1, 7), release(user.output(0))]);
-    deliver(&mut a, 0, &mut b);
-    assert!(is_empty(&a.state) && is_empty(&b.state));
-}
-
-#[test]
-fn a_record_that_comes_again_is_early_until_edges_of_the_earlier_one_have_ended() {
-    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
-    let (outer, inner) = (task_in(0), task_in(1));
-    let contains = || edge(inner.output(0), outer.output(0), true);
-    let made = || {
-        let Item::Done(plain) = done(outer, 1, 8) else { unreachable!() };
-        Item::Done(proto::Done { contains: vec![proto::object_bytes(inner.output(0))], ..plain })
-    };
-    b.say(1, vec![submit(inner, &[]), done(inner, 1, 7), contains()]);
-    a.say(1, vec![submit(outer, &[])]);
-    a.say(1, vec![made(), release(outer.output(0))]);
-    a.settle();
-    assert!(!a.has(outer) && a.state.counting.outbox().len() == 1);
-    // A replayed parent submits it again before that is told.
-    let again = |a: &mut Shard| match &a.say(1, vec![submit(outer, &[])])[..] {
-        [Outcome::Early(true)] => (true, true),
-        [Outcome::Known(view)] => (false, view.early),
-        said => panic!("{said:?}"),
-    };
-    assert_eq!((again(&mut a), again(&mut a)), ((true, true), (false, true)));
-    a.start_again();
-    assert_eq!(deliver(&mut a, 0, &mut b), 1);
-    assert_eq!(again(&mut a), (false, false));
-    // Now it runs, and nothing is on its way that would end the edge of what it makes.
-    b.say(1, vec![contains(), release(inner.output(0))]);
-    a.say(1, vec![made()]);
-    assert_eq!(deliver(&mut a, 0, &mut b), 0);
-    assert!(b.has(inner));
-    a.say(1, vec![release(outer.output(0))]);
-    a.settle();
-    deliver(&mut a, 0, &mut b);
-    b.settle();
-    assert!(is_empty(&a.state) && is_empty(&b.state));
 }
 
 #[test]
@@ -704,34 +637,5 @@ fn whoever_lets_go_of_what_is_still_to_come_keeps_its_copy() {
         shard.say(1, vec![release(object)]);
         shard.settle();
         assert!(shard.state.may_drop(object).expect("memory"), "{object}");
-    }
-}
-
-#[test]
-fn a_task_that_its_keeper_gives_up_goes_if_nobody_needs_it_and_else_may_be_taken_over() {
-    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
-    let (task, argument) = (task_in(0), task_in(1).output(0));
-    let given_up = || {
-        let Item::Next(plain) = next(task, 1) else { unreachable!() };
-        Item::Next(proto::NextAttempt { abandoned: true, ..plain })
-    };
-    for needed in [false, true] {
-        b.say(1, vec![edge(argument, task.output(0), false)]);
-        a.say(1, vec![submit(task, &[argument])]);
-        if needed {
-            a.say(3, vec![hold(task.output(0))]);
-        }
-        assert!(a.say(2, vec![given_up()]).is_empty() && a.has(task), "it is not for others to say");
-        assert!(a.say(1, vec![given_up(), release(task.output(0))]).len() <= 1);
-        a.settle();
-        assert_eq!(a.has(task), needed);
-        if needed {
-            assert!(matches!(a.say(3, vec![next(task, 1)])[..], [Outcome::Granted(_)]));
-            a.say(3, vec![done(task, 2, 7), release(task.output(0))]);
-            a.settle();
-        }
-        deliver(&mut a, 0, &mut b);
-        b.settle();
-        assert!(is_empty(&a.state) && is_empty(&b.state));
     }
 }

@@ -17,6 +17,7 @@ use std::fs::{self, File, Metadata};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
@@ -99,13 +100,17 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// Below `dir`: `packages`, which outlives jobs and daemons, and `jobs`, which is emptied.
+    /// Below `dir`, which is this process's alone: `packages`, which outlives jobs and daemons, and `jobs`, which is
+    /// emptied.
     ///
     /// # Errors
     /// A directory cannot be made, or not be emptied.
     pub fn open(dir: &Path) -> io::Result<Arc<Self>> {
         let (packages, jobs) = (dir.join("packages"), dir.join("jobs"));
         fs::create_dir_all(&packages)?;
+        for left in fs::read_dir(&packages)?.flatten().filter(is_draft) {
+            fs::remove_file(left.path())?;
+        }
         match fs::remove_dir_all(&jobs) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             Ok(()) | Err(_) => {}
@@ -146,6 +151,12 @@ impl Packages {
             !lent.jobs.is_empty()
         });
         runtime::remove(&self.jobs, job);
+    }
+
+    /// As [`Packages::end_job`], for who must not wait for the disk.
+    pub fn let_go(self: &Arc<Self>, job: JobId) {
+        let packages = self.clone();
+        tokio::task::spawn_blocking(move || packages.end_job(job));
     }
 
     /// What a file contains; not read again while it is the same.
@@ -226,19 +237,19 @@ impl Packages {
         Some((file, size))
     }
 
-    /// Makes room for `bytes` more.
-    fn make_room(&self, bytes: u64) {
-        let entry = |entry: io::Result<fs::DirEntry>| {
-            let entry = entry.ok()?;
+    /// Makes room for `bytes` more, if no more than `most` are to be kept.
+    fn make_room(&self, bytes: u64, most: u64) {
+        let entry = |entry: fs::DirEntry| {
             let about = entry.metadata().ok()?;
             Some((about.modified().ok()?, about.len(), entry.path()))
         };
         let Ok(entries) = fs::read_dir(&self.dir) else { return };
-        let mut kept: Vec<(SystemTime, u64, PathBuf)> = entries.filter_map(entry).collect();
+        let mut kept: Vec<(SystemTime, u64, PathBuf)> =
+            entries.flatten().filter(|e| !is_draft(e)).filter_map(entry).collect();
         kept.sort();
         let mut used: u64 = kept.iter().map(|(_, size, _)| size).sum();
         for (_, size, path) in kept {
-            if used + bytes <= KEPT_BYTES_MAX {
+            if used + bytes <= most {
                 return;
             }
             // A process that runs it goes on; a worker that is to be started has it brought again.
@@ -247,6 +258,20 @@ impl Packages {
             }
         }
     }
+}
+
+/// What is not complete is called so.
+const DRAFT: &str = "draft-";
+
+/// A place for something that is not complete.
+fn draft_in(dir: &Path) -> PathBuf {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    dir.join(format!("{DRAFT}{}", NEXT.fetch_add(1, Ordering::Relaxed)))
+}
+
+/// Whether this is something that was never completed, or is not yet.
+fn is_draft(entry: &fs::DirEntry) -> bool {
+    entry.file_name().to_string_lossy().starts_with(DRAFT)
 }
 
 /// A file that is being written; it goes unless it is kept.
@@ -260,9 +285,7 @@ struct Draft {
 
 impl Draft {
     fn new(dir: &Path) -> io::Result<Self> {
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let path = dir.join(format!("draft-{}-{number}", std::process::id()));
+        let path = draft_in(dir);
         let file = File::create(&path)?;
         Ok(Draft { file, path, hash: Sha256::new(), size: 0, is_kept: false })
     }
@@ -282,7 +305,7 @@ impl Draft {
                 format!("content {wanted} was asked for, {hash} came"),
             ));
         }
-        packages.make_room(self.size);
+        packages.make_room(self.size, KEPT_BYTES_MAX);
         self.file.set_permissions(fs::Permissions::from_mode(0o500))?;
         self.file.sync_all()?;
         fs::rename(&self.path, packages.place(hash))?;
@@ -368,6 +391,36 @@ mod tests {
         let error = draft.keep(&packages, Some(asked)).map(drop).expect_err("another content");
         assert!(error.to_string().contains(&asked.to_string()), "{error}");
         assert_eq!(fs::read_dir(&packages.dir).expect("there").count(), 0);
+        fs::remove_dir_all(dir).expect("removed");
+    }
+
+    #[test]
+    fn what_was_used_least_recently_makes_room_and_nothing_that_is_being_written() {
+        let (dir, packages) = packages("room");
+        let [one, two, three] = ["one", "two", "six"].map(|text| {
+            fs::write(dir.join("source"), text).expect("written");
+            packages.take(&dir.join("source")).expect("taken").0
+        });
+        let used = |content: &Content, seconds: u64| {
+            let kept = packages.place(Hash::of(content).expect("32 bytes"));
+            let at = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(seconds);
+            File::open(kept).and_then(|file| file.set_modified(at)).expect("its time is set");
+        };
+        used(&one, 30);
+        used(&two, 10);
+        used(&three, 20);
+        let mut draft = Draft::new(&packages.dir).expect("a file");
+        draft.write(b"never mind").expect("written");
+        packages.make_room(1, 10);
+        let is_kept = |content: &Content| packages.place(Hash::of(content).expect("32 bytes")).exists();
+        assert_eq!([&one, &two, &three].map(is_kept), [true, true, true], "there is room");
+        packages.make_room(4, 10);
+        assert_eq!([&one, &two, &three].map(is_kept), [true, false, true]);
+        assert!(draft.path.exists());
+        // A daemon that was killed leaves it behind.
+        draft.is_kept = true;
+        let later = Packages::open(&dir).expect("a directory");
+        assert!(!draft.path.exists() && later.at_hand(&one, "").is_some());
         fs::remove_dir_all(dir).expect("removed");
     }
 

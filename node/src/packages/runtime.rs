@@ -1,9 +1,9 @@
 //! What the workers of a job find around them: environment variables, and a directory with files.
 
-use super::Packages;
 use super::travel::Holder;
+use super::{Packages, draft_in};
 use mobula_base::JobId;
-use mobula_proto::{JobStart, Runtime, ShippedFile};
+use mobula_proto::{JobStart, Runtime, SHIPPED_FILES_MAX, ShippedFile};
 use std::collections::BTreeSet;
 use std::fs;
 use std::io;
@@ -11,8 +11,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-/// Files of one job at most.
-pub const FILES_MAX: usize = 4096;
 /// Bytes that they have together at most.
 pub const FILES_BYTES_MAX: u64 = 1 << 30;
 /// Environment variables of one job at most.
@@ -34,8 +32,10 @@ pub struct Prepared {
 /// # Errors
 /// What is wrong, and with which name.
 pub fn check(runtime: &Runtime, sources: usize) -> Result<(), String> {
-    if runtime.env.len() > ENV_MAX || runtime.files.len() > FILES_MAX {
-        return Err(format!("a job has at most {ENV_MAX} environment variables and {FILES_MAX} files"));
+    if runtime.env.len() > ENV_MAX || runtime.files.len() > SHIPPED_FILES_MAX {
+        return Err(format!(
+            "a job has at most {ENV_MAX} environment variables and {SHIPPED_FILES_MAX} files"
+        ));
     }
     for var in &runtime.env {
         let bad = var.name.is_empty() || var.name.contains(['=', '\0']) || var.value.contains('\0');
@@ -116,9 +116,7 @@ impl Packages {
             laid.push((self.bring(content, "", holder).await?, file.path.clone(), file.executable));
         }
         // Another worker of the job may be at it, too: whoever is first wins.
-        static NEXT: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-        let (draft, to) = (self.jobs.join(format!("draft-{number}")), directory.clone());
+        let (draft, to) = (draft_in(&self.jobs), directory.clone());
         let lay = move || lay_out(&laid, &draft, &to);
         let done = tokio::task::spawn_blocking(lay).await.map_err(|e| e.to_string())?;
         done.map_err(|error| format!("{}: {error}", directory.display()))?;

@@ -1,0 +1,102 @@
+//! Records that come again, and tasks that their keeper gives up (R6, R7).
+
+use super::refs_tests::{Shard, deliver, done, edge, hold, is_empty, next, release, submit, task, task_in};
+use mobula_proto as proto;
+use proto::item_outcome::Outcome;
+use proto::stream_item::Item;
+
+#[test]
+fn a_record_that_comes_again_keeps_its_edges() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (user, arg) = (task_in(0), task_in(1));
+    let named = || edge(arg.output(0), user.output(0), false);
+    b.say(1, vec![submit(arg, &[]), done(arg, 1, 7), named()]);
+    a.say(1, vec![submit(user, &[arg.output(0)]), done(user, 1, 7), release(user.output(0))]);
+    // Before the end is told, the parent is replayed: it names and submits once more.
+    b.say(1, vec![named()]);
+    a.say(1, vec![submit(user, &[arg.output(0)])]);
+    assert_eq!(deliver(&mut a, 0, &mut b), 2);
+    b.say(1, vec![release(arg.output(0))]);
+    assert!(b.has(arg), "the new record names it");
+    a.say(1, vec![done(user, 1, 7), release(user.output(0))]);
+    deliver(&mut a, 0, &mut b);
+    assert!(is_empty(&a.state) && is_empty(&b.state));
+}
+
+#[test]
+fn a_record_that_comes_again_is_early_until_edges_of_the_earlier_one_have_ended() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (outer, inner) = (task_in(0), task_in(1));
+    let contains = || edge(inner.output(0), outer.output(0), true);
+    let made = || {
+        let Item::Done(plain) = done(outer, 1, 8) else { unreachable!() };
+        Item::Done(proto::Done { contains: vec![proto::object_bytes(inner.output(0))], ..plain })
+    };
+    b.say(1, vec![submit(inner, &[]), done(inner, 1, 7), contains()]);
+    a.say(1, vec![submit(outer, &[])]);
+    a.say(1, vec![made(), release(outer.output(0))]);
+    a.settle();
+    assert!(!a.has(outer) && a.state.counting.outbox().len() == 1);
+    // A replayed parent submits it again before that is told.
+    let again = |a: &mut Shard| match &a.say(1, vec![submit(outer, &[])])[..] {
+        [Outcome::Early(true)] => (true, true),
+        [Outcome::Known(view)] => (false, view.early),
+        said => panic!("{said:?}"),
+    };
+    assert_eq!((again(&mut a), again(&mut a)), ((true, true), (false, true)));
+    a.start_again();
+    assert_eq!(deliver(&mut a, 0, &mut b), 1);
+    assert_eq!(again(&mut a), (false, false));
+    // Now it runs, and nothing is on its way that would end the edge of what it makes.
+    b.say(1, vec![contains(), release(inner.output(0))]);
+    a.say(1, vec![made()]);
+    assert_eq!(deliver(&mut a, 0, &mut b), 0);
+    assert!(b.has(inner));
+    a.say(1, vec![release(outer.output(0))]);
+    a.settle();
+    deliver(&mut a, 0, &mut b);
+    b.settle();
+    assert!(is_empty(&a.state) && is_empty(&b.state));
+}
+
+#[test]
+fn who_submits_again_holds_it_too() {
+    let mut shard = Shard::new(0, 1);
+    let (id, object) = (task(0), task(0).output(0));
+    shard.say(1, vec![submit(id, &[]), done(id, 1, 7)]);
+    assert!(matches!(&shard.say(2, vec![submit(id, &[])])[..], [Outcome::Known(_)]));
+    shard.fence(1);
+    shard.settle();
+    assert!(shard.has(id));
+    shard.say(2, vec![release(object)]);
+    assert!(is_empty(&shard.state));
+}
+
+#[test]
+fn a_task_that_its_keeper_gives_up_goes_if_nobody_needs_it_and_else_may_be_taken_over() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (task, argument) = (task_in(0), task_in(1).output(0));
+    let given_up = || {
+        let Item::Next(plain) = next(task, 1) else { unreachable!() };
+        Item::Next(proto::NextAttempt { abandoned: true, ..plain })
+    };
+    for needed in [false, true] {
+        b.say(1, vec![edge(argument, task.output(0), false)]);
+        a.say(1, vec![submit(task, &[argument])]);
+        if needed {
+            a.say(3, vec![hold(task.output(0))]);
+        }
+        assert!(a.say(2, vec![given_up()]).is_empty() && a.has(task), "it is not for others to say");
+        assert!(a.say(1, vec![given_up(), release(task.output(0))]).len() <= 1);
+        a.settle();
+        assert_eq!(a.has(task), needed);
+        if needed {
+            assert!(matches!(a.say(3, vec![next(task, 1)])[..], [Outcome::Granted(_)]));
+            a.say(3, vec![done(task, 2, 7), release(task.output(0))]);
+            a.settle();
+        }
+        deliver(&mut a, 0, &mut b);
+        b.settle();
+        assert!(is_empty(&a.state) && is_empty(&b.state));
+    }
+}
