@@ -79,7 +79,10 @@ impl fmt::Debug for JobId {
 }
 
 /// A group of 512 consecutive submissions of one strand of one parent.
+///
+/// Aligned as its halves are: a 128-bit number alone would round an [`ObjectId`] up from 32 bytes to 48.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[repr(Rust, packed(8))]
 pub struct RunId(pub u128);
 
 impl RunId {
@@ -107,7 +110,7 @@ impl RunId {
 
 impl fmt::Debug for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "run-{:032x}", self.0)
+        write!(f, "run-{:032x}", { self.0 })
     }
 }
 
@@ -167,7 +170,7 @@ impl TaskId {
 
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}-{:03}", self.run.0, self.place)
+        write!(f, "{:032x}-{:03}", { self.run.0 }, self.place)
     }
 }
 impl fmt::Debug for TaskId {
@@ -224,6 +227,11 @@ impl fmt::Debug for ObjectId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ids_are_small() {
+        assert_eq!((size_of::<TaskId>(), size_of::<ObjectId>()), (24, 32));
+    }
 
     #[test]
     fn ids_survive_the_wire_and_reject_wrong_lengths() {

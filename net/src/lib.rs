@@ -7,7 +7,8 @@
 //!
 //! - [`seam`] — the [`Net`] and [`Listener`] traits and the boxed byte stream.
 //! - [`tcp`] — the real network.
-//! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write.
+//! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write;
+//!   [`written`] — the same, for messages that are encoded as they come.
 //! - [`faults`] — a network that can fall silent; [`calls`] — calls that go wrong, method by method.
 //! - [`auth`] — the cluster token; [`tls`] — a guarded network: TLS, token or both.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
@@ -27,5 +28,6 @@ pub mod pipe;
 pub mod seam;
 pub mod tcp;
 pub mod tls;
+pub mod written;
 
 pub use seam::{BoxFuture, Listener, Net, Stream};

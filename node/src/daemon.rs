@@ -17,6 +17,7 @@ use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId};
 use mobula_gcs::Client;
 use mobula_net::Net;
 use mobula_net::frame::Outbox;
+use mobula_net::written::Written;
 use mobula_objstore::depot::{self, File};
 use mobula_objstore::{Depot, Region};
 use mobula_proto::{
@@ -166,10 +167,12 @@ enum End {
 
 /// One driver or worker.
 pub(crate) struct Link {
-    pub outbox: Outbox<DaemonMsg>,
+    pub outbox: Written<DaemonMsg>,
     pub job: JobId,
     /// A driver's job ends with its link; a worker has the token of its start.
     pub token: Option<u64>,
+    /// Tasks of this turn that were elided, and of which it has not been told.
+    pub elided: u64,
 }
 
 /// One incarnation of the node: all of its state, and what the loop needs to perform effects.
@@ -384,6 +387,7 @@ impl Life {
                     self.perform(effect, spawner);
                 }
                 self.discard_strays();
+                self.tell_elided();
                 self.turn_store(&mut events);
                 // What is not in the store after all is news for the core; mostly there is none.
                 if events.is_empty() {

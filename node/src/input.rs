@@ -3,7 +3,7 @@
 use crate::spill::SpillError;
 use crate::transfer::Lent;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
-use mobula_net::frame::Outbox;
+use mobula_net::written::Written;
 use mobula_objstore::StoreError;
 use mobula_objstore::depot::{File, Kept};
 use mobula_objstore::table::Place;
@@ -16,9 +16,9 @@ pub enum Input {
     /// For the core alone.
     Core(Event),
     /// A driver's job is committed: its link is open.
-    DriverUp { client: ClientId, job: JobId, start: JobStart, outbox: Outbox<DaemonMsg> },
+    DriverUp { client: ClientId, job: JobId, start: JobStart, outbox: Written<DaemonMsg> },
     /// A worker said hello.
-    WorkerHello { client: ClientId, hello: Hello, outbox: Outbox<DaemonMsg>, taken: oneshot::Sender<bool> },
+    WorkerHello { client: ClientId, hello: Hello, outbox: Written<DaemonMsg>, taken: oneshot::Sender<bool> },
     /// A link spoke.
     FromClient { client: ClientId, msgs: Vec<ClientMsg> },
     /// A link closed.

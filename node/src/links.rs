@@ -6,9 +6,10 @@ use crate::packages::{Packages, runtime};
 use mobula_base::JobId;
 use mobula_gcs::Client;
 use mobula_net::Stream;
-use mobula_net::frame::{FrameReader, Outbox};
+use mobula_net::frame::FrameReader;
+use mobula_net::written::Written;
 use mobula_proto::{
-    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, JobStart, LEVEL_REFERENCES, MAGIC, ToClient, ToDaemon,
+    ClientMsg, DaemonMsg, Failure, FailureKind, Hello, JobStart, LEVEL_REFERENCES, MAGIC, ToDaemon,
     WIRE_VERSION, Welcome, client_msg, daemon_msg,
 };
 use mobula_scheduler::ClientId;
@@ -49,13 +50,13 @@ pub struct Links {
 pub async fn serve(links: Arc<Links>, client: ClientId, stream: Stream) {
     let (read, write) = tokio::io::split(stream);
     let mut reader = FrameReader::new(read);
-    let outbox: Outbox<DaemonMsg> = Outbox::default();
+    let outbox: Written<DaemonMsg> = Written::default();
     let writer = tokio::spawn({
         let outbox = outbox.clone();
-        async move { outbox.write_to(write, |msgs| ToClient { msgs }).await }
+        async move { outbox.write_to(write).await }
     });
     if let Err(failure) = greet(&links, client, &mut reader, &outbox).await {
-        outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Refused(failure)) });
+        outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Refused(failure)) });
         outbox.close();
         let _ = writer.await;
         return;
@@ -81,7 +82,7 @@ async fn greet<R: tokio::io::AsyncRead + Unpin>(
     links: &Links,
     client: ClientId,
     reader: &mut FrameReader<R>,
-    outbox: &Outbox<DaemonMsg>,
+    outbox: &Written<DaemonMsg>,
 ) -> Result<(), Failure> {
     let refuse = |text: String| Failure::new(FailureKind::FailureUnspecified, text);
     let first = tokio::time::timeout(HELLO_TIMEOUT, reader.next::<ToDaemon>()).await;
@@ -157,7 +158,7 @@ async fn driver_up(
     links: &Links,
     client: ClientId,
     hello: Hello,
-    outbox: &Outbox<DaemonMsg>,
+    outbox: &Written<DaemonMsg>,
 ) -> Result<(), Failure> {
     let refuse = |text: String| Failure::new(FailureKind::FailureUnspecified, text);
     let mut start = hello.job.ok_or_else(|| refuse("a driver's hello names its job".into()))?;
@@ -188,7 +189,7 @@ async fn driver_up(
     }
     let job = JobId(start.job);
     let welcome = Welcome { job: job.0, ..links.welcome.clone() };
-    outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
+    outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
     let up = Input::DriverUp { client, job, start, outbox: outbox.clone() };
     links.inbox.send(up).await.map_err(|_| refuse("the daemon is stopping".into()))
 }

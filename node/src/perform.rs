@@ -12,12 +12,13 @@ use crate::transfer::{self, Held, Lent, Order};
 use mobula_base::{Incarnation, JobId, ObjectId};
 use mobula_net::BoxFuture;
 use mobula_net::frame::Outbox;
+use mobula_net::written::Written;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    Cancel, ClusterView, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made, Notice, Output,
-    PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id,
-    value as wire_value,
+    Cancel, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made, Notice,
+    Output, PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes,
+    task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::Arc;
@@ -36,7 +37,7 @@ impl Life {
             Input::DriverUp { client, job, start, outbox } => {
                 let (counted, tasks) = (start.counted, start.tasks_per_worker);
                 self.jobs.insert(job, start);
-                self.open.insert(client, Link { outbox, job, token: None });
+                self.open.insert(client, Link { outbox, job, token: None, elided: 0 });
                 events.push(Event::WorkerReuse { job, tasks });
                 events.push(Event::JobStarted { job, counted });
             }
@@ -186,7 +187,7 @@ impl Life {
         &mut self,
         client: ClientId,
         hello: &Hello,
-        outbox: Outbox<DaemonMsg>,
+        outbox: Written<DaemonMsg>,
         events: &mut Vec<Event>,
     ) -> bool {
         let Some((job, _)) = self.spawned.get(&hello.worker_token) else { return false };
@@ -204,8 +205,8 @@ impl Life {
         }
         let mut welcome = self.links.welcome.clone();
         welcome.job = job.0;
-        outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
-        self.open.insert(client, Link { outbox, job, token: Some(hello.worker_token) });
+        outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
+        self.open.insert(client, Link { outbox, job, token: Some(hello.worker_token), elided: 0 });
         events.push(Event::WorkerUp { worker: client, job });
         true
     }
@@ -241,7 +242,7 @@ impl Life {
         }
     }
 
-    pub(crate) fn end_job(&mut self, job: JobId, succeeded: bool, tell: Option<Outbox<DaemonMsg>>) {
+    pub(crate) fn end_job(&mut self, job: JobId, succeeded: bool, tell: Option<Written<DaemonMsg>>) {
         for outbox in self.outgoing.values() {
             outbox.push(msg(peer_msg::Msg::JobEnded(job.0)));
         }
@@ -249,7 +250,7 @@ impl Life {
         self.tasks.spawn(async move {
             crate::control::end_job(&client, job.0, succeeded).await;
             if let Some(outbox) = tell {
-                outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::JobEnded(true)) });
+                outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::JobEnded(true)) });
             }
         });
     }
@@ -342,6 +343,17 @@ impl Life {
 
     pub(crate) fn perform(&mut self, effect: Effect, spawner: &mut dyn Spawner) {
         match effect {
+            Effect::Run { worker, spec, attempt, args, made: None, devices }
+                if args.is_empty()
+                    && devices.is_empty()
+                    && spec.args.is_empty()
+                    && !self.waits_for_args(worker) =>
+            {
+                if let Some(link) = self.open.get(&worker) {
+                    let len = terse::plain_run_len(&spec, attempt);
+                    link.outbox.push_raw(len, |out| terse::write_plain_run(&spec, attempt, out));
+                }
+            }
             Effect::Run { worker, spec, attempt, args, made, devices } => {
                 let object = |place: u32| match &spec.args.get(place as usize)?.arg {
                     Some(arg::Arg::Object(object)) => Some(Made { place, object: object.clone() }),
@@ -402,8 +414,11 @@ impl Life {
                 };
                 self.tell_ready(client, object, value);
             }
+            Effect::Committed { client, revision: 0, .. } => {
+                self.open.get_mut(&client).into_iter().for_each(|link| link.elided += 1);
+            }
             Effect::Committed { client, task, revision } => {
-                let committed = mobula_proto::Committed { task: task_bytes(task), revision };
+                let committed = Committed { task: task_bytes(task), revision, elided: 0 };
                 self.tell(client, daemon_msg::Msg::Committed(committed));
             }
             Effect::Held { object } => self.tell_home(Copied::Held(object)),
@@ -450,9 +465,18 @@ impl Life {
         }
     }
 
+    /// Tells clients how many of their tasks have come and gone in this turn before their records were sent (R4).
+    pub(crate) fn tell_elided(&mut self) {
+        for link in self.open.values_mut().filter(|link| link.elided > 0) {
+            let elided = std::mem::take(&mut link.elided);
+            let committed = Committed { elided, ..Committed::default() };
+            link.outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Committed(committed)) });
+        }
+    }
+
     pub(crate) fn tell(&self, client: ClientId, msg: daemon_msg::Msg) {
         if let Some(link) = self.open.get(&client) {
-            link.outbox.push(DaemonMsg { msg: Some(msg) });
+            link.outbox.push(&DaemonMsg { msg: Some(msg) });
         }
     }
 
@@ -534,7 +558,7 @@ impl Life {
 
     fn notice_drivers(&self, job: Option<JobId>, notice: &Notice) {
         for link in self.open.values().filter(|l| l.token.is_none() && job.is_none_or(|j| j == l.job)) {
-            link.outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::Notice(notice.clone())) });
+            link.outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Notice(notice.clone())) });
         }
     }
 

@@ -11,8 +11,8 @@ use mobula_objstore::spill_file::FileId;
 use mobula_objstore::table::{Creator, Place};
 use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    Created, Failure, FailureKind, ObjectReady, Output, Recall, RunTask, Shared, arg, daemon_msg,
-    object_bytes, object_id, task_id, value as wire_value,
+    Created, Failure, FailureKind, Output, Recall, RunTask, Shared, arg, daemon_msg, object_bytes, object_id,
+    task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -117,6 +117,11 @@ impl Life {
             None if order.objects.is_empty() => self.give_now(worker, order, &[]),
             None => self.wait_for_args(worker, VecDeque::from([order])),
         }
+    }
+
+    /// Whether what a worker is given waits behind something whose arguments are brought into memory.
+    pub(crate) fn waits_for_args(&self, worker: ClientId) -> bool {
+        self.waiting.orders.contains_key(&worker)
     }
 
     fn wait_for_args(&mut self, worker: ClientId, orders: VecDeque<Order>) {
@@ -329,8 +334,9 @@ impl Life {
     }
 
     pub(crate) fn tell_ready(&self, client: ClientId, object: ObjectId, value: mobula_proto::Value) {
-        let ready = ObjectReady { object: object_bytes(object), value: Some(value) };
-        self.tell(client, daemon_msg::Msg::Ready(ready));
+        if let Some(link) = self.open.get(&client) {
+            link.outbox.push_raw(terse::ready_len(&value), |out| terse::write_ready(object, &value, out));
+        }
     }
 
     /// What a client is told of a value that is here: where it lies in memory, or, if it lies in a file,

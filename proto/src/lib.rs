@@ -8,6 +8,8 @@ pub mod v1 {
     include!(concat!(env!("OUT_DIR"), "/mobula.v1.rs"));
 }
 
+pub mod terse;
+
 pub use v1::*;
 
 use bytes::Bytes;

@@ -63,7 +63,7 @@ impl Core {
     pub fn why_waiting(&self, limit: usize) -> Vec<String> {
         // Those whose records hold up whatever comes after them come first.
         let place = |kept: &Kept| match &kept.record {
-            Record::Waits { ticket, .. } => (ticket.number, ticket.shard),
+            Record::Waits(waits) => (waits.ticket.number, waits.ticket.shard),
             Record::Queued(_) | Record::Sent => (u64::MAX, ShardId(0)),
         };
         let mut kept: Vec<TaskId> = self.kept.keys().copied().collect();

@@ -20,6 +20,7 @@ use mobula_proto::TaskSpec;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
+use thin_vec::ThinVec;
 
 /// How long records linger, unless somebody says otherwise.
 pub const LINGER: Duration = Duration::from_millis(100);
@@ -59,9 +60,9 @@ pub(crate) struct Kept {
     /// What an earlier attempt came to, as recorded (G3).
     pub recorded: Option<mobula_proto::Output>,
     /// Objects whose references lie inside what it made.
-    pub contains: Vec<ObjectId>,
+    pub contains: ThinVec<ObjectId>,
     /// Objects that it names, each once.
-    pub names: Vec<Named>,
+    pub names: ThinVec<Named>,
     pub record: Record,
     /// Its done-record, once that is queued.
     pub done: Option<Ticket>,
@@ -86,12 +87,22 @@ pub(crate) enum Early {
 /// Where the lineage record of a kept task is.
 #[derive(Debug)]
 pub(crate) enum Record {
-    /// Its edges come first (R6); then this, the record in front. The ticket is the record's.
-    Waits { ticket: Ticket, edges: Vec<Ticket>, then: Vec<Later> },
+    /// Its edges come first (R6).
+    Waits(Box<Waits>),
     /// In its stream.
     Queued(Ticket),
     /// On its way, or committed.
     Sent,
+}
+
+/// A record that waits for its edges.
+#[derive(Debug)]
+pub(crate) struct Waits {
+    /// The record's.
+    pub ticket: Ticket,
+    pub edges: Vec<Ticket>,
+    /// What follows from it, the record in front.
+    pub then: Vec<Later>,
 }
 
 /// Where a kept task stands.

@@ -3,7 +3,7 @@
 //! A record waits for its edges that lie in other shards (R6). What follows from it waits behind it. A task
 //! that has come and gone on this node before its record was sent is *elided*: nobody will ask for it.
 
-use crate::core::{Core, KeptState, Record};
+use crate::core::{Core, KeptState, Record, Waits};
 use crate::stream::{About, Content, Ticket};
 use crate::submit::named_objects;
 use crate::types::Effect;
@@ -28,15 +28,15 @@ impl Core {
         }
         let ticket = self.streams.reserve(task.run.slot());
         self.awaiting_edges.insert(task);
-        (Record::Waits { ticket, edges, then: vec![later] }, ticket)
+        (Record::Waits(Box::new(Waits { ticket, edges, then: vec![later] })), ticket)
     }
 
     /// Queues an item about a task behind its record.
     pub(crate) fn push_behind(&mut self, task: TaskId, later: Later) -> Option<Ticket> {
         if let Some(kept) = self.kept.get_mut(&task)
-            && let Record::Waits { then, .. } = &mut kept.record
+            && let Record::Waits(waits) = &mut kept.record
         {
-            then.push(later);
+            waits.then.push(later);
             return None;
         }
         Some(self.streams.push(later.item, later.bytes, later.about))
@@ -47,12 +47,12 @@ impl Core {
         let waiting: Vec<TaskId> = self.awaiting_edges.iter().copied().collect();
         for task in waiting {
             let Some(kept) = self.kept.get_mut(&task) else { continue };
-            let Record::Waits { ticket, edges, then } = &mut kept.record else { continue };
-            edges.retain(|edge| !self.streams.is_committed(*edge));
-            if !edges.is_empty() {
+            let Record::Waits(waits) = &mut kept.record else { continue };
+            waits.edges.retain(|edge| !self.streams.is_committed(*edge));
+            if !waits.edges.is_empty() {
                 continue;
             }
-            let (ticket, then) = (*ticket, std::mem::take(then));
+            let (ticket, then) = (waits.ticket, std::mem::take(&mut waits.then));
             kept.record = Record::Sent;
             self.awaiting_edges.remove(&task);
             let mut items = then.into_iter();
@@ -108,7 +108,7 @@ impl Core {
             return false;
         }
         match (&kept.record, kept.done) {
-            (Record::Waits { .. }, None) => {}
+            (Record::Waits(_), None) => {}
             (Record::Queued(record), Some(done))
                 if self.streams.is_queued(*record) && self.streams.is_queued(done) =>
             {

@@ -161,27 +161,26 @@ impl Core {
                 }
             }
         }
+        if missing == 0 {
+            return self.queue_run(task, attempt, class);
+        }
         let Some(run) = self.runs.get_mut(&task) else { return };
         run.missing = missing;
-        if missing == 0 {
-            self.queue_run(task);
-        } else {
-            self.arriving.insert(task);
-        }
+        self.arriving.insert(task);
     }
 
     pub(crate) fn arg_here(&mut self, task: TaskId) {
         let Some(run) = self.runs.get_mut(&task) else { return };
         run.missing = run.missing.saturating_sub(1);
         if run.missing == 0 {
+            let (attempt, class) = (run.attempt, run.class);
             self.arriving.remove(&task);
-            self.queue_run(task);
+            self.queue_run(task, attempt, class);
         }
     }
 
-    fn queue_run(&mut self, task: TaskId) {
-        let Some(run) = self.runs.get(&task) else { return };
-        let (urgent, class) = (run.attempt > 1, run.class);
+    fn queue_run(&mut self, task: TaskId, attempt: u32, class: usize) {
+        let urgent = attempt > 1;
         let class = &mut self.classes[class];
         if urgent { class.runs_urgent.push_back(task) } else { class.runs.push_back(task) }
     }

@@ -24,7 +24,7 @@ impl Core {
     /// The task that can stand behind `made` in the line of a worker, and its other arguments.
     fn follower(&self, worker: ClientId, made: TaskId) -> Option<(TaskId, Vec<Value>)> {
         let id = made.output(0);
-        let object = self.objects.get(&id).filter(|object| object.state == State::Pending)?;
+        let object = self.objects.get(&id).filter(|object| matches!(object.state, State::Pending))?;
         // Of several, others run at the same time.
         if !object.runs_waiting.is_empty() {
             return None;

@@ -6,14 +6,14 @@ use std::collections::VecDeque;
 #[derive(Debug)]
 pub(crate) struct Line<T> {
     entries: VecDeque<Option<T>>,
-    /// Place of the first entry.
+    /// Place of the first entry; they are counted from 1.
     first: u64,
     len: usize,
 }
 
 impl<T> Default for Line<T> {
     fn default() -> Self {
-        Line { entries: VecDeque::new(), first: 0, len: 0 }
+        Line { entries: VecDeque::new(), first: 1, len: 0 }
     }
 }
 

@@ -8,6 +8,8 @@ use std::ops::Index;
 
 /// Entries of a [`RunMap`] that are allocated together.
 const CHUNK: usize = 256;
+/// Stands for no run's places.
+const NO_RUN: u32 = u32::MAX;
 
 /// What a [`RunMap`] is keyed by.
 pub(crate) trait Key: Copy + Ord + Hash {
@@ -36,8 +38,8 @@ pub(crate) struct RunMap<K, V> {
     runs: IdMap<RunId, u32>,
     places: Vec<Places>,
     free_places: Vec<u32>,
-    /// The run that was looked up last: mostly it is the next one, too.
-    last: Cell<Option<(RunId, u32)>>,
+    /// The run that was looked up last, and which places it has: mostly it is the next one, too.
+    last: Cell<(RunId, u32)>,
     chunks: Vec<Vec<Option<(K, V)>>>,
     free: Vec<u32>,
     others: IdMap<K, V>,
@@ -56,7 +58,7 @@ impl<K, V> Default for RunMap<K, V> {
             runs: IdMap::default(),
             places: Vec::new(),
             free_places: Vec::new(),
-            last: Cell::new(None),
+            last: Cell::new((RunId::default(), NO_RUN)),
             chunks: Vec::new(),
             free: Vec::new(),
             others: IdMap::default(),
@@ -66,14 +68,19 @@ impl<K, V> Default for RunMap<K, V> {
 
 impl<K: Key, V> RunMap<K, V> {
     /// Which places are a run's.
+    #[inline]
     fn run(&self, run: RunId) -> Option<usize> {
-        if let Some((last, number)) = self.last.get()
-            && last == run
-        {
+        let (last, number) = self.last.get();
+        if last == run && number != NO_RUN {
             return Some(number as usize);
         }
+        self.run_anew(run)
+    }
+
+    #[inline(never)]
+    fn run_anew(&self, run: RunId) -> Option<usize> {
         let number = *self.runs.get(&run)?;
-        self.last.set(Some((run, number)));
+        self.last.set((run, number));
         Some(number as usize)
     }
 
@@ -85,6 +92,7 @@ impl<K: Key, V> RunMap<K, V> {
     }
 
     /// The value of a key.
+    #[inline]
     pub fn get(&self, key: &K) -> Option<&V> {
         let Some((run, place)) = key.place() else { return self.others.get(key) };
         let at = self.at(run, place)?;
@@ -92,6 +100,7 @@ impl<K: Key, V> RunMap<K, V> {
     }
 
     /// The value of a key, to be changed.
+    #[inline]
     pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
         let Some((run, place)) = key.place() else { return self.others.get_mut(key) };
         let at = self.at(run, place)?;
@@ -99,6 +108,7 @@ impl<K: Key, V> RunMap<K, V> {
     }
 
     /// Whether there is one.
+    #[inline]
     pub fn contains_key(&self, key: &K) -> bool {
         match key.place() {
             Some((run, place)) => self.at(run, place).is_some(),
@@ -165,7 +175,7 @@ impl<K: Key, V> RunMap<K, V> {
 
     fn remove_run(&mut self, run: RunId) {
         let Some(number) = self.runs.remove(&run) else { return };
-        self.last.set(None);
+        self.last.set((run, NO_RUN));
         self.places[number as usize] = Places::default();
         self.free_places.push(number);
         if self.runs.is_empty() {

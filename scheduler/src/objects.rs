@@ -4,10 +4,11 @@ use crate::core::Core;
 use crate::recovery::Timer;
 use crate::refs::{Home, Refs};
 use crate::stream::About;
-use crate::types::{ClientId, Effect, FetchError, Ready, Value};
+use crate::types::{ClientId, Clients, Effect, FetchError, Ready, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, Output, SmallPut, StreamItem, object_bytes, stream_item};
 use std::time::Duration;
+use thin_vec::ThinVec;
 
 /// Transfers under way at once.
 pub const FETCHES_MAX: usize = 8;
@@ -28,7 +29,19 @@ pub(crate) enum State {
     /// This node holds it.
     Here(Value),
     /// It will never exist.
-    Failed(Failure),
+    Failed(Box<Failure>),
+}
+
+impl State {
+    /// What is told to those who wait, if there is anything to tell.
+    fn ready(&self) -> Option<Ready> {
+        match self {
+            State::Here(value) => Some(Ready::Here(value.clone())),
+            State::Elsewhere { output, .. } => Some(Ready::Elsewhere(*output)),
+            State::Failed(failure) => Some(Ready::Failed((**failure).clone())),
+            State::Unknown | State::Locating | State::Pending => None,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -36,13 +49,13 @@ pub(crate) struct Object {
     pub job: JobId,
     pub state: State,
     /// Kept tasks that take it as argument and wait until it exists.
-    pub tasks_waiting: Vec<TaskId>,
+    pub tasks_waiting: ThinVec<TaskId>,
     /// Runs of this node that need its bytes.
-    pub runs_waiting: Vec<TaskId>,
+    pub runs_waiting: ThinVec<TaskId>,
     /// Clients that want to know that it exists.
-    pub subscribers: Vec<ClientId>,
+    pub subscribers: Clients,
     /// Clients that want its bytes.
-    pub getters: Vec<ClientId>,
+    pub getters: Clients,
     /// Bring a copy here although nobody asked.
     pub replica: bool,
     pub refs: Refs,
@@ -62,10 +75,10 @@ impl Core {
         self.objects.get_or_insert_with(id, || Object {
             job,
             state: State::Unknown,
-            tasks_waiting: Vec::new(),
-            runs_waiting: Vec::new(),
-            subscribers: Vec::new(),
-            getters: Vec::new(),
+            tasks_waiting: ThinVec::new(),
+            runs_waiting: ThinVec::new(),
+            subscribers: Clients::new(),
+            getters: Clients::new(),
             replica: false,
             refs: Refs::default(),
         })
@@ -110,22 +123,13 @@ impl Core {
         held
     }
 
-    fn ready_of(&self, id: ObjectId) -> Option<Ready> {
-        match &self.objects.get(&id)?.state {
-            State::Here(value) => Some(Ready::Here(value.clone())),
-            State::Elsewhere { output, .. } => Some(Ready::Elsewhere(*output)),
-            State::Failed(failure) => Some(Ready::Failed(failure.clone())),
-            State::Unknown | State::Locating | State::Pending => None,
-        }
-    }
-
     /// Tells `client` when the object exists, at once if it does.
     pub(crate) fn subscribe(&mut self, client: ClientId, id: ObjectId, job: JobId) {
-        self.object(id, job);
-        match self.ready_of(id) {
+        let object = self.object(id, job);
+        match object.state.ready() {
             Some(ready) => self.effects.push(Effect::Ready { client, object: id, ready }),
             None => {
-                self.object(id, job).subscribers.push(client);
+                object.subscribers.push(client);
                 self.locate_if_unknown(id);
             }
         }
@@ -149,7 +153,7 @@ impl Core {
                         self.effects.push(Effect::Ready {
                             client,
                             object: id,
-                            ready: Ready::Failed(failure),
+                            ready: Ready::Failed(*failure),
                         });
                     }
                     State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. } => {
@@ -266,9 +270,11 @@ impl Core {
 
     /// The object exists (or failed): tells everyone who waited.
     pub(crate) fn announce(&mut self, id: ObjectId) {
-        let Some(ready) = self.ready_of(id) else { return };
-        self.to_tidy.push_back(id);
         let Some(object) = self.objects.get_mut(&id) else { return };
+        let Some(ready) = object.state.ready() else { return };
+        if self.to_tidy.back() != Some(&id) {
+            self.to_tidy.push_back(id);
+        }
         let subscribers = std::mem::take(&mut object.subscribers);
         for client in subscribers.iter().copied() {
             self.effects.push(Effect::Ready { client, object: id, ready: ready.clone() });
@@ -280,7 +286,7 @@ impl Core {
         let (runs, getters) = if here {
             (std::mem::take(&mut object.runs_waiting), std::mem::take(&mut object.getters))
         } else {
-            (Vec::new(), Vec::new())
+            (ThinVec::new(), Clients::new())
         };
         let wanted_here = object.wanted_here();
         if wanted_here {
@@ -413,7 +419,7 @@ impl Core {
             let item = StreamItem { item: Some(stream_item::Item::Put(put)) };
             let ticket = self.streams.push(item, bytes, About::Put(id));
             let refs = &mut self.object(id, job).refs;
-            (refs.home, refs.put) = (Home::Held, (simple && !large).then_some(ticket));
+            (refs.home, refs.put) = (Home::Held, (simple && !large).then(|| Box::new(ticket)));
         }
         if large {
             self.effects.push(Effect::Held { object: id });

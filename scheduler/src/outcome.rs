@@ -4,7 +4,7 @@ use crate::cancel::wants_retry;
 use crate::core::{Core, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
-use crate::stream::{About, Ticket};
+use crate::stream::{About, Content, Made, Ticket};
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
@@ -124,10 +124,10 @@ impl Core {
         let job = JobId(kept.spec.job);
         let bytes = result.as_ref().map(|(output, _)| output.size).unwrap_or(0);
         kept.result = result.as_ref().ok().copied();
-        kept.contains = contains;
+        kept.contains = contains.into();
         kept.failure = result.as_ref().err().cloned().map(Box::new);
         if let Err(failure) = &result {
-            self.make_known(task.output(0), job, State::Failed(failure.clone()));
+            self.make_known(task.output(0), job, State::Failed(failure.clone().into()));
         }
         if !durable {
             self.set_kept_state(task, KeptState::Undurable(executor));
@@ -155,27 +155,51 @@ impl Core {
         executor: Incarnation,
         result: Result<(Output, bool), Failure>,
     ) {
-        let me = self.config.incarnation;
-        let mut done = Done { task: task_bytes(task), attempt, executor: executor.0, ..Done::default() };
-        match result {
-            Ok((output, inline)) => {
-                done.outputs = vec![output];
-                if inline && executor != me {
-                    done.holders = vec![me.0];
-                }
-            }
-            Err(failure) => done.failure = Some(failure),
-        }
-        if let Some(kept) = self.kept.get(&task) {
-            done.contains = kept.contains.iter().copied().map(object_bytes).collect();
-        }
-        let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
-        let bytes = prost::Message::encoded_len(&item);
-        let ticket = self.push_behind(task, Later { item: item.into(), bytes, about: About::Done(task) });
+        let later = self.done_record(task, attempt, executor, result);
+        let ticket = self.push_behind(task, later);
         if let Some(kept) = self.kept.get_mut(&task) {
             (kept.done, kept.state) = (ticket, KeptState::Finishing);
         }
         self.to_tidy.push_back(task.output(0));
+    }
+
+    fn done_record(
+        &self,
+        task: TaskId,
+        attempt: u32,
+        executor: Incarnation,
+        result: Result<(Output, bool), Failure>,
+    ) -> Later {
+        let about = About::Done(task);
+        let me = self.config.incarnation;
+        let contains = self.kept.get(&task).map_or(&[][..], |kept| &kept.contains);
+        let holder = |inline: bool| if inline && executor != me { me } else { Incarnation(0) };
+        match result {
+            Ok((output, inline)) if contains.is_empty() => {
+                let made = Made { attempt, executor, output, holder: holder(inline) };
+                Later { item: Content::Made(made), bytes: Made::BYTES, about }
+            }
+            result => {
+                let contains = contains.iter().copied().map(object_bytes).collect();
+                let mut done = Done {
+                    task: task_bytes(task),
+                    attempt,
+                    executor: executor.0,
+                    contains,
+                    ..Done::default()
+                };
+                match result {
+                    Ok((output, inline)) => {
+                        done.outputs = vec![output];
+                        done.holders = Some(holder(inline).0).filter(|node| *node != 0).into_iter().collect();
+                    }
+                    Err(failure) => done.failure = Some(failure),
+                }
+                let item = StreamItem { item: Some(stream_item::Item::Done(done)) };
+                let bytes = prost::Message::encoded_len(&item);
+                Later { item: item.into(), bytes, about }
+            }
+        }
     }
 
     /// Everything the task submitted is committed: its done-record may go.
@@ -200,7 +224,7 @@ impl Core {
         let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.result = None;
         kept.failure = failure.map(Box::new);
-        kept.contains = contains;
+        kept.contains = contains.into();
         if durable || kept.contains.is_empty() {
             self.propose_next(task, attempt, true);
         } else {

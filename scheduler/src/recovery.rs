@@ -21,6 +21,7 @@ use mobula_proto::{
 };
 use std::collections::BTreeSet;
 use std::time::Duration;
+use thin_vec::ThinVec;
 
 /// Objects in one question to a shard at most.
 const LOCATE_MAX: usize = 1024;
@@ -127,7 +128,7 @@ impl Core {
                 true
             }
             Some(located::Answer::Failed(failure)) => {
-                self.set_object_state(id, State::Failed(failure));
+                self.set_object_state(id, State::Failed(failure.into()));
                 self.announce(id);
                 true
             }
@@ -239,7 +240,7 @@ impl Core {
                 let inline = matches!(value, Value::Inline(_));
                 self.send_done(task, attempt, me, Ok((value.output(self.config.crc), inline)));
             }
-            Some(State::Failed(failure)) => self.send_done(task, attempt, me, Err(failure)),
+            Some(State::Failed(failure)) => self.send_done(task, attempt, me, Err(*failure)),
             Some(State::Unknown | State::Locating | State::Pending | State::Elsewhere { .. }) | None => {
                 self.propose_next(task, attempt, false);
             }
@@ -376,7 +377,7 @@ impl Core {
             self.forget_place(other);
         }
         if let Some(job) = job {
-            self.make_known(id, job, State::Failed(failure));
+            self.make_known(id, job, State::Failed(failure.into()));
             self.announce(id);
         }
     }
@@ -421,11 +422,11 @@ impl Core {
         let recorded = view.outputs.first().copied();
         let (client, names) = match self.kept.remove(&task) {
             Some(old) => {
-                if let Record::Waits { ticket, .. } = old.record
+                if let Record::Waits(waits) = old.record
                     && !mutant!("W10")
                 {
                     // A replayed parent submitted it again meanwhile: its record is there.
-                    self.streams.give_up(ticket);
+                    self.streams.give_up(waits.ticket);
                     self.awaiting_edges.remove(&task);
                     self.recheck = true;
                     // It would have told of the hold.
@@ -435,7 +436,7 @@ impl Core {
                 }
                 (old.client, old.names)
             }
-            None => (None, self.hold_for(&spec)),
+            None => (None, self.hold_for(&spec).into()),
         };
         self.object(task.output(0), job);
         if !matches!(self.objects[&task.output(0)].state, State::Here(_)) {
@@ -449,7 +450,7 @@ impl Core {
             result: None,
             failure: None,
             recorded,
-            contains: Vec::new(),
+            contains: ThinVec::new(),
             names,
             record: Record::Sent,
             done: None,
@@ -490,7 +491,7 @@ impl Core {
             match &failure {
                 Some(failure) => {
                     if let Some(job) = self.objects.get(&id).map(|o| o.job) {
-                        self.make_known(id, job, State::Failed(failure.clone()));
+                        self.make_known(id, job, State::Failed(failure.clone().into()));
                         self.announce(id);
                     }
                 }

@@ -9,7 +9,7 @@ use crate::core::{Core, Kept, KeptState, Record};
 use crate::objects::State;
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
-use crate::types::{ClientId, Effect, Value};
+use crate::types::{ClientId, Clients, Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{Name, Release, StreamItem, TaskSpec, Unname, object_bytes, stream_item};
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ pub(crate) enum Home {
 #[derive(Debug, Default)]
 pub(crate) struct Refs {
     /// Clients whose programs refer to it.
-    clients: Vec<ClientId>,
+    clients: Clients,
     /// Kept tasks that name it.
     named: u32,
     /// Runs of this node that use its value.
@@ -53,7 +53,7 @@ pub(crate) struct Refs {
     /// This node made it for another one, and no references lie inside.
     pub plain: bool,
     /// The record of a driver's put, while it may wait in its stream.
-    pub put: Option<Ticket>,
+    pub put: Option<Box<Ticket>>,
     /// The node that it was brought from, and that has it as far as is known; of what was brought as a second
     /// copy on purpose, nobody.
     pub brought_from: Option<Incarnation>,
@@ -260,9 +260,9 @@ impl Core {
     pub(crate) fn take_kept(&mut self, task: TaskId) -> Option<Kept> {
         let mut kept = self.kept.remove(&task)?;
         self.cancelled.remove(&task);
-        if let Record::Waits { ticket, .. } = &kept.record {
+        if let Record::Waits(waits) = &kept.record {
             // It was never sent, and will not be.
-            self.streams.give_up(*ticket);
+            self.streams.give_up(waits.ticket);
             self.awaiting_edges.remove(&task);
             self.recheck = true;
             self.unname(task, &kept.names);
@@ -342,7 +342,7 @@ impl Core {
         let Some(object) = self.objects.get_mut(&id) else { return };
         let refs = &mut object.refs;
         if let Some(ticket) = refs.put.take().filter(|_| !refs.left)
-            && self.streams.withdraw(ticket)
+            && self.streams.withdraw(*ticket)
         {
             self.recheck = true;
             return self.forget(id);

@@ -12,8 +12,9 @@
 
 use crate::line::Line;
 use mobula_base::{Incarnation, Instant, ObjectId, ShardId, TaskId, mutant};
-use mobula_proto::{StreamBatch, StreamItem, TaskSpec, object_id, stream_item};
+use mobula_proto::{Done, Output, StreamBatch, StreamItem, TaskSpec, object_id, stream_item, task_bytes};
 use std::collections::BTreeSet;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
 /// Items in a batch at most.
@@ -45,14 +46,19 @@ pub enum About {
 }
 
 impl About {
-    /// The slot that it lies in.
-    pub fn slot(self) -> u32 {
+    /// The task that it is about, or whose object it is about.
+    pub fn task(self) -> TaskId {
         match self {
-            About::Submit(task) | About::Done(task) | About::Next(task) => task.run.slot(),
+            About::Submit(task) | About::Done(task) | About::Next(task) => task,
             About::Put(object) | About::Name(object) | About::Unname(object) | About::Release(object) => {
-                object.task.run.slot()
+                object.task
             }
         }
+    }
+
+    /// The slot that it lies in.
+    pub fn slot(self) -> u32 {
+        self.task().run.slot()
     }
 }
 
@@ -64,7 +70,7 @@ pub struct Ticket {
     /// Counted from 1 for each shard.
     pub number: u64,
     /// Where in that shard's line it was put, if it was.
-    pub place: Option<u64>,
+    pub place: Option<NonZeroU64>,
 }
 
 /// What an item says.
@@ -72,8 +78,38 @@ pub struct Ticket {
 pub(crate) enum Content {
     /// A lineage record, whose specification others have, too.
     Record(Arc<TaskSpec>),
+    /// The done-record of a task that made a value with no references inside: most are withdrawn again, and
+    /// never written.
+    Made(Made),
     /// Anything else.
     Item(Box<StreamItem>),
+}
+
+/// What a plain done-record says of its task.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Made {
+    pub attempt: u32,
+    pub executor: Incarnation,
+    pub output: Output,
+    /// The node that has the value, too, if it did not make it; or nobody.
+    pub holder: Incarnation,
+}
+
+impl Made {
+    /// Bytes of such a record, at most.
+    pub const BYTES: usize = 80;
+
+    fn of(self, task: TaskId) -> StreamItem {
+        let done = Done {
+            task: task_bytes(task),
+            attempt: self.attempt,
+            executor: self.executor.0,
+            outputs: vec![self.output],
+            holders: Some(self.holder.0).filter(|node| *node != 0).into_iter().collect(),
+            ..Done::default()
+        };
+        StreamItem { item: Some(stream_item::Item::Done(done)) }
+    }
 }
 
 impl Content {
@@ -84,11 +120,12 @@ impl Content {
         object_id(&name.by).ok()
     }
 
-    fn into_item(self) -> StreamItem {
+    fn into_item(self, about: About) -> StreamItem {
         match self {
             Content::Record(spec) => {
                 StreamItem { item: Some(stream_item::Item::Submit(Arc::unwrap_or_clone(spec))) }
             }
+            Content::Made(made) => made.of(about.task()),
             Content::Item(item) => *item,
         }
     }
@@ -180,7 +217,7 @@ impl Stream {
     ) -> Ticket {
         self.given += 1;
         self.own += 1;
-        let ticket = Ticket { shard, number: self.given, place: Some(self.line.next()) };
+        let ticket = Ticket { shard, number: self.given, place: NonZeroU64::new(self.line.next()) };
         self.push(Queued { item, bytes, waits: Waits { about, ticket, strays: false }, due });
         ticket
     }
@@ -272,7 +309,7 @@ impl Stream {
 
     /// Whether the item with this ticket of this shard waits here, so that it could be withdrawn.
     pub(crate) fn is_queued(&self, ticket: Ticket) -> bool {
-        let queued = ticket.place.and_then(|place| self.line.get(place));
+        let queued = ticket.place.and_then(|place| self.line.get(place.get()));
         queued.is_some_and(|queued| !queued.waits.strays && queued.waits.ticket == ticket)
     }
 
@@ -281,7 +318,7 @@ impl Stream {
         if !self.is_queued(ticket) {
             return false;
         }
-        if let Some(queued) = ticket.place.and_then(|place| self.line.take(place)) {
+        if let Some(queued) = ticket.place.and_then(|place| self.line.take(place.get())) {
             self.bytes -= queued.bytes;
             self.own -= 1;
         }
@@ -310,7 +347,7 @@ impl Stream {
         }
         let mut items = Vec::with_capacity(ranks.iter().map(Vec::len).sum());
         for queued in ranks.into_iter().flatten() {
-            items.push(queued.item.into_item());
+            items.push(queued.item.into_item(queued.waits.about));
             self.in_flight.push(queued.waits);
         }
         Some(StreamBatch { incarnation: incarnation.0, first_seq: self.acked + 1, items })

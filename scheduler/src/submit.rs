@@ -5,12 +5,13 @@ use crate::elide::Later;
 use crate::objects::State;
 use crate::refs::Home;
 use crate::stream::About;
-use crate::types::{ClientId, Effect, Ready};
+use crate::types::{ClientId, Effect, Ready, Value};
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
 use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, TaskSpec, arg, object_id, task_id};
 use std::sync::Arc;
+use thin_vec::ThinVec;
 
 /// Links of a chain of causes that are kept: the nearest and those next to the root.
 const CAUSES_MAX: usize = 8;
@@ -80,19 +81,25 @@ impl Core {
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }
+        self.expect(client, output, job, spec.replay);
+        self.keep(client, task, spec);
+    }
+
+    /// Notes that a task will make this, and that its submitter refers to it and wants to know when it is there.
+    fn expect(&mut self, client: ClientId, output: ObjectId, job: JobId, replay: bool) {
+        self.refer(client, output, job);
+        let object = self.object(output, job);
+        object.refs.home = Home::Held;
         // What an earlier attempt's child made and lies here is good for a replay, whether the shard knows the
         // record (then it is recorded) or not (then it will be).
-        let made = spec.replay && matches!(self.object(output, job).state, State::Here(_));
-        if !made {
-            self.discard(output);
-            let object = self.object(output, job);
-            object.state = State::Pending;
-            object.refs.origin = true;
+        if replay && matches!(object.state, State::Here(_)) {
+            return self.subscribe(client, output, job);
         }
-        self.object(output, job).refs.home = Home::Held;
-        self.refer(client, output, job);
-        self.subscribe(client, output, job);
-        self.keep(client, task, spec);
+        object.refs.origin = true;
+        object.subscribers.push(client);
+        if let State::Here(Value::Shared { .. }) = std::mem::replace(&mut object.state, State::Pending) {
+            self.effects.push(Effect::Discard { object: output });
+        }
     }
 
     /// Whether a task that is submitted is one that this node keeps, or has submitted and holds: that is
@@ -149,8 +156,8 @@ impl Core {
             result: None,
             failure: None,
             recorded: None,
-            contains: Vec::new(),
-            names,
+            contains: ThinVec::new(),
+            names: names.into(),
             record,
             done: None,
             shared: false,

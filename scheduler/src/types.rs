@@ -7,10 +7,14 @@ use mobula_proto::{
     Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, StreamItem,
     TaskSpec,
 };
+use smallvec::SmallVec;
 use std::sync::Arc;
 
 /// A local link of the daemon: one driver or one worker. Never reused.
 pub type ClientId = u64;
+
+/// Clients that have to do with an object: mostly one.
+pub(crate) type Clients = SmallVec<[ClientId; 2]>;
 
 /// A value in this node's memory.
 #[derive(Clone, Debug, PartialEq, Eq)]

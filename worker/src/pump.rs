@@ -3,8 +3,8 @@
 use crate::args::ArgBytes;
 use crate::client::{Client, Notice, State, failed, told_to_stop};
 use mobula_proto::{
-    DaemonMsg, Failure, FailureKind, NotBegun, RunTask, Stop, TaskResult, ToClient, Value, client_msg,
-    daemon_msg, object_id, task_id, value as wire_value,
+    Committed, DaemonMsg, Failure, FailureKind, NotBegun, RunTask, Stop, TaskResult, ToClient, Value,
+    client_msg, daemon_msg, object_id, task_id, value as wire_value,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -145,16 +145,16 @@ impl Client {
                     state.created.insert(id, created);
                 }
             }
+            daemon_msg::Msg::Committed(Committed { elided, .. }) if elided > 0 => {
+                self.shell.committed.fetch_add(elided, Ordering::Relaxed);
+            }
             daemon_msg::Msg::Committed(committed) => {
                 if let Ok(id) = task_id(&committed.task) {
                     self.shell.committed.fetch_add(1, Ordering::Relaxed);
-                    // Revision 0: elided (R4).
-                    if committed.revision > 0 {
-                        if state.committed.len() == COMMITTED_MAX {
-                            state.committed.pop_front();
-                        }
-                        state.committed.push_back((id, committed.revision));
+                    if state.committed.len() == COMMITTED_MAX {
+                        state.committed.pop_front();
                     }
+                    state.committed.push_back((id, committed.revision));
                 }
             }
             daemon_msg::Msg::Notice(n) => {
