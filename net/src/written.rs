@@ -1,14 +1,14 @@
 //! Messages that wait for one connection's writer, written the moment they are pushed.
 //!
-//! Where an [`Outbox`](crate::frame::Outbox) keeps messages that may still be merged, a [`Written`] keeps their
-//! bytes: a message is encoded once, while it is at hand, and takes as much memory as it takes on the wire.
+//! Where an [`Outbox`](crate::frame::Outbox) keeps messages, a [`Written`] keeps their bytes: a message is encoded
+//! once, while it is at hand, and takes as much memory as it takes on the wire. Only the last one may wait as it
+//! is, so that more can be added to it.
 
 use crate::frame::{BATCH_BYTES_MAX, BATCH_MAX};
 use bytes::{BufMut, BytesMut};
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint};
 use std::io;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, MutexGuard};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::sync::Notify;
@@ -20,17 +20,46 @@ const BUFFER_KEPT_MAX: usize = 1 << 20;
 /// Bytes of a frame's length.
 const PREFIX: usize = 4;
 
-#[derive(Default)]
-struct Frames {
+struct Frames<T> {
     bytes: BytesMut,
     /// Where the last frame begins, while another message may be added to it.
     open: Option<usize>,
     /// Messages in that frame.
     count: usize,
+    /// What comes after all of that, and may still be added to.
+    last: Option<T>,
     closed: bool,
 }
 
-impl Frames {
+impl<T> Default for Frames<T> {
+    fn default() -> Self {
+        Frames { bytes: BytesMut::new(), open: None, count: 0, last: None, closed: false }
+    }
+}
+
+impl<T: Message> Frames<T> {
+    fn is_empty(&self) -> bool {
+        self.bytes.is_empty() && self.last.is_none()
+    }
+
+    fn add_message(&mut self, message: &T) {
+        self.add(message.encoded_len(), |out| message.encode(out).expect("BytesMut grows"));
+    }
+
+    /// Nothing more is added to the last message.
+    fn settle(&mut self) {
+        if let Some(last) = self.last.take() {
+            self.add_message(&last);
+        }
+    }
+
+    /// Takes all frames, and leaves `empty` in their place.
+    fn take(&mut self, empty: &mut BytesMut) -> Option<BytesMut> {
+        self.settle();
+        (self.open, self.count) = (None, 0);
+        (!self.bytes.is_empty()).then(|| std::mem::replace(&mut self.bytes, std::mem::take(empty)))
+    }
+
     /// Adds a message of `len` bytes to the last frame, or begins another.
     fn add(&mut self, len: usize, write: impl FnOnce(&mut BytesMut)) {
         let is_full =
@@ -58,24 +87,23 @@ impl Frames {
 ///
 /// Unbounded by itself, like an [`Outbox`](crate::frame::Outbox), and bounded by the same windows.
 pub struct Written<T> {
-    queue: Arc<(Mutex<Frames>, Notify)>,
-    of: PhantomData<fn(T)>,
+    queue: Arc<(Mutex<Frames<T>>, Notify)>,
 }
 
 impl<T> Clone for Written<T> {
     fn clone(&self) -> Self {
-        Written { queue: self.queue.clone(), of: PhantomData }
+        Written { queue: self.queue.clone() }
     }
 }
 
 impl<T> Default for Written<T> {
     fn default() -> Self {
-        Written { queue: Arc::default(), of: PhantomData }
+        Written { queue: Arc::default() }
     }
 }
 
 impl<T: Message> Written<T> {
-    fn frames(&self) -> MutexGuard<'_, Frames> {
+    fn frames(&self) -> MutexGuard<'_, Frames<T>> {
         self.queue.0.lock().expect("never poisoned: nothing panics under this lock")
     }
 
@@ -86,13 +114,40 @@ impl<T: Message> Written<T> {
 
     /// Queues a message of `len` bytes that `write` appends: for whoever has its parts, and not the message.
     pub fn push_raw(&self, len: usize, write: impl FnOnce(&mut BytesMut)) {
+        self.change(|frames| {
+            frames.settle();
+            frames.add(len, write);
+        });
+    }
+
+    /// Queues a message before the last one, if that still waits and may be passed; else behind it.
+    pub fn push_before(&self, message: &T, may_pass: impl FnOnce(&T) -> bool) {
+        self.change(|frames| {
+            if !frames.last.as_ref().is_some_and(may_pass) {
+                frames.settle();
+            }
+            frames.add_message(message);
+        });
+    }
+
+    /// Adds to the last message, if that still waits (`None`), or makes another, which may be added to.
+    pub fn merge(&self, add: impl FnOnce(Option<&mut T>) -> Option<T>) {
+        self.change(|frames| {
+            if let Some(next) = add(frames.last.as_mut()) {
+                frames.settle();
+                frames.last = Some(next);
+            }
+        });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Frames<T>)) {
         let mut frames = self.frames();
         if frames.closed {
             return;
         }
-        let was_empty = frames.bytes.is_empty();
-        frames.add(len, write);
-        if was_empty {
+        let was_empty = frames.is_empty();
+        change(&mut frames);
+        if was_empty && !frames.is_empty() {
             self.queue.1.notify_one();
         }
     }
@@ -103,18 +158,21 @@ impl<T: Message> Written<T> {
         self.queue.1.notify_one();
     }
 
-    /// Takes all frames that are queued, waiting for some, and leaves `empty` in their place; `None` once closed
-    /// and empty.
-    async fn take(&self, empty: &mut BytesMut) -> Option<BytesMut> {
+    /// Takes all frames that are queued, if there are any, and leaves `empty` in their place.
+    pub fn try_take(&self, empty: &mut BytesMut) -> Option<BytesMut> {
+        self.frames().take(empty)
+    }
+
+    /// Waits until something is queued; false once closed and empty.
+    pub async fn wait(&self) -> bool {
         loop {
             {
-                let mut frames = self.frames();
-                if !frames.bytes.is_empty() {
-                    (frames.open, frames.count) = (None, 0);
-                    return Some(std::mem::replace(&mut frames.bytes, std::mem::take(empty)));
+                let frames = self.frames();
+                if !frames.is_empty() {
+                    return true;
                 }
                 if frames.closed {
-                    return None;
+                    return false;
                 }
             }
             self.queue.1.notified().await;
@@ -127,15 +185,20 @@ impl<T: Message> Written<T> {
     /// The connection broke.
     pub async fn write_to<W: AsyncWrite + Unpin>(&self, mut writer: W) -> io::Result<()> {
         let mut empty = BytesMut::new();
-        while let Some(frames) = self.take(&mut empty).await {
-            writer.write_all(&frames).await?;
-            if frames.capacity() <= BUFFER_KEPT_MAX {
-                empty = frames;
-                empty.clear();
+        while self.wait().await {
+            if let Some(frames) = self.try_take(&mut empty) {
+                writer.write_all(&frames).await?;
+                empty = emptied(frames);
             }
         }
         writer.shutdown().await
     }
+}
+
+/// A buffer to leave in the place of the next, unless this one has become too large to keep.
+pub fn emptied(mut frames: BytesMut) -> BytesMut {
+    frames.clear();
+    if frames.capacity() <= BUFFER_KEPT_MAX { frames } else { BytesMut::new() }
 }
 
 #[cfg(test)]
@@ -180,11 +243,44 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_last_is_added_to_until_something_else_comes() {
+        let written = Written::<DaemonMsg>::default();
+        let add = |revision: u64| {
+            written.merge(|last| match last.and_then(|last| last.msg.as_mut()) {
+                Some(daemon_msg::Msg::Committed(committed)) => {
+                    committed.revision += revision;
+                    None
+                }
+                _ => Some(message(revision, 0)),
+            });
+        };
+        let read = || {
+            let frames = written.try_take(&mut BytesMut::new()).unwrap_or_default();
+            let mut decoder = frame::Decoder::default();
+            decoder.buffer().extend_from_slice(&frames);
+            let frame = decoder.next_message::<ToClient>().expect("a frame");
+            frame.map_or(Vec::new(), |frame| frame.msgs)
+        };
+        add(1);
+        add(2);
+        written.push_before(&message(50, 1), |_| true);
+        add(4);
+        written.push_before(&message(60, 1), |_| false);
+        add(8);
+        written.push(&message(70, 1));
+        add(16);
+        let expected =
+            [message(50, 1), message(7, 0), message(60, 1), message(8, 0), message(70, 1), message(16, 0)];
+        assert_eq!(read(), expected);
+        assert_eq!(read(), []);
+    }
+
+    #[test]
     fn frames_are_those_of_the_message_that_repeats_them() {
-        let mut frames = Frames::default();
+        let mut frames = Frames::<DaemonMsg>::default();
         let msgs: Vec<DaemonMsg> = (0..3).map(|n| message(n, 18)).collect();
         for msg in &msgs {
-            frames.add(msg.encoded_len(), |out| msg.encode(out).expect("BytesMut grows"));
+            frames.add_message(msg);
         }
         let mut expected = BytesMut::new();
         frame::encode(&ToClient { msgs }, &mut expected);

@@ -15,7 +15,7 @@ use crate::task::Task;
 use crate::value::{self, Encoded};
 use bytes::Bytes;
 use mobula_base::{IdMap, JobId, ObjectId, TaskId};
-use mobula_net::frame::Outbox;
+use mobula_net::written::Written;
 use mobula_objstore::Region;
 use mobula_proto::{
     ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, INLINE_MAX, PutInline, RunTask,
@@ -88,7 +88,7 @@ pub(crate) struct Shell {
     state: Mutex<State>,
     pub(crate) woken: Condvar,
     pub(crate) woken_async: tokio::sync::Notify,
-    pub(crate) outbox: Outbox<ClientMsg>,
+    pub(crate) outbox: Written<ClientMsg>,
     /// Where its messages go out, if that is a socket of this process.
     pub(crate) line: OnceLock<Arc<Mutex<Line>>>,
     pub(crate) region: Region,
@@ -114,7 +114,7 @@ impl Client {
         crate::link::connect_driver(&options)
     }
 
-    pub(crate) fn new(welcome: Welcome, region: Region, outbox: Outbox<ClientMsg>) -> Self {
+    pub(crate) fn new(welcome: Welcome, region: Region, outbox: Written<ClientMsg>) -> Self {
         let job = JobId(welcome.job);
         let shell = Shell {
             state: Mutex::new(State::default()),
@@ -158,7 +158,7 @@ impl Client {
     }
 
     pub(crate) fn send(&self, msg: client_msg::Msg) {
-        self.shell.outbox.push(ClientMsg { msg: Some(msg) });
+        self.shell.outbox.push(&ClientMsg { msg: Some(msg) });
     }
 
     /// Submits a task; never blocks. An argument that could not be encoded fails the reference.

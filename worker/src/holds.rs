@@ -82,12 +82,8 @@ impl Client {
         // A drop may come later than it happened: so a run of submissions, each dropped at once, costs
         // one list at its end. Not past a second submission of the same: that one holds it anew.
         let may_overtake = matches!(&msg, client_msg::Msg::Submit(spec) if !spec.replay);
-        self.shell.outbox.edit(|queue| {
-            queue.push(ClientMsg { msg: Some(msg) });
-            let last = queue.len() - 1;
-            if may_overtake && last > 0 && matches!(queue[last - 1].msg, Some(client_msg::Msg::Dropped(_))) {
-                queue.swap(last - 1, last);
-            }
+        self.shell.outbox.push_before(&ClientMsg { msg: Some(msg) }, |last| {
+            may_overtake && matches!(last.msg, Some(client_msg::Msg::Dropped(_)))
         });
     }
 
@@ -98,14 +94,12 @@ impl Client {
         slot.refs += 1;
         if !std::mem::replace(&mut slot.told, true) {
             let object = object_bytes(id);
-            self.shell.outbox.edit(|queue| match queue.last_mut().and_then(|last| last.msg.as_mut()) {
+            self.shell.outbox.merge(|last| match last.and_then(|last| last.msg.as_mut()) {
                 Some(client_msg::Msg::Held(held)) if held.objects.len() < LISTED_MAX => {
                     held.objects.push(object);
+                    None
                 }
-                _ => {
-                    let held = client_msg::Msg::Held(Held { objects: vec![object] });
-                    queue.push(ClientMsg { msg: Some(held) });
-                }
+                _ => Some(ClientMsg { msg: Some(client_msg::Msg::Held(Held { objects: vec![object] })) }),
             });
         }
     }
@@ -136,13 +130,13 @@ impl Client {
         self.unpin(id, slot.pins);
         if slot.told {
             let object = object_bytes(id);
-            self.shell.outbox.edit(|queue| match queue.last_mut().and_then(|last| last.msg.as_mut()) {
+            self.shell.outbox.merge(|last| match last.and_then(|last| last.msg.as_mut()) {
                 Some(client_msg::Msg::Dropped(dropped)) if dropped.objects.len() < LISTED_MAX => {
                     dropped.objects.push(object);
+                    None
                 }
                 _ => {
-                    let dropped = client_msg::Msg::Dropped(Dropped { objects: vec![object] });
-                    queue.push(ClientMsg { msg: Some(dropped) });
+                    Some(ClientMsg { msg: Some(client_msg::Msg::Dropped(Dropped { objects: vec![object] })) })
                 }
             });
         }
@@ -171,20 +165,25 @@ mod tests {
     use crate::args::{Args, IntoArg};
     use crate::reference::ObjectRef;
     use crate::task::Task;
-    use mobula_net::frame::Outbox;
+    use bytes::BytesMut;
+    use mobula_net::frame::Decoder;
+    use mobula_net::written::Written;
     use mobula_objstore::Region;
-    use mobula_proto::{DaemonMsg, ObjectReady, Shared, ToClient, Welcome, daemon_msg, value};
+    use mobula_proto::{DaemonMsg, ObjectReady, Shared, ToClient, ToDaemon, Welcome, daemon_msg, value};
 
     fn client() -> Client {
         let welcome = Welcome { job: 1, arena_bytes: 4096, ..Welcome::default() };
-        Client::new(welcome, Region::heap(4096), Outbox::default())
+        Client::new(welcome, Region::heap(4096), Written::default())
     }
 
     /// What has been said since the last look: `S` a submission, `P` a put, `H`, `D`, `U` with how many.
     fn said(client: &Client) -> String {
         let mut said = Vec::new();
-        client.shell.outbox.edit(|queue| {
-            for ClientMsg { msg } in queue.drain(..) {
+        let frames = client.shell.outbox.try_take(&mut BytesMut::new()).unwrap_or_default();
+        let mut decoder = Decoder::default();
+        decoder.buffer().extend_from_slice(&frames);
+        while let Some(frame) = decoder.next_message::<ToDaemon>().expect("a frame") {
+            for ClientMsg { msg } in frame.msgs {
                 said.push(match msg {
                     Some(client_msg::Msg::Submit(_)) => "S".to_owned(),
                     Some(client_msg::Msg::PutInline(put)) => format!("P{}", put.contains.len()),
@@ -194,7 +193,7 @@ mod tests {
                     other => format!("{other:?}"),
                 });
             }
-        });
+        }
         said.join(" ")
     }
 

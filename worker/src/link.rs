@@ -10,7 +10,8 @@ use crate::function::Function;
 use crate::options::ConnectOptions;
 use bytes::BytesMut;
 use mobula_net::Stream;
-use mobula_net::frame::{Decoder, FrameReader, Outbox, batches, encode};
+use mobula_net::frame::{Decoder, FrameReader, encode};
+use mobula_net::written::{Written, emptied};
 use mobula_objstore::Region;
 use mobula_proto::{
     ClientMsg, DaemonMsg, Hello, JobStart, MAGIC, ToClient, ToDaemon, WIRE_VERSION, Welcome, client_msg,
@@ -109,7 +110,7 @@ pub fn connect_unix(mut stream: UnixStream, hello: Hello, timeout: Duration) -> 
     let (welcome, rest) = read_welcome(&mut stream, &mut decoder)?;
     stream.set_read_timeout(None).map_err(lost)?;
     let region = Region::map(fd, welcome.arena_bytes).map_err(lost)?;
-    let outbox = Outbox::default();
+    let outbox = Written::default();
     let client = Client::new(welcome, region, outbox.clone());
     client.receive(ToClient { msgs: rest });
     let writer = stream.try_clone().map_err(lost)?;
@@ -175,34 +176,26 @@ fn read_loop(client: &Client, mut stream: UnixStream, mut decoder: Decoder) {
 /// The way to the daemon. Whoever holds it takes what is queued and writes it: messages keep their order.
 pub(crate) struct Line {
     stream: UnixStream,
-    out: BytesMut,
+    /// What is left in the place of what is taken.
+    empty: BytesMut,
 }
-
-/// Bytes of a buffer that is kept.
-const BUFFER_MAX: usize = 4 << 20;
 
 impl Line {
     pub(crate) fn new(stream: UnixStream) -> Self {
-        Line { stream, out: BytesMut::with_capacity(64 * 1024) }
+        Line { stream, empty: BytesMut::new() }
     }
 
     /// Writes what is queued by now. Of a daemon that is gone the reading thread hears.
-    pub(crate) fn flush(&mut self, outbox: &Outbox<ClientMsg>) -> io::Result<()> {
-        let Some(msgs) = outbox.try_take() else { return Ok(()) };
-        for msgs in batches(msgs) {
-            encode(&ToDaemon { msgs }, &mut self.out);
-        }
-        let written = self.stream.write_all(&self.out);
-        self.out.clear();
-        if self.out.capacity() > BUFFER_MAX {
-            self.out = BytesMut::with_capacity(64 * 1024);
-        }
+    pub(crate) fn flush(&mut self, outbox: &Written<ClientMsg>) -> io::Result<()> {
+        let Some(frames) = outbox.try_take(&mut self.empty) else { return Ok(()) };
+        let written = self.stream.write_all(&frames);
+        self.empty = emptied(frames);
         written
     }
 }
 
 /// Writes what nobody has written who waits for an answer.
-fn write_loop(outbox: &Outbox<ClientMsg>, line: &Mutex<Line>) {
+fn write_loop(outbox: &Written<ClientMsg>, line: &Mutex<Line>) {
     let line = || line.lock().expect("never poisoned: nothing panics under this lock");
     while futures::executor::block_on(outbox.wait()) {
         if line().flush(outbox).is_err() {
@@ -255,11 +248,11 @@ pub async fn connect_stream(stream: Stream, region: Region, hello: Hello) -> Res
         .map_err(lost)?
         .ok_or_else(|| Error::Disconnected("closed before the welcome".into()))?;
     let (welcome, rest) = welcome_of(frame)?;
-    let outbox = Outbox::default();
+    let outbox = Written::default();
     let client = Client::new(welcome, region, outbox.clone());
     client.receive(ToClient { msgs: rest });
     tokio::spawn(async move {
-        let _ = outbox.write_to(write, |msgs| ToDaemon { msgs }).await;
+        let _ = outbox.write_to(write).await;
     });
     let pump = client.clone();
     tokio::spawn(async move {
