@@ -168,6 +168,59 @@ impl TaskId {
     }
 }
 
+/// The beginning of a task's id, as people type it: hexadecimal digits of its run, and after all 32 of them a dash
+/// and the place. Nothing at all begins every id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TaskPrefix {
+    first: u128,
+    last: u128,
+    place: Option<u16>,
+}
+
+impl TaskPrefix {
+    /// Whether the id of a task begins so.
+    pub fn begins(self, task: TaskId) -> bool {
+        let run = task.run.0;
+        (self.first..=self.last).contains(&run) && self.place.is_none_or(|place| place == task.place)
+    }
+
+    /// The task that it names, if it is a whole id.
+    pub fn whole(self) -> Option<TaskId> {
+        self.place.map(|place| TaskId { run: RunId(self.first), place })
+    }
+}
+
+impl std::str::FromStr for TaskPrefix {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong = || {
+            format!(
+                "{text:?} does not begin the id of a task: that is up to {HEX} hexadecimal digits, and after all \
+                 {HEX} of them a dash and a number below {RUN_LEN}"
+            )
+        };
+        const HEX: usize = 32;
+        let (digits, place) = match text.split_once('-') {
+            Some((digits, place)) if digits.len() == HEX => {
+                let place = place.parse().ok().filter(|place| u64::from(*place) < RUN_LEN);
+                (digits, Some(place.ok_or_else(wrong)?))
+            }
+            Some(_) => return Err(wrong()),
+            None => (text, None),
+        };
+        if digits.len() > HEX || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        if digits.is_empty() {
+            return Ok(TaskPrefix { first: 0, last: u128::MAX, place });
+        }
+        let left = 4 * (HEX - digits.len()) as u32;
+        let first = u128::from_str_radix(digits, 16).map_err(|_| wrong())? << left;
+        Ok(TaskPrefix { first, last: first | ((1 << left) - 1), place })
+    }
+}
+
 impl fmt::Display for TaskId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:032x}-{:03}", { self.run.0 }, self.place)
@@ -227,6 +280,32 @@ impl fmt::Debug for ObjectId {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_task_is_named_by_the_beginning_of_its_id() {
+        let task = TaskId::new(JobId(7), TaskId::root(JobId(7)), 3, 5);
+        let id = task.to_string();
+        let begins = |text: &str| text.parse::<TaskPrefix>().map(|prefix| prefix.begins(task));
+        for len in 0..=32 {
+            assert_eq!(begins(&id[..len]), Ok(true), "{len} digits");
+        }
+        assert_eq!(begins(&id), Ok(true));
+        assert_eq!(id.parse::<TaskPrefix>().map(TaskPrefix::whole), Ok(Some(task)));
+        assert_eq!(id[..9].parse::<TaskPrefix>().map(TaskPrefix::whole), Ok(None));
+        assert_eq!(begins(&format!("{}-6", &id[..32])), Ok(false), "another of its run");
+        let other = if id.starts_with('a') { "b" } else { "a" };
+        assert_eq!(begins(other), Ok(false));
+        for wrong in [
+            "x",
+            "-",
+            "12-3",
+            &format!("{id}0000"),
+            &format!("{}-512", &id[..32]),
+            &format!("{}0", &id[..32]),
+        ] {
+            assert!(begins(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn ids_are_small() {

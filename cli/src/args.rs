@@ -58,6 +58,8 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// What happened to the cluster: elections, deaths, changes of heads and nodes, jobs
     Events(EventsArgs),
+    /// What tasks wait for: of those whose ids begin so, or of all
+    Explain(ExplainArgs),
     /// Check whether this machine, and its way to the heads, are fit for a head
     Doctor,
     /// Run a development cluster that ends with its terminal
@@ -409,6 +411,13 @@ pub struct EventsArgs {
     /// Only what is younger (90s, 10m, 2h, 1d), or came after the event of this number
     #[arg(long, value_name = "AGE|NUMBER")]
     pub since: Option<String>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ExplainArgs {
+    /// The id of a task, or its first digits [default: every task that a node keeps or runs]
+    #[arg(value_name = "TASK")]
+    pub task: Option<String>,
 }
 
 #[derive(Debug, Clone, Args)]

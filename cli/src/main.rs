@@ -74,6 +74,7 @@ fn run(cli: &Cli, found: &clap::ArgMatches) -> Outcome {
         Command::Shard(command) => commands::shard::run(&settings, command),
         Command::Snapshot(command) => commands::snapshot::run(&settings, command),
         Command::Events(args) => commands::events::run(&settings, args),
+        Command::Explain(args) => commands::explain::run(&settings, args),
         Command::Doctor => commands::doctor::run(&settings),
         Command::Up(args) => commands::up::run(&settings, args),
         Command::Run(args) => commands::run::run(&settings, args),

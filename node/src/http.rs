@@ -12,15 +12,19 @@ use mobula_net::frame::may_begin;
 use mobula_net::front::Front;
 use mobula_net::http::{self, HealthReporter, ReflectionError};
 use mobula_net::{Listener, Stream};
+use mobula_proto::node_server::{Node, NodeServer};
+use mobula_proto::{ExplainReply, ExplainRequest, ExplainedTask};
+use mobula_scheduler::explain::Explained;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 use tonic::service::Routes;
+use tonic::{Request, Status};
 
 /// A node that no head has answered for this long may have been declared dead.
 const UNHEARD: Duration = Duration::from_secs(2);
-/// The daemon's loop must say its counts within this.
-const COUNT_DEADLINE: Duration = Duration::from_secs(2);
+/// The daemon's loop must answer a question within this.
+const ASK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Serves one life of a node until the task is dropped.
 pub async fn serve(peers: Arc<Peers>, listener: Box<dyn Listener>) {
@@ -45,12 +49,15 @@ pub async fn serve(peers: Arc<Peers>, listener: Box<dyn Listener>) {
 }
 
 fn routes(peers: &Arc<Peers>, reporter: &HealthReporter) -> Result<Router, ReflectionError> {
+    let explain = NodeServer::new(Explainer(peers.clone()));
     let pages = Router::new()
         .route(http::HEALTH, get(|| async { "ok\n" }))
         .route(http::READY, get(async |State(peers): State<Arc<Peers>>| http::ready(readiness(&peers))))
         .route(http::METRICS, get(exposition))
         .with_state(peers.clone());
-    Ok(http::add_usual(Routes::default(), reporter, &[])?.into_axum_router().merge(pages))
+    Ok(http::add_usual(Routes::new(explain), reporter, &[mobula_proto::DESCRIPTORS])?
+        .into_axum_router()
+        .merge(pages))
 }
 
 /// Why this node is of no use now, if it is not.
@@ -72,14 +79,40 @@ async fn exposition(State(peers): State<Arc<Peers>>) -> Response {
 }
 
 async fn counts(peers: &Peers) -> Result<Counts, String> {
+    ask(peers, |reply| Input::Count { reply }).await
+}
+
+/// Asks the daemon's loop.
+async fn ask<T>(peers: &Peers, input: impl FnOnce(oneshot::Sender<T>) -> Input) -> Result<T, String> {
     let ask = async {
-        let (reply, counts) = oneshot::channel();
-        peers.inbox.send(Input::Count { reply }).await.ok()?;
-        counts.await.ok()
+        let (reply, answer) = oneshot::channel();
+        peers.inbox.send(input(reply)).await.ok()?;
+        answer.await.ok()
     };
-    match tokio::time::timeout(COUNT_DEADLINE, ask).await {
-        Ok(Some(counts)) => Ok(counts),
+    match tokio::time::timeout(ASK_DEADLINE, ask).await {
+        Ok(Some(answer)) => Ok(answer),
         Ok(None) => Err("this node is shutting down\n".into()),
-        Err(_) => Err(format!("this node's loop has not answered within {COUNT_DEADLINE:?}\n")),
+        Err(_) => Err(format!("this node's loop has not answered within {ASK_DEADLINE:?}\n")),
+    }
+}
+
+/// Says what tasks wait for.
+struct Explainer(Arc<Peers>);
+
+#[tonic::async_trait]
+impl Node for Explainer {
+    async fn explain(
+        &self,
+        request: Request<ExplainRequest>,
+    ) -> Result<tonic::Response<ExplainReply>, Status> {
+        let prefix = request.into_inner().prefix.parse().map_err(Status::invalid_argument)?;
+        let (tasks, more) =
+            ask(&self.0, |reply| Input::Explain { prefix, reply }).await.map_err(Status::unavailable)?;
+        let told = |Explained { task, state, because }: Explained| ExplainedTask {
+            task: task.to_string(),
+            state: state.to_owned(),
+            because,
+        };
+        Ok(tonic::Response::new(ExplainReply { tasks: tasks.into_iter().map(told).collect(), more }))
     }
 }

@@ -2,12 +2,13 @@
 
 use crate::spill::SpillError;
 use crate::transfer::Lent;
-use mobula_base::{Incarnation, JobId, ObjectId, ShardId};
+use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskPrefix};
 use mobula_net::written::Written;
 use mobula_objstore::StoreError;
 use mobula_objstore::depot::{File, Kept};
 use mobula_objstore::table::Place;
 use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
+use mobula_scheduler::explain::Explained;
 use mobula_scheduler::{Census, ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
 
@@ -53,6 +54,8 @@ pub enum Input {
     Idle { shard: ShardId, reply: oneshot::Sender<Vec<ObjectId>> },
     /// The load, for a heartbeat.
     Load { reply: oneshot::Sender<Load> },
+    /// How tasks stand, and whether there are more than are told.
+    Explain { prefix: TaskPrefix, reply: oneshot::Sender<(Vec<Explained>, bool)> },
     /// How much there is of everything, for people who watch.
     Count { reply: oneshot::Sender<Counts> },
     /// The cluster has declared this node dead (R10).

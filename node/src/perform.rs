@@ -27,6 +27,8 @@ use std::sync::atomic::Ordering;
 /// Copies that were asked for in vain and are remembered, so that their home is told when they are made
 /// after all. One that is forgotten is made again once too often.
 const MISSED_MAX: usize = 10_000;
+/// Tasks that are explained at once.
+const EXPLAINED_MAX: usize = 100;
 
 impl Life {
     // ------------------------------------------------------------ in
@@ -99,6 +101,9 @@ impl Life {
             Input::Load { reply } => {
                 let (cpu_milli_free, queued) = self.core.load();
                 let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used: self.store.usage().0 });
+            }
+            Input::Explain { prefix, reply } => {
+                let _ = reply.send(self.core.explain(prefix, EXPLAINED_MAX));
             }
             Input::Count { reply } => {
                 let _ = reply.send(self.counts());

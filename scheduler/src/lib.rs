@@ -25,7 +25,7 @@
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
 //! - `hostile` — messages that nobody should send, for tests and fuzzing.
-//! - [`census`] — how much there is of everything, for people who watch.
+//! - [`census`] — how much there is of everything, for people who watch; [`explain`] — what one task waits for.
 
 pub mod abandon;
 pub mod cancel;
@@ -33,6 +33,7 @@ pub mod census;
 pub mod core;
 pub mod elide;
 pub mod execute;
+pub mod explain;
 mod follow;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;

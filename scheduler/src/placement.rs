@@ -334,7 +334,7 @@ impl Core {
         }
     }
 
-    fn why_never(&self, class: usize) -> String {
+    pub(crate) fn why_never(&self, class: usize) -> String {
         let Class { demand, placement, .. } = &self.classes[class];
         let me = (!self.members.contains_key(&self.config.incarnation)).then_some(&self.me);
         strategy::never(demand, placement.as_ref(), me.into_iter().chain(self.members.values()))

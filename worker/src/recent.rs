@@ -7,6 +7,8 @@ use std::collections::VecDeque;
 
 /// Bytes that are kept at most; a value beyond that is asked for again.
 const BYTES_MAX: usize = 1 << 20;
+/// Values that are kept at most: no more tasks than this stand in a worker's line.
+const VALUES_MAX: usize = 1024;
 
 /// Small values without references, the oldest first.
 #[derive(Default)]
@@ -28,7 +30,7 @@ impl Recent {
         } else {
             self.order.push_back(id);
         }
-        while self.bytes > BYTES_MAX
+        while (self.bytes > BYTES_MAX || self.order.len() > VALUES_MAX)
             && let Some(oldest) = self.order.pop_front()
             && let Some(gone) = self.values.remove(&oldest)
         {
@@ -76,6 +78,10 @@ mod tests {
         }
         assert!(!recent.complete(&mut run(1)) && recent.complete(&mut run(19)));
         assert!(recent.bytes <= BYTES_MAX);
+        for n in 20..2 * VALUES_MAX as u64 {
+            recent.keep(id(n), Bytes::new());
+        }
+        assert_eq!((recent.values.len(), recent.order.len()), (VALUES_MAX, VALUES_MAX));
         assert!(!recent.complete(&mut RunTask { args: Vec::new(), ..run(19) }), "no such argument");
     }
 }

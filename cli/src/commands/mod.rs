@@ -6,6 +6,7 @@ pub mod config;
 pub mod daemon;
 pub mod doctor;
 pub mod events;
+pub mod explain;
 pub mod fault_switch;
 pub mod head;
 pub mod machine;
