@@ -34,6 +34,7 @@ pub mod core;
 pub mod elide;
 pub mod execute;
 mod follow;
+pub mod groups;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
 mod line;
@@ -44,6 +45,7 @@ mod patience;
 pub mod placement;
 pub mod recovery;
 pub mod refs;
+mod reserve;
 mod strategy;
 pub mod stream;
 pub mod streams;

@@ -40,7 +40,8 @@ impl Core {
             let member = if is_me { &self.me } else { self.members.get(node)? };
             let admits = strategy::admits(&class.demand, class.placement.as_ref(), *node, member);
             let ahead = class.held.get(node).map_or(0, |line| line.len() as u64);
-            let wait_ns = (ahead + 1) * mean_ns / self.busy(index, *node, member).1;
+            let at_once = self.busy(index, *node, member).1;
+            let wait_ns = ((ahead + 1) * mean_ns).checked_div(at_once)?;
             admits.then_some((wait_ns, *node))
         });
         let (wait_ns, node) = waits.min()?;

@@ -522,7 +522,8 @@ impl Core {
                 alive.insert(incarnation);
                 let total = node.total();
                 let labels = node.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
-                self.members.insert(incarnation, Member { name: node.name.clone(), total, labels });
+                let (name, open) = (node.name.clone(), total.clone());
+                self.members.insert(incarnation, Member { name, total, open, labels });
             }
         }
         let dead: Vec<Incarnation> = self.members.keys().filter(|n| !alive.contains(n)).copied().collect();
@@ -532,6 +533,7 @@ impl Core {
         if !self.members.keys().eq(&before) {
             self.make_up_copies();
         }
+        self.groups_seen(&view);
         for job in view.jobs {
             let id = JobId(job.job);
             if job.ended {
@@ -619,6 +621,7 @@ impl Core {
             }
         }
         self.forget_client_refs(client);
+        self.forget_watches(client);
     }
 
     /// A job ended: everything of it goes.

@@ -136,7 +136,8 @@ impl Cause {
             | FailureKind::FailureObjectLost
             | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
-            | FailureKind::FailureLineageFull => false,
+            | FailureKind::FailureLineageFull
+            | FailureKind::FailureGroupRemoved => false,
         };
         if !explained {
             objects_to(&mut self.found, || {

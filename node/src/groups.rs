@@ -1,0 +1,71 @@
+//! What drivers and workers want of placement groups, passed on to the control store.
+
+use crate::control::{CALL_DEADLINE, RETRY_AFTER};
+use crate::daemon::Life;
+use mobula_base::JobId;
+use mobula_gcs::Client;
+use mobula_net::frame::Outbox;
+use mobula_proto::{
+    DaemonMsg, Failure, FailureKind, GroupAnswer, GroupAsk, GroupCreate, GroupRemove, LEVEL_GROUPS, call,
+    call_reply, daemon_msg, group_ask,
+};
+use mobula_scheduler::{ClientId, Event};
+use std::sync::atomic::Ordering;
+
+/// Requests for groups that one node has under way at most.
+pub const ASKS_MAX: usize = 256;
+fn refuse(outbox: &Outbox<DaemonMsg>, ask: u64, message: String) {
+    let failure = Some(Failure::new(FailureKind::FailureBadArguments, message));
+    answer(outbox, GroupAnswer { ask, revision: 0, failure });
+}
+
+fn answer(outbox: &Outbox<DaemonMsg>, answer: GroupAnswer) {
+    outbox.push(DaemonMsg { msg: Some(daemon_msg::Msg::GroupAnswer(answer)) });
+}
+
+impl Life {
+    /// A client asks for a group, or for word of one.
+    pub(crate) fn group_asked(&mut self, client: ClientId, job: JobId, asked: GroupAsk) -> Option<Event> {
+        let outbox = self.open.get(&client)?.outbox.clone();
+        let GroupAsk { ask, what } = asked;
+        let op = match what? {
+            group_ask::What::Watch(group) => return Some(Event::WatchGroup { client, group }),
+            group_ask::What::Create(create) => call::Op::GroupCreate(GroupCreate { job: job.0, ..create }),
+            group_ask::What::Remove(remove) => call::Op::GroupRemove(GroupRemove { job: job.0, ..remove }),
+        };
+        // The driver's hello has waited for the level.
+        if self.links.level.load(Ordering::Relaxed) < LEVEL_GROUPS {
+            let why = "not all heads of this cluster know placement groups yet: upgrade them first";
+            refuse(&outbox, ask, why.into());
+            return None;
+        }
+        let Ok(permit) = self.group_asks.clone().try_acquire_owned() else {
+            let why =
+                format!("{ASKS_MAX} requests for placement groups are under way at this node: ask again");
+            refuse(&outbox, ask, why);
+            return None;
+        };
+        let client = self.control.client.clone();
+        self.tasks.spawn(async move {
+            let reply = ask_store(&client, op).await;
+            drop(permit);
+            answer(&outbox, GroupAnswer { ask, ..reply });
+        });
+        None
+    }
+}
+
+/// Asks until it is answered: whoever repeats it is answered as the first time.
+async fn ask_store(client: &Client, op: call::Op) -> GroupAnswer {
+    loop {
+        match client.call(op.clone(), 0, CALL_DEADLINE).await.map(|reply| reply.reply) {
+            Ok(Some(call_reply::Reply::Revision(revision))) => {
+                return GroupAnswer { revision, ..GroupAnswer::default() };
+            }
+            Ok(Some(call_reply::Reply::Failure(failure))) => {
+                return GroupAnswer { failure: Some(failure), ..GroupAnswer::default() };
+            }
+            Ok(_) | Err(_) => tokio::time::sleep(RETRY_AFTER).await,
+        }
+    }
+}
