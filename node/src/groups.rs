@@ -2,15 +2,18 @@
 
 use crate::control::{CALL_DEADLINE, RETRY_AFTER};
 use crate::daemon::Life;
+use crate::links::{LEVEL_PATIENCE, Links};
 use mobula_base::JobId;
 use mobula_gcs::Client;
 use mobula_net::frame::Outbox;
 use mobula_proto::{
-    DaemonMsg, Failure, FailureKind, GroupAnswer, GroupAsk, GroupCreate, GroupRemove, LEVEL_GROUPS, call,
-    call_reply, daemon_msg, group_ask,
+    DaemonMsg, Failure, FailureKind, GROUP_BYTES_MAX, GroupAnswer, GroupAsk, GroupCreate, GroupRemove,
+    LEVEL_GROUPS, call, call_reply, daemon_msg, group_ask,
 };
 use mobula_scheduler::{ClientId, Event};
+use prost::Message;
 use std::sync::atomic::Ordering;
+use tokio::time::Instant;
 
 /// Requests for groups that one node has under way at most.
 pub const ASKS_MAX: usize = 256;
@@ -33,10 +36,12 @@ impl Life {
             group_ask::What::Create(create) => call::Op::GroupCreate(GroupCreate { job: job.0, ..create }),
             group_ask::What::Remove(remove) => call::Op::GroupRemove(GroupRemove { job: job.0, ..remove }),
         };
-        // The driver's hello has waited for the level.
-        if self.links.level.load(Ordering::Relaxed) < LEVEL_GROUPS {
-            let why = "not all heads of this cluster know placement groups yet: upgrade them first";
-            refuse(&outbox, ask, why.into());
+        if op_bytes(&op) > GROUP_BYTES_MAX {
+            refuse(
+                &outbox,
+                ask,
+                format!("the request takes more than {GROUP_BYTES_MAX} bytes: use fewer bundles"),
+            );
             return None;
         }
         let Ok(permit) = self.group_asks.clone().try_acquire_owned() else {
@@ -45,14 +50,38 @@ impl Life {
             refuse(&outbox, ask, why);
             return None;
         };
-        let client = self.control.client.clone();
+        let (client, links) = (self.control.client.clone(), self.links.clone());
         self.tasks.spawn(async move {
-            let reply = ask_store(&client, op).await;
+            if knows_groups(&links).await {
+                let reply = ask_store(&client, op).await;
+                answer(&outbox, GroupAnswer { ask, ..reply });
+            } else {
+                let why = "not all heads of this cluster know placement groups yet: upgrade them first";
+                refuse(&outbox, ask, why.into());
+            }
             drop(permit);
-            answer(&outbox, GroupAnswer { ask, ..reply });
         });
         None
     }
+}
+
+fn op_bytes(op: &call::Op) -> usize {
+    match op {
+        call::Op::GroupCreate(create) => create.encoded_len(),
+        _ => 0,
+    }
+}
+
+/// Whether the cluster's level of formats is high enough. A node that has just started may not know it yet.
+async fn knows_groups(links: &Links) -> bool {
+    let until = Instant::now() + LEVEL_PATIENCE;
+    while links.level.load(Ordering::Relaxed) < LEVEL_GROUPS {
+        if Instant::now() >= until {
+            return false;
+        }
+        tokio::time::sleep(RETRY_AFTER).await;
+    }
+    true
 }
 
 /// Asks until it is answered: whoever repeats it is answered as the first time.

@@ -25,6 +25,8 @@ pub const LEVEL_REFERENCES: u32 = 3;
 pub const LEVEL_GROUPS: u32 = 4;
 /// Bundles of one placement group at most.
 pub const GROUP_BUNDLES_MAX: usize = 256;
+/// Bytes of the request for one, as it is encoded, at most.
+pub const GROUP_BYTES_MAX: usize = 256 << 10;
 /// Files that a job ships for its workers at most.
 pub const SHIPPED_FILES_MAX: usize = 4096;
 /// Results up to this many bytes travel inside messages; larger ones through shared memory.

@@ -272,6 +272,7 @@ impl Core {
         self.grant_claims();
         self.place_queued();
         self.dispatch();
+        self.hand_back();
         self.fail_dependents();
         self.look_again();
         self.start_fetches();

@@ -7,6 +7,7 @@
 use crate::core::{Core, KeptState};
 use crate::execute::Run;
 use crate::placement::{Class, LOCALITY_MIN, Member};
+use crate::recovery::Timer;
 use crate::reserve::Hold;
 use crate::strategy;
 use crate::types::{ClientId, Effect};
@@ -16,9 +17,13 @@ use mobula_base::{GroupId, Incarnation, JobId, Resources, TaskId};
 use mobula_proto::{ClusterView, Failure, FailureKind, GroupState, GroupView, InGroup, Placement, TaskSpec};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 /// Groups that one client watches at most: one more takes the place of another. There are no more at a time.
 pub const WATCHES_MAX: usize = 1_000;
+
+/// How long a task waits that a node has given back.
+pub const PLACE_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// A bundle and where it is.
 #[derive(Debug)]
@@ -233,7 +238,47 @@ impl Core {
         let all = [me].into_iter().chain(&self.members);
         let mut admitting =
             all.filter(|(node, member)| strategy::admits(demand, placement.as_ref(), **node, member));
-        group.is_none() && admitting.all(|(_, member)| member.at_once(demand) == 0)
+        group.is_none() && admitting.all(|(_, member)| !member.open.fits(demand))
+    }
+
+    /// Runs that have not begun here and never would, since what they need is kept for placement groups by now, go
+    /// back to whoever keeps them: there may be room elsewhere.
+    pub(crate) fn hand_back(&mut self) {
+        if self.groups.known.is_empty() || self.me.open == self.me.total {
+            return;
+        }
+        for index in 0..self.classes.len() {
+            let class = &self.classes[index];
+            if class.group.is_some() || self.me.open.fits(&class.demand) {
+                continue;
+            }
+            let queues = &mut self.classes[index];
+            let back: Vec<TaskId> = queues.runs_urgent.drain(..).chain(queues.runs.drain(..)).collect();
+            for task in back {
+                if self.runs.get(&task).is_some_and(|run| run.given.is_none() && run.missing == 0) {
+                    let message = "what it needs is kept for placement groups";
+                    self.fail_run(task, Failure::new(FailureKind::FailureNoRoom, message));
+                }
+            }
+        }
+    }
+
+    /// A node has given back a task that had not begun: it goes somewhere else, as the same attempt. That it waits
+    /// a little keeps nodes that know of different groups from passing it to and fro.
+    pub(crate) fn given_back(&mut self, task: TaskId, node: Incarnation) {
+        if node != self.config.incarnation {
+            self.unplace(task, node);
+        }
+        self.set_kept_state(task, KeptState::Queued);
+        self.set_timer(PLACE_AGAIN_AFTER, Timer::PlaceAgain(task));
+    }
+
+    pub(crate) fn place_again(&mut self, task: TaskId) {
+        if self.kept.get(&task).is_some_and(|kept| kept.state == KeptState::Queued)
+            && !self.end_cancelled(task)
+        {
+            self.queue(task);
+        }
     }
 
     /// Places a kept task in its group; false when no node has room now.

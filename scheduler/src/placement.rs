@@ -70,14 +70,11 @@ enum Pick {
 
 impl Member {
     /// How many tasks with a demand run there at once, beside what is kept for placement groups.
-    pub(crate) fn at_once(&self, demand: &Resources) -> u64 {
-        let times = if demand.named.is_empty() {
-            self.open.cpu_milli / 1000
-        } else {
-            self.open.times(demand).unwrap_or(1)
-        };
-        // A small one may have room where there is not a whole CPU; what is too large is not asked about.
-        if times == 0 && (self.open.fits(demand) || self.open == self.total) { 1 } else { times }
+    fn at_once(&self, demand: &Resources) -> u64 {
+        if demand.named.is_empty() {
+            return self.open.cpu_milli.max(1000) / 1000;
+        }
+        self.open.times(demand).unwrap_or(1).max(1)
     }
 }
 
@@ -217,11 +214,11 @@ impl Core {
             if !strategy::admits(&class.demand, placement, node, member) {
                 return None;
             }
-            let (load, room) = self.load_and_room(index, node, member, per_cpu);
-            // All that it would need there is kept for placement groups.
-            if room == 0 {
+            // What it would need there is kept for placement groups.
+            if !member.open.fits(&class.demand) {
                 return None;
             }
+            let (load, room) = self.load_and_room(index, node, member, per_cpu);
             let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
             let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
             let fits = load < room;

@@ -40,6 +40,8 @@ pub(crate) enum Timer {
     TimeOut(TaskId, u32, ClientId),
     /// Ask whether edges of the task's earlier record have ended.
     Early(TaskId),
+    /// A node has given the task back.
+    PlaceAgain(TaskId),
     /// The task has waited long enough for the node that has its arguments.
     Patience(usize, Incarnation, TaskId),
 }
@@ -66,6 +68,7 @@ impl Core {
                 Timer::Kill(task, attempt) => self.kill(task, attempt),
                 Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
                 Timer::Early(task) => self.ask_whether_early(task),
+                Timer::PlaceAgain(task) => self.place_again(task),
                 Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
             }
         }

@@ -41,6 +41,15 @@ fn what_fits_is_placed_and_nothing_is_promised_twice_or_lost() {
     assert!(happened.into_iter().all(|count| count >= SEEDS / 2), "{all:?}");
 }
 
+/// Many more, for whoever has changed something: with `--ignored`, in release.
+#[test]
+#[ignore = "takes minutes"]
+fn many_seeds() {
+    for seed in 1_000..5_000 {
+        assert!(std::panic::catch_unwind(|| run(seed)).is_ok(), "seed {seed} is red");
+    }
+}
+
 #[test]
 fn a_seed_is_the_same_every_time() {
     assert_eq!(run(3), run(3));

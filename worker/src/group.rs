@@ -85,7 +85,7 @@ impl Bundle {
         self
     }
 
-    /// GPUs: whole ones, or less than 1 of one that others share.
+    /// GPUs, whole ones: tasks in the bundle may share them.
     #[must_use]
     pub fn gpus(self, gpus: f64) -> Self {
         self.resource(GPU, gpus)

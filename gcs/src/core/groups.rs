@@ -11,10 +11,10 @@
 
 use super::cluster::Member;
 use mobula_base::Resources;
-use mobula_base::devices::Devices;
 use mobula_base::mutant;
 use mobula_base::resources::GPU;
 use mobula_proto as proto;
+use prost::Message;
 use proto::group_command::Op;
 use proto::{BundleView, GroupCommand, GroupCreate, GroupStrategy, GroupView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -25,6 +25,8 @@ pub const MAX_GROUPS: usize = 1_000;
 pub const MAX_BUNDLES: usize = 10_000;
 /// Bundles of one group.
 pub const MAX_BUNDLES_OF_ONE: usize = proto::GROUP_BUNDLES_MAX;
+/// Bytes of all requests together.
+pub const MAX_BYTES: usize = 4 << 20;
 /// Named resources of one bundle.
 pub const MAX_RESOURCES: usize = 32;
 /// Of one resource, thousandths: sums over all bundles stay far below the end of the numbers.
@@ -176,6 +178,13 @@ impl Groups {
             return Err(format!(
                 "the placement groups of this cluster have {bundles} bundles, and with {more} more there would be more than \
                  {MAX_BUNDLES}: remove groups first"
+            ));
+        }
+        let bytes: usize = self.groups.values().map(|group| group.wanted.encoded_len()).sum();
+        if bytes + wanted.encoded_len() > MAX_BYTES {
+            return Err(format!(
+                "the placement groups of this cluster take {bytes} bytes, and with this one they would take more than {MAX_BYTES}: \
+                 remove groups first, or use shorter names"
             ));
         }
         let places = vec![Place::default(); wanted.bundles.len()];
@@ -340,6 +349,13 @@ fn check(wanted: &GroupCreate) -> Result<(), String> {
             "the strategy is none that is known here: pack, spread, strict pack or strict spread".into()
         );
     }
+    let bytes = wanted.encoded_len();
+    if bytes > proto::GROUP_BYTES_MAX {
+        return Err(format!(
+            "the request takes {bytes} bytes, at most {}: use shorter names",
+            proto::GROUP_BYTES_MAX
+        ));
+    }
     if wanted.name.len() > MAX_NAME {
         return Err(format!("a placement group's name has at most {MAX_NAME} bytes"));
     }
@@ -365,8 +381,9 @@ fn check_bundle(bundle: &proto::Bundle) -> Result<(), String> {
     if demand == Resources::default() {
         return Err("it asks for nothing: name an amount of something".into());
     }
-    if !Devices::is_amount(demand.of(GPU)) {
-        return Err("it takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1".into());
+    // Amounts are compared here, and parts of different devices do not add up to one.
+    if !demand.of(GPU).is_multiple_of(1000) {
+        return Err("a bundle takes whole GPUs, which its tasks may share: ask for 1, 2, ...".into());
     }
     Ok(())
 }

@@ -14,6 +14,7 @@ mod perform;
 pub mod steps;
 pub mod world;
 
+use std::process::ExitCode;
 use world::World;
 
 /// Steps with faults in one run.
@@ -44,6 +45,27 @@ pub struct Tally {
     pub refused: u64,
     /// A hash over all that was done, to compare runs.
     pub fingerprint: u64,
+}
+
+/// Runs one seed and prints what it came to. The exit code is 1 when something did not hold.
+pub fn command(seed: u64) -> ExitCode {
+    let outcome = std::panic::catch_unwind(|| run(seed));
+    let bug = match crate::mutants::reached() {
+        Some(false) => ", the bug was not reached",
+        Some(true) | None => "",
+    };
+    match outcome {
+        Ok(tally) => {
+            println!("seed {seed}: {tally:?}{bug}");
+            ExitCode::SUCCESS
+        }
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().cloned();
+            let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+            println!("seed {seed}: {}{bug}", text.unwrap_or_default());
+            ExitCode::from(1)
+        }
+    }
 }
 
 /// Runs one seed.

@@ -14,6 +14,9 @@ use mobula_proto::{
 use mobula_scheduler::{Event, TaskOutcome, Value};
 use std::time::Duration;
 
+/// Entries that a new leader has not applied at most.
+const HISTORY_MAX: usize = 6;
+
 impl World {
     fn below(&mut self, bound: usize) -> usize {
         self.random.below(bound as u64) as usize
@@ -50,7 +53,7 @@ impl World {
     fn create(&mut self) {
         let strategy = 1 + self.below(4) as i32;
         let bundles = (0..1 + self.below(3)).map(|_| {
-            let gpus = [0, 0, 500, 1000, 2000][self.below(5)];
+            let gpus = [0, 0, 0, 1000, 2000][self.below(5)];
             let resources = vec![NamedResource { name: "gpu".into(), milli: gpus }];
             Bundle { cpu_milli: 500 * (1 + self.below(5) as u32), resources }
         });
@@ -74,11 +77,11 @@ impl World {
     /// The driver submits a task, beside all groups or in one that is or was.
     fn submit(&mut self) {
         let made = self.made.clone();
-        let last = made.len().saturating_sub(6);
-        let group = self.one_of(&made[last..]).filter(|_| self.random.below(3) > 0);
-        let cpu_milli = [0, 500, 1000, 1000, 2000, 2500][self.below(6)];
-        let gpus = [0, 0, 0, 500, 1000][self.below(5)];
-        let bundle = [None, None, Some(0), Some(1), Some(2)][self.below(5)];
+        let last = made.len().saturating_sub(8);
+        let group = self.one_of(&made[last..]).filter(|_| self.random.below(4) > 0);
+        let cpu_milli = [0, 500, 500, 1000, 1000, 2500][self.below(6)];
+        let gpus = [0, 0, 0, 0, 0, 500, 1000][self.below(7)];
+        let bundle = [None, None, None, Some(0), Some(1), Some(2)][self.below(6)];
         let group = group.map(|(group, since)| InGroup { group, since, bundle });
         let options = group.map(|group| {
             let placement = Some(Placement { group: Some(group), ..Placement::default() });
@@ -105,7 +108,11 @@ impl World {
 
     /// The leader looks at what it knows, and proposes.
     fn look(&mut self) {
-        let cluster = &self.shard.cluster;
+        // One that has just been elected may not have applied all that is in its log.
+        if self.behind.is_some() && self.below(2) == 0 {
+            self.behind = None;
+        }
+        let cluster = self.behind.as_ref().unwrap_or(&self.shard.cluster);
         let offers = self.beats.offers(cluster);
         let heard = offers.values().filter(|offer| offer.heard).count() as u64;
         let inputs = cluster.version << 16 | heard;
@@ -119,6 +126,10 @@ impl World {
     fn commit(&mut self) {
         let Some(op) = self.proposed.pop_front() else { return };
         let before = self.shard.cluster.groups.clone();
+        self.history.push_back(self.shard.cluster.clone());
+        if self.history.len() > HISTORY_MAX {
+            self.history.pop_front();
+        }
         let told = op.clone();
         self.apply(Op::Groups(GroupCommand { op: Some(op) }));
         if self.shard.cluster.groups != before {
@@ -136,6 +147,8 @@ impl World {
         (self.beats, self.pace) = (Beats::default(), Pace::default());
         let keep = self.below(self.proposed.len() + 1);
         self.proposed.truncate(keep);
+        let back = self.below(2 * HISTORY_MAX);
+        self.behind = self.history.iter().rev().nth(back).cloned();
         self.tally.leaders += 1;
     }
 

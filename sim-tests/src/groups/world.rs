@@ -6,6 +6,7 @@ use mobula_base::sim_disk::SimDisk;
 use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
 use mobula_gcs::cold;
 use mobula_gcs::core::beats::Beats;
+use mobula_gcs::core::cluster::Cluster;
 use mobula_gcs::core::{ShardState, first_sweep};
 use mobula_gcs::groups::Pace;
 use mobula_proto::command::Op;
@@ -71,6 +72,10 @@ pub struct World {
     /// The leader's: lost with it.
     pub(super) beats: Beats,
     pub(super) pace: Pace,
+    /// As it was before the last entries.
+    pub(super) history: VecDeque<Cluster>,
+    /// What the leader goes by, while it has not applied all that is in its log.
+    pub(super) behind: Option<Cluster>,
     /// Proposed and not committed.
     pub(super) proposed: VecDeque<group_command::Op>,
     pub(super) nodes: BTreeMap<u64, Node>,
@@ -102,6 +107,8 @@ impl World {
             session: (0, 0),
             beats: Beats::default(),
             pace: Pace::default(),
+            history: VecDeque::new(),
+            behind: None,
             proposed: VecDeque::new(),
             nodes: BTreeMap::new(),
             heartbeats: Vec::new(),

@@ -137,7 +137,8 @@ impl Cause {
             | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull
-            | FailureKind::FailureGroupRemoved => false,
+            | FailureKind::FailureGroupRemoved
+            | FailureKind::FailureNoRoom => false,
         };
         if !explained {
             objects_to(&mut self.found, || {
