@@ -26,8 +26,10 @@ use std::time::Duration;
 
 /// So long an attempt may wait for tasks that have begun.
 pub const PATIENCE: Duration = Duration::from_secs(5);
-/// So long a group waits after an attempt that was given up.
+/// So long a group waits after an attempt that was given up; twice as long after the next.
 pub const PAUSE: Duration = Duration::from_secs(1);
+/// It doubles so often at most: what a claim keeps back in vain must not be most of what there is, most of the time.
+const DOUBLINGS_MAX: u32 = 5;
 /// Groups for which places are looked for in one look.
 pub const PLANS_MAX: usize = 16;
 
@@ -58,7 +60,8 @@ impl Offer {
 #[derive(Debug, Default)]
 pub struct Pace {
     began: BTreeMap<u64, (u64, Duration)>,
-    rests: BTreeMap<u64, Duration>,
+    /// Until when, and after how many attempts.
+    rests: BTreeMap<u64, (Duration, u32)>,
     /// For which no place was found, and what the table and the nodes were then.
     vain: BTreeMap<u64, u64>,
 }
@@ -78,9 +81,12 @@ pub fn next_step(
     let mut plans = 0;
     for (id, group) in in_order {
         let step = match group.stage() {
-            Stage::Placed => None,
+            Stage::Placed => {
+                pace.rests.remove(id);
+                None
+            }
             Stage::Reserves(attempt) => reserving(*id, group, attempt, nodes, pace, now),
-            Stage::Waits if pace.rests.get(id).is_some_and(|until| now < *until) => None,
+            Stage::Waits if pace.rests.get(id).is_some_and(|(until, _)| now < *until) => None,
             Stage::Waits if plans >= PLANS_MAX || pace.vain.get(id) == Some(&inputs) => None,
             Stage::Waits => {
                 plans += 1;
@@ -96,6 +102,11 @@ pub fn next_step(
 }
 
 impl Pace {
+    /// A step was not taken, as far as is known: what follows from the same is looked for again.
+    pub fn look_again(&mut self) {
+        self.vain.clear();
+    }
+
     fn forget_but(&mut self, groups: &Groups) {
         let there = |id: &u64| groups.all().contains_key(id);
         self.began.retain(|id, _| there(id));
@@ -132,7 +143,8 @@ fn reserving(
     if now.saturating_sub(began.1) < PATIENCE {
         return None;
     }
-    pace.rests.insert(id, now + PAUSE);
+    let failed = pace.rests.get(&id).map_or(0, |(_, failed)| *failed);
+    pace.rests.insert(id, (now + PAUSE * (1 << failed), (failed + 1).min(DOUBLINGS_MAX)));
     // Where nothing has changed since, what is free may have.
     pace.vain.remove(&id);
     Some(Op::GiveUp(proto::GiveUpGroup { group: id, attempt }))

@@ -3,27 +3,27 @@
 //! A task names its group by id and by the revision that made it: a view that is as new and has no such group says
 //! that it is gone, an older one says nothing, and the task waits. Inside a group a task goes where its bundle is;
 //! of several that it may use, to the node where this one has the least under way.
+//!
+//! `watch`: who is told of it. `back`: what becomes of tasks beside groups whose room these have taken.
+
+mod back;
+mod watch;
+
+pub use back::PLACE_AGAIN_AFTER;
+pub use watch::WATCHES_MAX;
 
 use crate::core::{Core, KeptState};
 use crate::execute::Run;
 use crate::placement::{Class, LOCALITY_MIN, Member};
-use crate::recovery::Timer;
 use crate::reserve::Hold;
 use crate::strategy;
-use crate::types::{ClientId, Effect};
+use crate::types::ClientId;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
 use mobula_base::{GroupId, Incarnation, JobId, Resources, TaskId};
-use mobula_proto::{ClusterView, Failure, FailureKind, GroupState, GroupView, InGroup, Placement, TaskSpec};
+use mobula_proto::{ClusterView, Failure, FailureKind, GroupView, InGroup, Placement, TaskSpec};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::time::Duration;
-
-/// Groups that one client watches at most: one more takes the place of another. There are no more at a time.
-pub const WATCHES_MAX: usize = 1_000;
-
-/// How long a task waits that a node has given back.
-pub const PLACE_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// A bundle and where it is.
 #[derive(Debug)]
@@ -198,17 +198,6 @@ impl Core {
         self.tell_watchers(&changed);
     }
 
-    /// Whoever watches the job hears why a group of it waits; from the node of its driver, once.
-    fn say_why(&mut self, group: &GroupView, before: &str, view: &ClusterView) {
-        let at = |job: &&mobula_proto::JobView| job.job == group.job;
-        let driver =
-            view.jobs.iter().find(at).and_then(|job| job.start.as_ref()).map(|start| start.incarnation);
-        if !group.why.is_empty() && group.why != before && driver == Some(self.config.incarnation.0) {
-            let text = format!("placement group {:016x} cannot be placed: {}", group.group, group.why);
-            self.notice(JobId(group.job), "group-waits", text, None, 0);
-        }
-    }
-
     /// Runs of groups that are no more end.
     fn end_gone(&mut self) {
         if self.groups.runs == 0 {
@@ -239,46 +228,6 @@ impl Core {
         let mut admitting =
             all.filter(|(node, member)| strategy::admits(demand, placement.as_ref(), **node, member));
         group.is_none() && admitting.all(|(_, member)| !member.open.fits(demand))
-    }
-
-    /// Runs that have not begun here and never would, since what they need is kept for placement groups by now, go
-    /// back to whoever keeps them: there may be room elsewhere.
-    pub(crate) fn hand_back(&mut self) {
-        if self.groups.known.is_empty() || self.me.open == self.me.total {
-            return;
-        }
-        for index in 0..self.classes.len() {
-            let class = &self.classes[index];
-            if class.group.is_some() || self.me.open.fits(&class.demand) {
-                continue;
-            }
-            let queues = &mut self.classes[index];
-            let back: Vec<TaskId> = queues.runs_urgent.drain(..).chain(queues.runs.drain(..)).collect();
-            for task in back {
-                if self.runs.get(&task).is_some_and(|run| run.given.is_none() && run.missing == 0) {
-                    let message = "what it needs is kept for placement groups";
-                    self.fail_run(task, Failure::new(FailureKind::FailureNoRoom, message));
-                }
-            }
-        }
-    }
-
-    /// A node has given back a task that had not begun: it goes somewhere else, as the same attempt. That it waits
-    /// a little keeps nodes that know of different groups from passing it to and fro.
-    pub(crate) fn given_back(&mut self, task: TaskId, node: Incarnation) {
-        if node != self.config.incarnation {
-            self.unplace(task, node);
-        }
-        self.set_kept_state(task, KeptState::Queued);
-        self.set_timer(PLACE_AGAIN_AFTER, Timer::PlaceAgain(task));
-    }
-
-    pub(crate) fn place_again(&mut self, task: TaskId) {
-        if self.kept.get(&task).is_some_and(|kept| kept.state == KeptState::Queued)
-            && !self.end_cancelled(task)
-        {
-            self.queue(task);
-        }
     }
 
     /// Places a kept task in its group; false when no node has room now.
@@ -344,52 +293,6 @@ impl Core {
             })
         };
         self.runs.values().filter(is_it).count() as u64
-    }
-
-    /// A client wants to hear how a group stands, now and when that changes.
-    pub(crate) fn watch_group(&mut self, client: ClientId, group: InGroup) {
-        let watched = self.groups.watched.entry(client).or_default();
-        if watched.len() >= WATCHES_MAX {
-            watched.pop_first();
-        }
-        watched.insert(GroupId(group.group), group.since);
-        self.tell_watcher(client, group);
-    }
-
-    fn tell_watchers(&mut self, changed: &[GroupId]) {
-        let all: Vec<(ClientId, InGroup)> = self
-            .groups
-            .watched
-            .iter()
-            .flat_map(|(client, groups)| groups.iter().map(|(id, since)| (*client, *id, *since)))
-            .map(|(client, id, since)| (client, InGroup { group: id.0, since, bundle: None }))
-            .filter(|(_, group)| changed.contains(&GroupId(group.group)) || self.groups.is_gone(*group))
-            .collect();
-        all.into_iter().for_each(|(client, group)| self.tell_watcher(client, group));
-    }
-
-    /// Nothing is told of a group of which this node has not heard yet: that follows.
-    fn tell_watcher(&mut self, client: ClientId, group: InGroup) {
-        let view = self.groups.get(group).map(|known| known.view.clone());
-        if view.is_none() {
-            if !self.groups.is_gone(group) {
-                return;
-            }
-            // That is the last of it.
-            if let Some(watched) = self.groups.watched.get_mut(&client) {
-                watched.remove(&GroupId(group.group));
-                if watched.is_empty() {
-                    self.groups.watched.remove(&client);
-                }
-            }
-        }
-        let state = GroupState { group: group.group, since: group.since, view };
-        self.effects.push(Effect::Group { client, state });
-    }
-
-    /// A client's link has closed.
-    pub(crate) fn forget_watches(&mut self, client: ClientId) {
-        self.groups.watched.remove(&client);
     }
 
     /// A class of a group that is no more, of which nothing is left: another may have its place.

@@ -27,7 +27,11 @@ pub async fn drive(running: Arc<Running>) {
                 let op = proto::command::Op::Groups(proto::GroupCommand { op: Some(op) });
                 let command = proto::Command::from(op).encode_to_vec();
                 // Whatever the outcome: the next look decides anew.
-                running.root().propose(command.into()).await.is_ok()
+                let taken = running.root().propose(command.into()).await.is_ok();
+                if !taken {
+                    pace.look_again();
+                }
+                taken
             }
             None => false,
         };

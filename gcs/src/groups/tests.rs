@@ -196,6 +196,30 @@ fn an_attempt_that_takes_too_long_is_given_up_and_made_anew_after_a_pause() {
     table.offers.get_mut(&1).expect("there").free = Resources::cpus_milli(1000);
     let Some(Op::Assign(assign)) = table.take() else { panic!("nothing is done") };
     assert_eq!((assign.after, assign.places[0].node), (1, 2));
+    // Each time it waits longer, up to a bound.
+    let mut waited = Vec::new();
+    for attempt in 2..10 {
+        assert_eq!(table.take(), None, "it begins");
+        table.now += PATIENCE;
+        assert_eq!(table.take(), Some(Op::GiveUp(proto::GiveUpGroup { group: 5, attempt })));
+        let began = table.now;
+        while table.take().is_none() {
+            table.now += PAUSE;
+        }
+        waited.push((table.now - began).as_secs());
+    }
+    assert_eq!(waited, [2, 4, 8, 16, 32, 32, 32, 32]);
+}
+
+#[test]
+fn a_step_that_was_not_taken_is_taken_again() {
+    let mut table = Table::of(&[4]);
+    table.create(5, GroupPack, &[4]);
+    let first = table.next();
+    assert!(matches!(first, Some(Op::Assign(_))));
+    assert_eq!(table.next(), None, "it is under way");
+    table.pace.look_again();
+    assert_eq!(table.next(), first);
 }
 
 #[test]

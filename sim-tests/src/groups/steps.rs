@@ -325,7 +325,7 @@ impl World {
     }
 
     fn round(&mut self) {
-        self.now = self.now + Duration::from_millis(100);
+        self.now = self.now + Duration::from_millis(250);
         self.heartbeats.clear();
         self.views.clear();
         for node in self.living() {
