@@ -22,7 +22,7 @@ fn start(request: u64, from: u32, to: u32, count: u32) -> proto::StartSlotPlan {
 
 /// Waits until the cluster writes the level at which slots may move.
 async fn ready(heads: &[Head]) {
-    until("all write what this program reads", || heads.iter().all(|head| head.writes() == 3)).await;
+    until("all write what this program reads", || heads.iter().all(|head| head.writes() == 4)).await;
 }
 
 /// Asks again and again, as the command line does, until the move is done; the epoch of its map.
