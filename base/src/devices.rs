@@ -52,6 +52,23 @@ impl Devices {
         whole.take((milli / WHOLE) as usize).map(take).collect()
     }
 
+    /// Takes so much, as devices with the same numbers that others may take from. Panics as [`Devices::take`].
+    pub fn carve(&mut self, milli: u64) -> Devices {
+        let mut carved = Devices { free: vec![0; self.free.len()] };
+        for number in self.take(milli) {
+            carved.free[number as usize] = milli.min(WHOLE);
+        }
+        carved
+    }
+
+    /// Puts back all that is free of what was carved out.
+    pub fn join(&mut self, carved: &Devices) {
+        for ((free, back), number) in self.free.iter_mut().zip(&carved.free).zip(0u32..) {
+            *free += back;
+            assert!(*free <= WHOLE, "device {number} was given back twice");
+        }
+    }
+
     /// Puts back what was taken of `devices`.
     pub fn give(&mut self, devices: &[u32], milli: u64) {
         for number in devices {
@@ -86,6 +103,24 @@ mod tests {
         devices.give(&[2], 1000);
         assert_eq!(devices.take(2000), [0, 2]);
         assert_eq!(devices.free_milli(), 0);
+    }
+
+    #[test]
+    fn what_is_carved_out_has_the_same_numbers_and_comes_back() {
+        let mut devices = Devices::new(3);
+        assert_eq!(devices.take(1000), [0]);
+        let (mut two, mut half) = (devices.carve(1000), devices.carve(500));
+        assert!(!devices.fits(1000) && devices.fits(500));
+        assert_eq!((two.take(400), half.take(300)), (vec![1], vec![2]));
+        assert!(!two.fits(1000) && !half.fits(300));
+        devices.join(&two);
+        devices.join(&half);
+        // What tasks still use comes back by itself.
+        devices.give(&[1], 400);
+        devices.give(&[2], 300);
+        devices.give(&[0], 1000);
+        assert_eq!(devices, Devices::new(3));
+        assert_eq!(devices.carve(0).free_milli(), 0);
     }
 
     #[test]

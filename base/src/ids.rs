@@ -63,6 +63,11 @@ number_id!(
     Incarnation, u64, "inc-"
 );
 
+number_id!(
+    /// A placement group; chosen by whoever makes it, so that making it is idempotent.
+    GroupId, u64, "group-"
+);
+
 /// One program run against the cluster; chosen by its driver so that starting it is idempotent.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct JobId(pub u64);

@@ -28,7 +28,7 @@ pub mod slots;
 pub mod time;
 
 pub use id_map::IdMap;
-pub use ids::{Incarnation, JobId, ObjectId, RunId, ShardId, TaskId, TaskPrefix};
+pub use ids::{GroupId, Incarnation, JobId, ObjectId, RunId, ShardId, TaskId, TaskPrefix};
 pub use resources::Resources;
 pub use slots::{SlotMap, SlotSet};
 pub use time::Instant;

@@ -8,6 +8,7 @@ mod counted;
 use crate::backup::archive::{self, ArchiveHead, Piece};
 use crate::cold;
 use crate::core::ShardState;
+use crate::core::groups::Stage;
 use crate::identity::Identity;
 use crate::log::record::{pack, unpack};
 use crate::raft::network::SnapshotPart;
@@ -22,7 +23,7 @@ use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use openraft::{BasicNode, EntryPayload, Membership};
 use prost::Message;
 use proto::stream_item::Item;
-use proto::{call, command, head_command, slot_command};
+use proto::{GroupStrategy, call, command, group_command, head_command, slot_command};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -208,6 +209,61 @@ fn moved() -> ShardState {
     state
 }
 
+/// Shard 0 with placement groups: one that is placed, one whose nodes reserve, one that cannot be placed.
+fn grouped() -> ShardState {
+    let mut state = ShardState::new(0, cold::open_one(Arc::new(SimDisk::new(8)), 0).expect("memory"));
+    let join =
+        |address: &str| proto::NodeJoin { address: address.into(), cpu_milli: 4000, ..Default::default() };
+    let start = proto::JobStart { name: "job".into(), incarnation: 1, job: 1, ..Default::default() };
+    let bundle = |cpu_milli| {
+        let resources = vec![proto::NamedResource { name: "tape".into(), milli: 0 }];
+        proto::Bundle { cpu_milli, resources }
+    };
+    let create = |group, bundles: &[u32]| {
+        let (strategy, bundles) = (GroupStrategy::GroupPack as i32, bundles.iter().map(|cpus| bundle(*cpus)));
+        call::Op::GroupCreate(proto::GroupCreate {
+            group,
+            job: 1,
+            name: "name".into(),
+            strategy,
+            bundles: bundles.collect(),
+        })
+    };
+    let assign = |group, places: &[(u32, u64)]| {
+        let places = places.iter().map(|(bundle, node)| proto::BundlePlace { bundle: *bundle, node: *node });
+        group_command::Op::Assign(proto::AssignGroup { group, after: 0, places: places.collect() })
+    };
+    let raise = proto::RaiseLevel { level: 4, program: "0.4".into(), heads: 0 };
+    let why = "bundle 0 asks for cpu 64, and no node offers that".to_owned();
+    let calls = [
+        call::Op::Open(proto::OpenSession {}),
+        call::Op::NodeJoin(join("n1:1")),
+        call::Op::NodeJoin(join("n2:1")),
+        call::Op::JobStart(start),
+        create(10, &[1000, 2000]),
+        create(11, &[3000]),
+        create(12, &[64_000]),
+        create(13, &[1000]),
+        call::Op::GroupRemove(proto::GroupRemove { group: 13, job: 1 }),
+    ];
+    let steps = [
+        assign(10, &[(0, 1), (1, 1)]),
+        group_command::Op::Commit(proto::CommitGroup { group: 10, attempt: 1 }),
+        assign(11, &[(0, 2)]),
+        group_command::Op::Note(proto::NoteGroup { group: 12, since: 9, why }),
+    ];
+    let first = [
+        command::Op::Init(proto::InitCluster { cluster: 77, shards: 1, slots: 1024 }),
+        command::Op::Raise(raise),
+    ];
+    let calls = (0..).zip(calls).map(|(seq, op)| call_of(u64::from(seq > 0), seq, op));
+    let steps = steps.map(|op| command::Op::Groups(proto::GroupCommand { op: Some(op) }));
+    for (index, op) in (1u64..).zip(first.into_iter().chain(calls).chain(steps)) {
+        state.apply(index, &proto::Command::from(op));
+    }
+    state
+}
+
 fn log_id(index: u64) -> LogId {
     LogId { leader_id: *Vote::new(3, 1).leader_id(), index }
 }
@@ -296,7 +352,7 @@ fn backup(parcel: &Parcel, file: &[u8]) -> Vec<u8> {
     writer.finish().expect("a Vec grows")
 }
 
-/// Everything that this program writes at levels 1 to 3, by the name of its golden file.
+/// Everything that this program writes at levels 1 to 4, by the name of its golden file.
 fn written() -> BTreeMap<&'static str, Vec<u8>> {
     let (state, disk) = state();
     let cold = state.manifest();
@@ -316,6 +372,7 @@ fn written() -> BTreeMap<&'static str, Vec<u8>> {
         ("cold-v1.runs", file),
         ("dump-v4", moved().snapshot(2)),
         ("dump-v5", counted::counted().snapshot(3)),
+        ("dump-v6", grouped().snapshot(4)),
     ])
 }
 
@@ -417,6 +474,27 @@ fn a_golden_dump_of_slots_on_the_move_is_read() {
 }
 
 #[test]
+fn a_golden_dump_of_placement_groups_is_read() {
+    let mut state = ShardState::new(0, cold::open_one(Arc::new(SimDisk::new(9)), 0).expect("memory"));
+    state.restore(committed("dump-v6"), &cold::Manifest::default()).expect("readable");
+    assert_eq!(state.digest(), grouped().digest());
+    let groups = state.cluster.groups.all();
+    let stages: Vec<(u64, Stage)> = groups.iter().map(|(id, group)| (*id, group.stage())).collect();
+    assert_eq!(stages, [(10, Stage::Placed), (11, Stage::Reserves(2)), (12, Stage::Waits)]);
+    assert_eq!(groups[&12].why, "bundle 0 asks for cpu 64, and no node offers that");
+    assert_eq!(state.cluster.groups.assigned(1).cpu_milli, 3000);
+    // It goes on where it was, also with the numbers of attempts.
+    for (index, id) in [(50, 11), (51, 12)] {
+        let op = group_command::Op::GiveUp(proto::GiveUpGroup { group: id, attempt: 2 });
+        state.apply(index, &proto::Command::from(command::Op::Groups(proto::GroupCommand { op: Some(op) })));
+    }
+    let places = vec![proto::BundlePlace { bundle: 0, node: 2 }];
+    let again = group_command::Op::Assign(proto::AssignGroup { group: 11, after: 2, places });
+    state.apply(52, &proto::Command::from(command::Op::Groups(proto::GroupCommand { op: Some(again) })));
+    assert_eq!(state.cluster.groups.all()[&11].stage(), Stage::Reserves(3));
+}
+
+#[test]
 fn golden_backups_are_read() {
     let backup = committed("backup-v1");
     let mut data = Vec::new();
@@ -455,8 +533,8 @@ fn golden_messages_between_heads_are_understood() {
 #[test]
 fn a_dump_of_a_level_that_is_not_read_is_refused_by_name() {
     let (mut state, _) = state();
-    let newer = state.snapshot(4);
+    let newer = state.snapshot(5);
     let cold = state.manifest();
-    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 3").to_string();
-    assert!(error.contains("writes format 4, this program reads up to 3: install version"), "{error}");
+    let error = state.restore(newer.into(), &cold).expect_err("this program reads level 4").to_string();
+    assert!(error.contains("writes format 5, this program reads up to 4: install version"), "{error}");
 }

@@ -19,7 +19,7 @@ use crate::recall::{self, Durable};
 use crate::server::http::serve;
 use crate::server::silence;
 use crate::server::{Incoming, Running, Site};
-use crate::{cold, damage, moves, scrub, snapshot, sweep, witness};
+use crate::{cold, damage, groups, moves, scrub, snapshot, sweep, witness};
 use mobula_base::disk::Disk;
 use mobula_base::random::Random;
 use mobula_net::seam::Listener;
@@ -422,6 +422,7 @@ fn start_duties(
     tasks.push(tokio::spawn(driver::notice_removal(site.clone(), running.clone())));
     tasks.push(tokio::spawn(driver::conclude(running.clone(), site.net.clone())));
     tasks.push(tokio::spawn(moves::driver::drive(running.clone())));
+    tasks.push(tokio::spawn(groups::driver::drive(running.clone())));
     for shard in 0..running.identity.shards {
         tasks.push(tokio::spawn(driver::reconcile(running.clone(), site.net.clone(), shard)));
         tasks.push(tokio::spawn(witness::watch(running.clone(), site.net.clone(), shard)));

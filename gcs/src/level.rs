@@ -11,10 +11,11 @@
 //! | 2     | 1        | 2   | 2        | 4    | 1      | 2             |
 //! | 3     | 1        | 2   | 2        | 5    | 1      | 3             |
 //! | 4     | 1        | 2   | 2        | 6    | 1      | 4             |
+//! | 5     | 1        | 2   | 2        | 7    | 1      | 5             |
 //!
 //! From level 2 on slots move between shards: commands for that, and who owns what in dumps. From level 3
-//! on references are counted: nodes say who holds what, and runs, dumps and slots that move have it. No
-//! release announces level 4: it adds the writer's name to dumps, so that upgrades can be tested.
+//! on references are counted: nodes say who holds what, and runs, dumps and slots that move have it. From level 4
+//! on there are placement groups: requests and commands of shard 0, and its dumps. No release announces level 5: it adds the writer's name to dumps, so that upgrades can be tested.
 //!
 //! - A head notes the level in its `identity`, synced, before it writes anything at that level.
 //! - A replica that reads less stops at the entry that raises the level, and says what to install.
@@ -34,13 +35,15 @@ use std::time::Duration;
 /// The oldest level this program reads.
 const OLDEST: u32 = 1;
 /// The newest level this program reads.
-pub const NEWEST: u32 = 3;
+pub const NEWEST: u32 = 4;
 /// From this level on slots may move.
 pub const MOVES_SLOTS: u32 = 2;
 /// From this level on references are counted.
 pub const COUNTS_REFERENCES: u32 = proto::LEVEL_REFERENCES;
+/// From this level on there are placement groups.
+pub const PLACES_GROUPS: u32 = proto::LEVEL_GROUPS;
 /// Dumps of this level on name the program that wrote them.
-pub const NAMES_WRITER: u32 = 4;
+pub const NAMES_WRITER: u32 = 5;
 /// Pause between looks whether the level can be raised, or has been.
 const TICK: Duration = Duration::from_millis(500);
 

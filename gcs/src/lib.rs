@@ -17,6 +17,7 @@
 //! - [`bootstrap`] — how heads become a cluster; [`duties`] — what a head does unasked;
 //!   [`witness`] — elections, told to shard 0; [`sweep`] — references; [`clock`].
 //! - [`membership`] — how heads come and go later. [`moves`] — how slots move between shards.
+//! - [`groups`] — how placement groups come to their places.
 //! - [`backup`] — what is kept outside, and new clusters made of it.
 //! - [`metrics`] — what a head tells Prometheus.
 //! - [`config`], [`head`] — all of it together; [`hook`] — what tests may see and bend.
@@ -35,6 +36,7 @@ pub mod duties;
 pub mod error;
 #[cfg(test)]
 mod golden;
+pub mod groups;
 pub mod head;
 pub mod hook;
 #[cfg(any(test, fuzzing))]

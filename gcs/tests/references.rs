@@ -95,7 +95,7 @@ async fn edges_into_other_shards_end_whoever_leads_and_whatever_moves() {
     in_scope(1, async {
         let all = addresses(3);
         let mut heads = place.form(&all).await;
-        until("references are counted", || heads.iter().all(|head| head.writes() == 3)).await;
+        until("references are counted", || heads.iter().all(|head| head.writes() == 4)).await;
         let client = client(&all).await;
         let node = join(&client, "n1").await;
         let beats = tokio::spawn(be_a_node(client.clone(), node));

@@ -22,7 +22,7 @@ fn start(request: u64, from: u32, to: u32, count: u32) -> proto::StartSlotPlan {
 
 /// Waits until the cluster writes the level at which slots may move.
 async fn ready(heads: &[Head]) {
-    until("all write what this program reads", || heads.iter().all(|head| head.writes() == 3)).await;
+    until("all write what this program reads", || heads.iter().all(|head| head.writes() == 4)).await;
 }
 
 /// Asks again and again, as the command line does, until the move is done; the epoch of its map.
@@ -280,7 +280,7 @@ async fn lineage_follows_and_nothing_is_lost_before_all_have_reported_since_the_
         let joined = client.call(proto::call::Op::NodeJoin(join), 0, LONG).await.expect("joined").reply;
         assert_eq!(joined, Some(Called::Incarnation(1)));
         let beat = proto::HeartbeatRequest { incarnation: 1, follows_slots: true, ..Default::default() };
-        client.heartbeat(beat, LONG).await.expect("heard");
+        client.heartbeat(beat.clone(), LONG).await.expect("heard");
         let goes = SlotMap::even(SHARDS).slots_of(ShardId(0)).highest(100);
         let task = |n: u64| TaskId::new(JobId(1), TaskId::root(JobId(1)), n, 0);
         let task = (0..).map(task).find(|task| goes.contains(task.run.slot())).expect("some run fits");

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 fn newer() -> Formats {
-    Formats { newest: 4, program: "0.2.0-test".into(), ..Formats::default() }
+    Formats { newest: 5, program: "0.2.0-test".into(), ..Formats::default() }
 }
 
 /// Whether every shard has a leader that this head knows, and this head has applied what it has.
@@ -42,17 +42,17 @@ async fn heads_are_upgraded_one_by_one_under_load() {
                 n
             }
         });
-        until("all write what this program reads", || running.iter().all(|head| head.writes() == 3)).await;
+        until("all write what this program reads", || running.iter().all(|head| head.writes() == 4)).await;
         for (nth, address) in all.iter().enumerate() {
             // Snapshots at the older level go to whoever reads more, and back.
-            assert!(running.iter().all(|head| head.writes() == 3), "one head cannot read more");
+            assert!(running.iter().all(|head| head.writes() == 4), "one head cannot read more");
             running.remove(0).shutdown().await;
             running.push(place.start_as(address, &all, newer()).await.expect("starts"));
             until("it is up", || is_up(&running[2])).await;
             assert_eq!(running[2].head_id(), nth as u64 + 1);
         }
-        until("all write the new level", || running.iter().all(|head| head.writes() == 4)).await;
-        assert_eq!(client.heads_table(LONG).await.expect("told").level, 4);
+        until("all write the new level", || running.iter().all(|head| head.writes() == 5)).await;
+        assert_eq!(client.heads_table(LONG).await.expect("told").level, 5);
         // Enough for a snapshot at the new level, which a head that was away is sent.
         running.remove(1).shutdown().await;
         let before = running[0].status().shards[0].applied;
@@ -66,17 +66,17 @@ async fn heads_are_upgraded_one_by_one_under_load() {
         // A head of the older release is told so before it does anything.
         running.pop().expect("three").shutdown().await;
         let refused = place.start(&all[1], &all).await.err().expect("it cannot read this").to_string();
-        let said = "this cluster writes format 4, this program reads up to 3: install version 0.2.0-test";
+        let said = "this cluster writes format 5, this program reads up to 4: install version 0.2.0-test";
         assert!(refused.contains(said), "{refused}");
         // So is one that is to join, and it takes nobody's place by asking.
         let fresh = addresses(1).remove(0);
         let request = heads::change(7, &fresh, 2);
         assert!(!client.change_heads(request.clone(), LONG).await.expect("accepted").finished);
         let refused = place.start(&fresh, &all).await.err();
-        assert!(matches!(refused, Some(Error::TooOld { writes: 4, reads: 3, .. })), "{refused:?}");
+        assert!(matches!(refused, Some(Error::TooOld { writes: 5, reads: 4, .. })), "{refused:?}");
         let joined = place.start_as(&fresh, &all, newer()).await.expect("joins");
         heads::until_done(&client, request).await;
-        assert_eq!(joined.writes(), 4);
+        assert_eq!(joined.writes(), 5);
         for n in 0..written {
             let entry = client.read_kv(format!("key-{n}").as_bytes(), LONG).await.expect("read");
             assert_eq!(entry.expect("there").value, Bytes::from(format!("value-{n}")));

@@ -141,6 +141,11 @@ impl Life {
                     let tasks = tasks.iter().filter_map(|id| task_id(id).ok()).collect();
                     run.push(Event::Cancel { from: None, tasks, recursive });
                 }
+                client_msg::Msg::Group(asked) => {
+                    if let Some(event) = self.group_asked(client, job, asked) {
+                        run.push(event);
+                    }
+                }
                 client_msg::Msg::Flush(Flush {}) => run.push(Event::Flush),
                 client_msg::Msg::EndJob(end) => {
                     let outbox = self.open.get(&client).map(|link| link.outbox.clone());

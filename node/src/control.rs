@@ -14,7 +14,7 @@ use mobula_scheduler::Event;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 /// Deadline of one try of a stream batch; it is repeated unchanged.
@@ -28,9 +28,9 @@ const HOLDING_EVERY: Duration = Duration::from_millis(100);
 /// Changes in one report of holdings; the others go with the next.
 const REPORTED_MAX: usize = 16 * 1024;
 /// Pause after a question that could not be asked.
-const RETRY_AFTER: Duration = Duration::from_millis(50);
+pub(crate) const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// Deadline of an operation a person waits for.
-const CALL_DEADLINE: Duration = Duration::from_secs(15);
+pub(crate) const CALL_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A node's side of the control store.
 #[derive(Clone)]
@@ -47,6 +47,8 @@ pub struct Control {
     pub late: Duration,
     /// Version of the newest view that the daemon's loop has acted on.
     pub acted: watch::Receiver<u64>,
+    /// Rung when something has been reserved for a placement group: the next heartbeat says so, at once.
+    pub claims_told: Arc<Notify>,
 }
 
 /// A copy that this node has got, or has no longer.
@@ -301,6 +303,7 @@ impl Control {
                 queued: load.queued,
                 store_bytes_used: load.store_bytes_used,
                 follows_slots: true,
+                claims: Some(load.claims),
                 ..Default::default()
             };
             let answer = self.client.heartbeat(request, HEARTBEAT_EVERY * 5).await;
@@ -316,7 +319,8 @@ impl Control {
                 }
                 Ok(heartbeat_reply::Result::NotLeader(_) | heartbeat_reply::Result::Refused(_)) | Err(_) => {}
             }
-            tokio::time::sleep(HEARTBEAT_EVERY).await;
+            // Either it is time, or there is something to say.
+            let _ = tokio::time::timeout(HEARTBEAT_EVERY, self.claims_told.notified()).await;
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::config::{Error, NodeConfig, Parts, Ready};
 use crate::control::{self, Control, Copied, Heard};
+use crate::groups::ASKS_MAX;
 use crate::http;
 use crate::input::{HeldReply, INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
@@ -29,7 +30,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 /// Inputs taken in one turn of the loop.
@@ -219,6 +220,8 @@ pub(crate) struct Life {
     pub has_buried: bool,
     pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
     pub next_token: u64,
+    /// Requests for placement groups that may be under way.
+    pub group_asks: Arc<Semaphore>,
     pub shards: u32,
     pub fenced: bool,
     receiver: Option<mpsc::Receiver<Input>>,
@@ -246,6 +249,7 @@ impl Life {
             incarnation,
             heard,
             late: config.late,
+            claims_told: Arc::new(Notify::new()),
             acted: watched,
         };
         let welcome = Welcome {
@@ -317,6 +321,7 @@ impl Life {
             has_buried: false,
             spawned: BTreeMap::new(),
             next_token: 1,
+            group_asks: Arc::new(Semaphore::new(ASKS_MAX)),
             shards,
             fenced: false,
             receiver: Some(receiver),

@@ -7,7 +7,7 @@ use mobula_net::written::Written;
 use mobula_objstore::StoreError;
 use mobula_objstore::depot::{File, Kept};
 use mobula_objstore::table::Place;
-use mobula_proto::{ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
+use mobula_proto::{Claims, ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
 use mobula_scheduler::explain::Explained;
 use mobula_scheduler::{Census, ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
@@ -66,7 +66,7 @@ pub enum Input {
 pub type HeldReply = oneshot::Sender<(u64, Vec<ObjectId>)>;
 
 /// What a heartbeat says.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct Load {
     /// Free CPU, thousandths.
     pub cpu_milli_free: u64,
@@ -74,6 +74,8 @@ pub struct Load {
     pub queued: u32,
     /// Bytes used in the store.
     pub store_bytes_used: u64,
+    /// What is reserved for placement groups, and what is free beside CPUs.
+    pub claims: Claims,
 }
 
 /// What a node tells those who watch it.

@@ -9,7 +9,7 @@
 //! - [`config`] — what a node is told, and the seams it runs on ([`Parts`]).
 //! - [`daemon`] — joining, the loop, one life after another.
 //! - [`perform`] — effects of the core; [`input`] — everything that comes in; [`clients`] — what drivers and
-//!   workers say, in the order in which they say it.
+//!   workers say, in the order in which they say it; [`groups`] — what they want of placement groups.
 //! - [`room`] — what the store decides; [`spill`] — the files of objects that left memory.
 //! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
@@ -21,6 +21,7 @@ pub mod clients;
 pub mod config;
 pub mod control;
 pub mod daemon;
+pub mod groups;
 pub mod http;
 pub mod input;
 pub mod links;

@@ -23,7 +23,7 @@ use tokio::time::Instant;
 /// How long a peer may take to say hello.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the first driver of a new cluster waits until all heads are heard.
-const LEVEL_PATIENCE: Duration = Duration::from_secs(2);
+pub(crate) const LEVEL_PATIENCE: Duration = Duration::from_secs(2);
 /// Unacknowledged lineage records beyond which submissions are not read: a driver slows down to
 /// the speed of the control store instead of filling this daemon's memory.
 pub const UNACKNOWLEDGED_MAX: u64 = 200_000;

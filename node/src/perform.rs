@@ -16,9 +16,9 @@ use mobula_net::written::Written;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    Cancel, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made, Notice,
-    Output, PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id, peer_msg, task_bytes,
-    task_id, terse, value as wire_value,
+    Cancel, Claims, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made,
+    NamedResource, Notice, Output, PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id,
+    peer_msg, task_bytes, task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::Arc;
@@ -100,7 +100,11 @@ impl Life {
             }
             Input::Load { reply } => {
                 let (cpu_milli_free, queued) = self.core.load();
-                let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used: self.store.usage().0 });
+                let store_bytes_used = self.store.usage().0;
+                let named = self.core.free_resources().named.iter();
+                let free = named.map(|(name, milli)| NamedResource { name: name.clone(), milli: *milli });
+                let claims = Claims { claims: self.core.claims(), free: free.collect() };
+                let _ = reply.send(Load { cpu_milli_free, queued, store_bytes_used, claims });
             }
             Input::Explain { prefix, reply } => {
                 let _ = reply.send(self.core.explain(prefix, EXPLAINED_MAX));
@@ -436,6 +440,8 @@ impl Life {
                 };
                 self.tell_peer(to, peer_msg::Msg::Replica(replica));
             }
+            Effect::TellClaims => self.control.claims_told.notify_one(),
+            Effect::Group { client, state } => self.tell(client, daemon_msg::Msg::Group(state)),
             Effect::Notice { job, notice } => self.notice(job, notice),
             Effect::FreeJob(job) => self.free_job(job),
         }

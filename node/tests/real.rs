@@ -3,6 +3,8 @@
 //! The test binary serves as worker binary, so it has a `main` of its own.
 
 use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, remote};
+#[path = "real/groups.rs"]
+mod groups;
 #[path = "real/options.rs"]
 mod options;
 #[path = "real/packages.rs"]
@@ -485,7 +487,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 18] = [
+    let tests: [Test; 21] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -509,6 +511,12 @@ fn main() {
             packages::a_binary_and_files_travel_to_nodes_that_never_saw_them,
         ),
         ("a_job_with_a_wrong_runtime_is_refused", packages::a_job_with_a_wrong_runtime_is_refused),
+        ("tasks_run_in_what_is_reserved", groups::tasks_run_in_what_is_reserved),
+        ("a_group_that_cannot_be_placed_says_why", groups::a_group_that_cannot_be_placed_says_why),
+        (
+            "bundles_of_a_node_that_is_gone_are_placed_again",
+            groups::bundles_of_a_node_that_is_gone_are_placed_again,
+        ),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

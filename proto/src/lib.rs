@@ -23,6 +23,12 @@ pub const MAGIC: u32 = 0x4d4f_4255;
 pub const WIRE_VERSION: u32 = 1;
 /// From this level of formats on, nodes list references (R6, R8) and the store prunes.
 pub const LEVEL_REFERENCES: u32 = 3;
+/// From this level of formats on there are placement groups.
+pub const LEVEL_GROUPS: u32 = 4;
+/// Bundles of one placement group at most.
+pub const GROUP_BUNDLES_MAX: usize = 256;
+/// Bytes of the request for one, as it is encoded, at most.
+pub const GROUP_BYTES_MAX: usize = 256 << 10;
 /// Files that a job ships for its workers at most.
 pub const SHIPPED_FILES_MAX: usize = 4096;
 /// Results up to this many bytes travel inside messages; larger ones through shared memory.
@@ -106,6 +112,20 @@ impl v1::NodeView {
     /// What the node offers.
     pub fn total(&self) -> Resources {
         amounts(self.cpu_milli, &self.resources)
+    }
+}
+
+impl v1::Bundle {
+    /// What is reserved for it.
+    pub fn demand(&self) -> Resources {
+        amounts(self.cpu_milli, &self.resources)
+    }
+}
+
+impl v1::Claims {
+    /// What is free.
+    pub fn free(&self, cpu_milli: u32) -> Resources {
+        amounts(cpu_milli, &self.free)
     }
 }
 

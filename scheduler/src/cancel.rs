@@ -105,7 +105,7 @@ impl Core {
 
     /// An attempt on this node is to end without a value. What waits ends now; what a worker has is asked to
     /// stop, and is nobody's any more when it ends.
-    fn stop_run(&mut self, task: TaskId, why: Failure) {
+    pub(crate) fn stop_run(&mut self, task: TaskId, why: Failure) {
         let Some(run) = self.runs.get(&task) else { return };
         let (Some(worker), attempt) = (run.given, run.attempt) else { return self.fail_run(task, why) };
         if self.stopping.contains_key(&task) {

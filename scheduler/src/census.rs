@@ -79,7 +79,7 @@ impl Core {
     /// A re-execution in line for a node that some node could run: after a step there is none (R16).
     pub fn urgent_waiting(&self) -> Option<TaskId> {
         let in_line = self.classes.iter().enumerate().filter(|(_, class)| !class.urgent.is_empty());
-        let in_line = in_line.filter(|(index, _)| self.is_feasible(*index));
+        let in_line = in_line.filter(|(index, _)| self.is_feasible(*index) && !self.is_kept_back(*index));
         let counts =
             |task: &&TaskId| self.kept.get(*task).is_some_and(|kept| kept.state == KeptState::Queued);
         in_line.flat_map(|(_, class)| &class.urgent).find(counts).copied()
@@ -87,7 +87,9 @@ impl Core {
 
     fn count_infeasible(&self) -> u64 {
         let waiting = |index: usize| self.classes[index].urgent.iter().chain(&self.classes[index].waiting);
-        let stuck = (0..self.classes.len()).filter(|index| !self.is_feasible(*index));
+        // What waits for a placement group is told of that.
+        let plain = (0..self.classes.len()).filter(|index| self.classes[*index].group.is_none());
+        let stuck = plain.filter(|index| !self.is_feasible(*index));
         let counts =
             |task: &&TaskId| self.kept.get(*task).is_some_and(|kept| kept.state == KeptState::Queued);
         stuck.flat_map(waiting).filter(counts).count() as u64

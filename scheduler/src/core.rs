@@ -4,11 +4,13 @@ use crate::abandon::Unknowns;
 use crate::cancel::Stop;
 use crate::elide::Later;
 use crate::execute::Run;
+use crate::groups::Groups;
 use crate::map::RunMap;
 use crate::objects::Object;
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
 use crate::refs::{HeldBack, Named};
+use crate::reserve::Ledger;
 use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
@@ -127,7 +129,7 @@ pub(crate) enum KeptState {
 /// The deciding part of a node daemon.
 ///
 /// Invariants, asserted by `check_invariants` in debug builds:
-/// 1. `free` plus what leases hold is what the node offers.
+/// 1. `free`, what is reserved and unused, and what leases hold are together what the node offers.
 /// 2. A run that is given to a worker stands in that worker's queue, once. What else stands there is of
 ///    attempts that do not count any more.
 /// 3. `placed[n]` counts the kept tasks placed on n.
@@ -145,6 +147,9 @@ pub struct Core {
     pub(crate) broken_jobs: BTreeMap<JobId, mobula_proto::Failure>,
     pub(crate) spawn_failures: BTreeMap<JobId, u32>,
     pub(crate) free: Resources,
+    /// What is reserved for bundles of placement groups.
+    pub(crate) ledger: Ledger,
+    pub(crate) groups: Groups,
     pub(crate) devices: Devices,
     pub(crate) streams: Streams,
     pub(crate) me: Member,
@@ -207,7 +212,9 @@ impl Core {
     pub fn new(config: Config) -> Self {
         let (name, total, labels) = (config.name.clone(), config.resources.clone(), config.labels.clone());
         Core {
-            me: Member { name, total, labels },
+            me: Member { name, open: total.clone(), total, labels },
+            ledger: Ledger::default(),
+            groups: Groups::default(),
             free: config.resources.clone(),
             devices: Devices::new(config.resources.of(GPU) / 1000),
             streams: Streams::new(config.shards),
@@ -273,8 +280,10 @@ impl Core {
         }
         self.fire_timers();
         self.fail_dependents();
+        self.grant_claims();
         self.place_queued();
         self.dispatch();
+        self.hand_back();
         self.fail_dependents();
         self.look_again();
         self.start_fetches();
@@ -329,6 +338,7 @@ impl Core {
             Event::JobStarted { job, counted } => self.job_started(job, counted),
             Event::WorkerReuse { job, tasks } => self.limit_reuse(job, tasks),
             Event::JobEnded(job) => self.job_ended(job),
+            Event::WatchGroup { client, group } => self.watch_group(client, group),
             Event::Flush => self.streams.hurry(),
             Event::Tick => {}
         }
@@ -417,7 +427,7 @@ impl Core {
 
     /// Panics when an invariant does not hold.
     pub fn check_invariants(&self) {
-        let (mut held, mut devices) = (self.free.clone(), self.devices.clone());
+        let (mut held, mut devices) = self.ledger.sum(self.free.clone(), self.devices.clone());
         for lease in self.workers.values().filter_map(|worker| worker.lease.as_ref()) {
             let demand = &self.classes[lease.class].demand;
             held.give(demand);
@@ -431,6 +441,17 @@ impl Core {
         let counts = queued.filter(|(id, task)| self.runs.get(*task).is_some_and(|r| r.given == Some(**id)));
         let given = self.runs.values().filter(|run| run.given.is_some()).count();
         assert_eq!(counts.count(), given, "a run is with no worker, or twice with one");
+        for (hold, demand, free) in self.ledger.reservations() {
+            let mut sum = free.clone();
+            for lease in
+                self.workers.values().filter_map(|w| w.lease.as_ref()).filter(|l| l.from == Some(*hold))
+            {
+                let demand = &self.classes[lease.class].demand;
+                sum.give(demand);
+                sum.cpu_milli -= if lease.with_cpu { 0 } else { demand.cpu_milli };
+            }
+            assert_eq!(sum, *demand, "what is reserved for {hold:?} leaked or was taken twice");
+        }
         assert_eq!(held, self.config.resources, "resources leaked or were taken twice");
         assert_eq!(devices.free_milli(), held.of(GPU), "devices leaked or were taken twice");
         assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= self.kept.len()));

@@ -1,8 +1,11 @@
 //! Tasks on this node: arguments, workers, leases, results.
 
 use crate::core::Core;
+use crate::groups;
 use crate::objects::State;
 use crate::outcome::End;
+use crate::placement::Class;
+use crate::reserve::pool;
 use crate::submit::{arg_objects, dependency_failed};
 use crate::types::{ClientId, Effect, TaskOutcome, Value};
 use crate::workers::Lease;
@@ -136,7 +139,8 @@ impl Core {
             self.drop_run(task);
         }
         let job = JobId(spec.job);
-        let class = self.class_of(&spec.demand(), None);
+        let class = self.class_of(&spec.demand(), groups::of_run(&spec).as_ref());
+        self.groups.runs += u64::from(self.classes[class].group.is_some());
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
@@ -213,8 +217,13 @@ impl Core {
             self.fail_run(task, failure);
             return true;
         }
+        if let Some(failure) = self.gone_class(class) {
+            self.fail_run(task, failure);
+            return true;
+        }
         let depth = self.depth(function) as usize;
-        let fits = self.fits_now(class);
+        let barred = run.attempt == 1 && self.is_barred(class);
+        let fits = !barred && self.fits_now(class);
         // One that still has an earlier attempt could not tell the two apart.
         let stray = self.strays.contains(&task);
         let usable = self
@@ -223,7 +232,7 @@ impl Core {
             .filter(|(_, w)| w.job == job && w.takes() && !(stray && w.queue.contains(&task)));
         let takers = usable.filter(|(_, w)| match &w.lease {
             None => fits && w.queue.is_empty(),
-            Some(lease) => lease.class == class && lease.with_cpu && w.queue.len() < depth,
+            Some(lease) => !barred && lease.class == class && lease.with_cpu && w.queue.len() < depth,
         });
         let choice = if mutant!("M27") {
             takers.map(|(id, _)| *id).collect::<HashSet<_>>().into_iter().next()
@@ -247,10 +256,12 @@ impl Core {
         };
         let entry = self.workers.get_mut(&worker).expect("just chosen");
         if entry.lease.is_none() {
-            let demand = &self.classes[class].demand;
-            self.free.take(demand);
-            let devices = self.devices.take(demand.of(GPU));
-            entry.lease = Some(Lease { class, with_cpu: true, devices });
+            let Class { demand, group, .. } = &self.classes[class];
+            let from = group.and_then(|group| self.ledger.room_for(group, demand));
+            let (free, devices) = pool(&mut self.free, &mut self.devices, &mut self.ledger, from);
+            free.take(demand);
+            let devices = devices.take(demand.of(GPU));
+            entry.lease = Some(Lease { class, with_cpu: true, devices, from });
         }
         let devices = entry.lease.as_ref().map(|lease| lease.devices.clone()).unwrap_or_default();
         entry.push(task);
@@ -269,6 +280,7 @@ impl Core {
     /// Takes a run out of what this node does; it no longer uses its arguments.
     pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
         let run = self.runs.remove(&task)?;
+        self.groups.runs -= u64::from(self.classes[run.class].group.is_some());
         self.stopping.remove(&task);
         if run.missing > 0 {
             self.arriving.remove(&task);

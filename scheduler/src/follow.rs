@@ -36,7 +36,8 @@ impl Core {
             return None;
         }
         let (w, run) = (self.workers.get(&worker)?, self.runs.get(&made)?);
-        let lease = w.lease.as_ref().filter(|lease| lease.with_cpu && w.takes())?;
+        let lease =
+            w.lease.as_ref().filter(|lease| lease.with_cpu && w.takes() && !self.is_barred(lease.class))?;
         let class = &self.classes[lease.class];
         let alike = run.given == Some(worker)
             && run.spec.job == kept.spec.job

@@ -75,7 +75,7 @@ impl World {
     fn event(&mut self, what: u8, who: u8, bytes: &mut Bytes) -> Option<Event> {
         let from = Incarnation(u64::from(who) % PEERS + 2);
         let job = JobId(u64::from(who) % 2);
-        Some(match what % 18 {
+        Some(match what % 19 {
             0 => Event::Submit { client: DRIVER, specs: vec![message::<TaskSpec>(bytes)?] },
             1 => Event::Assigned { from, assign: message::<Assign>(bytes)? },
             2 => Event::PeerResult { from, result: message::<PeerResult>(bytes)? },
@@ -122,6 +122,7 @@ impl World {
                 }
                 Event::Replicate { object, job, holder: from, output: Default::default() }
             }
+            17 => Event::WatchGroup { client: DRIVER, group: message(bytes)? },
             _ => Event::Freed { objects: objects(&message(bytes)?) },
         })
     }
@@ -195,6 +196,8 @@ impl World {
                 | Effect::Kill { .. }
                 | Effect::Retire { .. }
                 | Effect::Cancel { .. }
+                | Effect::TellClaims
+                | Effect::Group { .. }
                 | Effect::FreeJob(_) => {}
             }
         }

@@ -35,6 +35,7 @@ pub mod elide;
 pub mod execute;
 pub mod explain;
 mod follow;
+pub mod groups;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
 mod line;
@@ -45,6 +46,7 @@ mod patience;
 pub mod placement;
 pub mod recovery;
 pub mod refs;
+mod reserve;
 mod strategy;
 pub mod stream;
 pub mod streams;

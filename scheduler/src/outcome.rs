@@ -25,12 +25,20 @@ pub(crate) struct End {
     pub contains: Vec<ObjectId>,
 }
 
+/// Whether an attempt has not begun where it was, and is to go elsewhere.
+fn is_given_back(failure: Option<&Failure>) -> bool {
+    failure.is_some_and(|failure| failure.kind() == FailureKind::FailureNoRoom)
+}
+
 impl Core {
     pub(crate) fn peer_result(&mut self, from: Incarnation, result: PeerResult) {
         let Ok(task) = task_id(&result.task) else { return };
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == result.attempt) else { return };
         if kept.state != KeptState::Placed(from) {
             return;
+        }
+        if is_given_back(result.failure.as_ref()) {
+            return self.given_back(task, from);
         }
         let (function, job) = (kept.spec.function, JobId(kept.spec.job));
         self.observe(function, result.ran_ns.max(1));
@@ -57,6 +65,9 @@ impl Core {
         let Some(kept) = self.kept.get(&task) else { return };
         if kept.attempt != attempt || kept.state != KeptState::Placed(executor) {
             return;
+        }
+        if is_given_back(value.as_ref().err()) {
+            return self.given_back(task, executor);
         }
         let goes_on = matches!(&value, Err(failure) if wants_retry(&kept.spec, failure));
         let job = JobId(kept.spec.job);

@@ -41,7 +41,7 @@ impl Core {
             let admits = strategy::admits(&class.demand, class.placement.as_ref(), *node, member);
             let ahead = class.held.get(node).map_or(0, |line| line.len() as u64);
             let wait_ns = (ahead + 1) * mean_ns / self.busy(index, *node, member).1;
-            admits.then_some((wait_ns, *node))
+            (admits && member.open.fits(&class.demand)).then_some((wait_ns, *node))
         });
         let (wait_ns, node) = waits.min()?;
         (wait_ns <= brings_ns).then_some((node, Duration::from_nanos(brings_ns)))
@@ -75,7 +75,8 @@ impl Core {
         // Whatever is not there any more has room: it goes back in line.
         let (Some(kept), Some(member)) = (self.kept.get(&task), member) else { return Some(task) };
         let (load, at_once) = self.busy(class, node, member);
-        (load < at_once * (self.depth(kept.spec.function) + 1)).then_some(task)
+        let is_open = member.open.fits(&self.classes[class].demand);
+        (is_open && load < at_once * (self.depth(kept.spec.function) + 1)).then_some(task)
     }
 
     fn unhold(&mut self, class: usize, node: Incarnation, at: usize) {

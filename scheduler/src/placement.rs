@@ -12,7 +12,9 @@ use crate::strategy;
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, Resources, TaskId, mutant};
-use mobula_proto::{ArgHint, Assign, Failure, FailureKind, Placement, TaskSpec, object_bytes, task_bytes};
+use mobula_proto::{
+    ArgHint, Assign, Failure, FailureKind, InGroup, Placement, TaskSpec, object_bytes, task_bytes,
+};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -32,6 +34,8 @@ pub(crate) struct Class {
     pub demand: Resources,
     /// Where kept tasks of it may run; runs are where they are, and have no such wish.
     pub placement: Option<Placement>,
+    /// The placement group that they run in, if they do; of runs, too.
+    pub group: Option<InGroup>,
     /// No known node could ever take what waits here, and somebody has been told.
     pub is_stuck: bool,
     /// Kept tasks that wait for a node; re-executions first (R16).
@@ -49,6 +53,8 @@ pub(crate) struct Class {
 pub(crate) struct Member {
     pub name: String,
     pub total: Resources,
+    /// Of this, what is not reserved for placement groups.
+    pub open: Resources,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -62,22 +68,38 @@ enum Pick {
     Full,
 }
 
+impl Member {
+    /// How many tasks with a demand run there at once, beside what is kept for placement groups.
+    fn at_once(&self, demand: &Resources) -> u64 {
+        if demand.named.is_empty() {
+            return self.open.cpu_milli.max(1000) / 1000;
+        }
+        self.open.times(demand).unwrap_or(1).max(1)
+    }
+}
+
 impl Core {
     pub(crate) fn class_of(&mut self, demand: &Resources, placement: Option<&Placement>) -> usize {
         let is_same = |c: &Class| c.demand == *demand && c.placement.as_ref() == placement;
         if let Some(index) = self.classes.iter().position(is_same) {
             return index;
         }
-        self.classes.push(Class {
+        let class = Class {
             demand: demand.clone(),
             placement: placement.cloned(),
+            group: placement.and_then(|placement| placement.group),
             is_stuck: false,
             urgent: VecDeque::new(),
             waiting: VecDeque::new(),
             held: BTreeMap::new(),
             runs_urgent: VecDeque::new(),
             runs: VecDeque::new(),
-        });
+        };
+        if let Some(vacant) = self.vacant_class() {
+            self.classes[vacant] = class;
+            return vacant;
+        }
+        self.classes.push(class);
         self.classes.len() - 1
     }
 
@@ -117,7 +139,9 @@ impl Core {
         if kept.state != KeptState::Queued {
             return true;
         }
-        let me = self.config.incarnation;
+        if let Some(group) = self.classes[class].group {
+            return self.place_in_group(class, task, group, urgent);
+        }
         if !self.is_feasible(class) {
             self.stuck(class, task);
             return false;
@@ -133,7 +157,14 @@ impl Core {
         if self.classes[class].placement.as_ref().is_some_and(|placement| placement.spread) {
             self.last_spread = node;
         }
-        let kept = self.kept.get_mut(&task).expect("seen above");
+        self.hand_over(class, task, node);
+        true
+    }
+
+    /// A task goes to a node, this one or another.
+    pub(crate) fn hand_over(&mut self, class: usize, task: TaskId, node: Incarnation) {
+        let me = self.config.incarnation;
+        let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.state = KeptState::Placed(node);
         let (spec, attempt) = (kept.spec.clone(), kept.attempt);
         if node == me {
@@ -142,14 +173,16 @@ impl Core {
             kept.shared = true;
             // What it names may be asked for there.
             self.streams.hurry();
-            *self.placed.entry(node).or_default() += 1;
-            if !self.classes[class].demand.named.is_empty() {
+            let Class { demand, group, .. } = &self.classes[class];
+            if group.is_none() {
+                *self.placed.entry(node).or_default() += 1;
+            }
+            if group.is_some() || !demand.named.is_empty() {
                 *self.placed_scarce.entry((node, class)).or_default() += 1;
             }
             let assign = Assign { hints: self.hints(&spec), spec: Some(TaskSpec::clone(&spec)), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
         }
-        true
     }
 
     /// How many tasks of a function one CPU should have in line.
@@ -179,6 +212,10 @@ impl Core {
         let most = bytes.values().copied().max().unwrap_or(0);
         let rank = |(node, member): (Incarnation, &Member)| {
             if !strategy::admits(&class.demand, placement, node, member) {
+                return None;
+            }
+            // What it would need there is kept for placement groups.
+            if !member.open.fits(&class.demand) {
                 return None;
             }
             let (load, room) = self.load_and_room(index, node, member, per_cpu);
@@ -215,11 +252,11 @@ impl Core {
         if load < room || node != self.config.incarnation {
             return (load, room);
         }
-        (load - self.starved(&self.classes[index].demand), room)
+        (load.saturating_sub(self.starved(&self.classes[index].demand)), room)
     }
 
     /// Argument bytes on each node; empty when they are too few to matter.
-    fn bytes_by_node(&self, spec: &TaskSpec) -> BTreeMap<Incarnation, u64> {
+    pub(crate) fn bytes_by_node(&self, spec: &TaskSpec) -> BTreeMap<Incarnation, u64> {
         let mut bytes = BTreeMap::new();
         for object in arg_objects(spec) {
             match self.objects.get(&object).map(|o| &o.state) {
@@ -273,11 +310,13 @@ impl Core {
 
     /// A task that was placed on another node is there no more.
     pub(crate) fn unplace(&mut self, task: TaskId, node: Incarnation) {
-        if let Some(n) = self.placed.get_mut(&node) {
+        let spec = self.kept.get(&task).map(|kept| &kept.spec);
+        let in_group = |spec: &TaskSpec| spec.placement().is_some_and(|placement| placement.group.is_some());
+        let in_group = spec.is_some_and(|spec| in_group(spec));
+        if let Some(n) = self.placed.get_mut(&node).filter(|_| !in_group) {
             *n = n.saturating_sub(1);
         }
-        let spec = self.kept.get(&task).map(|kept| &kept.spec).filter(|spec| !spec.resources.is_empty());
-        let Some(spec) = spec else { return };
+        let Some(spec) = spec.filter(|spec| in_group || !spec.resources.is_empty()) else { return };
         let (demand, placement) = (spec.demand(), spec.placement().cloned());
         let class = self.class_of(&demand, placement.as_ref());
         if let Some(n) = self.placed_scarce.get_mut(&(node, class)) {
@@ -291,20 +330,24 @@ impl Core {
         let me = node == self.config.incarnation;
         let class = &self.classes[index];
         if class.demand.named.is_empty() {
-            let here = (self.runs.len() as u64).saturating_sub(u64::from(self.blocked_runs));
+            let apart = u64::from(self.blocked_runs) + self.groups.runs;
+            let here = (self.runs.len() as u64).saturating_sub(apart);
             let there = || u64::from(self.placed.get(&node).copied().unwrap_or(0));
-            return (if me { here } else { there() }, member.total.cpu_milli.max(1000) / 1000);
+            return (if me { here } else { there() }, member.at_once(&class.demand));
         }
+        let alike = |other: &Class| other.demand == class.demand && other.group.is_none();
         let there = || u64::from(self.placed_scarce.get(&(node, index)).copied().unwrap_or(0));
-        let here =
-            || self.runs.values().filter(|run| self.classes[run.class].demand == class.demand).count() as u64;
-        (if me { here() } else { there() }, member.total.times(&class.demand).unwrap_or(1).max(1))
+        let here = || self.runs.values().filter(|run| alike(&self.classes[run.class])).count() as u64;
+        (if me { here() } else { there() }, member.at_once(&class.demand))
     }
 
     /// Runs of this node that wait for arguments which nobody has any more, of what counts for a demand: they take
     /// no room from what may be needed to make those again (R16).
     fn starved(&self, demand: &Resources) -> u64 {
-        let counts = |run: &&Run| demand.named.is_empty() || self.classes[run.class].demand == *demand;
+        let counts = |run: &&Run| {
+            let class = &self.classes[run.class];
+            class.group.is_none() && (demand.named.is_empty() || class.demand == *demand)
+        };
         let runs = self.arriving.iter().filter_map(|task| self.runs.get(task)).filter(counts);
         runs.filter(|run| arg_objects(&run.spec).any(|id| self.is_gone(id)) && !mutant!("W22")).count() as u64
     }
@@ -316,7 +359,10 @@ impl Core {
 
     /// Whether some node that is known could ever run the tasks of a class.
     pub(crate) fn is_feasible(&self, class: usize) -> bool {
-        let Class { demand, placement, .. } = &self.classes[class];
+        let Class { demand, placement, group, .. } = &self.classes[class];
+        if let Some(group) = group {
+            return self.is_open(&self.classes[class], *group);
+        }
         let admits = |node, member| strategy::admits(demand, placement.as_ref(), node, member);
         admits(self.config.incarnation, &self.me)
             || self.members.iter().any(|(node, member)| admits(*node, member))

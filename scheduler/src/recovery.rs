@@ -41,6 +41,8 @@ pub(crate) enum Timer {
     TimeOut(TaskId, u32, ClientId),
     /// Ask whether edges of the task's earlier record have ended.
     Early(TaskId),
+    /// A node has given the task back.
+    PlaceAgain(TaskId),
     /// The task has waited long enough for the node that has its arguments.
     Patience(usize, Incarnation, TaskId),
 }
@@ -67,6 +69,7 @@ impl Core {
                 Timer::Kill(task, attempt) => self.kill(task, attempt),
                 Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
                 Timer::Early(task) => self.ask_whether_early(task),
+                Timer::PlaceAgain(task) => self.place_again(task),
                 Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
             }
         }
@@ -523,7 +526,8 @@ impl Core {
                 alive.insert(incarnation);
                 let total = node.total();
                 let labels = node.labels.iter().map(|l| (l.key.clone(), l.value.clone())).collect();
-                self.members.insert(incarnation, Member { name: node.name.clone(), total, labels });
+                let (name, open) = (node.name.clone(), total.clone());
+                self.members.insert(incarnation, Member { name, total, open, labels });
             }
         }
         let dead: Vec<Incarnation> = self.members.keys().filter(|n| !alive.contains(n)).copied().collect();
@@ -533,6 +537,7 @@ impl Core {
         if !self.members.keys().eq(&before) {
             self.make_up_copies();
         }
+        self.groups_seen(&view);
         for job in view.jobs {
             let id = JobId(job.job);
             if job.ended {
@@ -620,6 +625,7 @@ impl Core {
             }
         }
         self.forget_client_refs(client);
+        self.forget_watches(client);
     }
 
     /// A job ended: everything of it goes.

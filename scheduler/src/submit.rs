@@ -2,6 +2,7 @@
 
 use crate::core::{Core, Early, Kept, KeptState};
 use crate::elide::Later;
+use crate::groups;
 use crate::objects::State;
 use crate::refs::Home;
 use crate::stream::About;
@@ -78,6 +79,11 @@ impl Core {
                 FailureKind::FailureBadArguments,
                 "a task takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1",
             );
+            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
+            return;
+        }
+        if let Some(why) = groups::contradiction(&spec) {
+            let failure = Failure::new(FailureKind::FailureBadArguments, why);
             self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
             return;
         }

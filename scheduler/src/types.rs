@@ -4,8 +4,8 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
 use mobula_proto::{
-    Assign, ClusterView, Failure, Located, Notice, Output, PeerResult, StreamAck, StreamBatch, StreamItem,
-    TaskSpec,
+    Assign, ClusterView, Failure, GroupState, InGroup, Located, Notice, Output, PeerResult, StreamAck,
+    StreamBatch, StreamItem, TaskSpec,
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -162,6 +162,13 @@ pub enum Event {
     },
     /// The job of a driver of this node ended.
     JobEnded(JobId),
+    /// A client wants to hear how a placement group stands, now and whenever that changes, until it is no more.
+    WatchGroup {
+        /// Who.
+        client: ClientId,
+        /// Which.
+        group: InGroup,
+    },
     /// A client waits until all that it submitted is durable: what lingers is sent.
     Flush,
     /// The deadline passed.
@@ -215,6 +222,10 @@ pub enum Effect {
     Freed { to: Incarnation, objects: Vec<ObjectId> },
     /// Ask a node to keep a copy.
     Replicate { to: Incarnation, object: ObjectId, job: JobId, output: Output },
+    /// Tell the control store what is reserved here: there is news.
+    TellClaims,
+    /// Tell a client how a placement group stands.
+    Group { client: ClientId, state: GroupState },
     /// For whoever watches the job.
     Notice { job: JobId, notice: Notice },
     /// Free all objects and stop all workers of a job.

@@ -1,6 +1,8 @@
 //! Worker processes of this node: their starts and deaths, and what they hold of its resources.
 
 use crate::core::Core;
+use crate::placement::Class;
+use crate::reserve::{Hold, pool};
 use crate::types::{ClientId, Effect};
 use mobula_base::resources::GPU;
 use mobula_base::{JobId, TaskId, mutant};
@@ -20,6 +22,8 @@ pub(crate) struct Lease {
     pub with_cpu: bool,
     /// The GPUs.
     pub devices: Vec<u32>,
+    /// The reservation that it takes from; `None`: what is for all.
+    pub from: Option<Hold>,
 }
 
 /// A worker process.
@@ -58,8 +62,11 @@ impl Worker {
 impl Core {
     /// Whether what a class demands is free.
     pub(crate) fn fits_now(&self, class: usize) -> bool {
-        let demand = &self.classes[class].demand;
-        self.free.fits(demand) && self.devices.fits(demand.of(GPU))
+        let Class { demand, group, .. } = &self.classes[class];
+        match group {
+            None => self.free.fits(demand) && self.devices.fits(demand.of(GPU)),
+            Some(group) => self.ledger.room_for(*group, demand).is_some(),
+        }
     }
 
     /// Starts another worker for a job if its share of processes is not used up.
@@ -120,11 +127,12 @@ impl Core {
         let Some(w) = self.workers.get_mut(&worker) else { return };
         let Some(lease) = w.lease.take() else { return };
         let demand = &self.classes[lease.class].demand;
-        self.free.give(demand);
+        let (free, devices) = pool(&mut self.free, &mut self.devices, &mut self.ledger, lease.from);
+        free.give(demand);
         if !lease.with_cpu {
-            self.free.cpu_milli -= demand.cpu_milli;
+            free.cpu_milli -= demand.cpu_milli;
         }
-        self.devices.give(&lease.devices, demand.of(GPU));
+        devices.give(&lease.devices, demand.of(GPU));
     }
 
     /// A worker waits inside its task: its CPU is free (R16).
@@ -132,7 +140,8 @@ impl Core {
         if let Some(lease) = self.workers.get_mut(&worker).and_then(|w| w.lease.as_mut())
             && lease.with_cpu
         {
-            self.free.cpu_milli += self.classes[lease.class].demand.cpu_milli;
+            let (free, _) = pool(&mut self.free, &mut self.devices, &mut self.ledger, lease.from);
+            free.cpu_milli += self.classes[lease.class].demand.cpu_milli;
             lease.with_cpu = mutant!("M14");
         }
     }
@@ -140,6 +149,7 @@ impl Core {
     pub(crate) fn worker_gone(&mut self, worker: ClientId) {
         self.return_lease(worker);
         self.forget_client_refs(worker);
+        self.forget_watches(worker);
         let Some(gone) = self.workers.remove(&worker) else { return };
         if gone.blocked {
             self.blocked_runs = self.blocked_runs.saturating_sub(1);
@@ -218,12 +228,13 @@ impl Core {
         self.blocked_runs = self.blocked_runs.saturating_sub(1);
         // It goes on at once; when its CPU was given away meanwhile, it runs without one rather than making
         // a task in mid-run wait.
-        if let Some(lease) = &mut w.lease
-            && !lease.with_cpu
-            && self.free.cpu_milli >= self.classes[lease.class].demand.cpu_milli
-        {
-            self.free.cpu_milli -= self.classes[lease.class].demand.cpu_milli;
-            lease.with_cpu = true;
+        if let Some(lease) = w.lease.as_mut().filter(|lease| !lease.with_cpu) {
+            let (free, _) = pool(&mut self.free, &mut self.devices, &mut self.ledger, lease.from);
+            let cpu_milli = self.classes[lease.class].demand.cpu_milli;
+            if free.cpu_milli >= cpu_milli {
+                free.cpu_milli -= cpu_milli;
+                lease.with_cpu = true;
+            }
         }
     }
 }

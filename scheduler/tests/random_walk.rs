@@ -177,6 +177,8 @@ impl World {
                 // Some do not listen: they end when they end, or are killed.
                 | Effect::Stop { .. }
                 | Effect::Cancel { .. }
+                | Effect::TellClaims
+                | Effect::Group { .. }
                 | Effect::FreeJob(_) => {}
             }
         }

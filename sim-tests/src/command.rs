@@ -117,7 +117,7 @@ fn said_of_the_bug() -> &'static str {
 }
 
 /// Commands that only the core layer has.
-const ONLY_CORE: [&str; 4] = ["coverage", "repro", "shrink", "explain"];
+const ONLY_CORE: [&str; 5] = ["coverage", "repro", "shrink", "explain", "groups"];
 
 /// Whether the core layer is meant, which has options of its own.
 fn asks_for_core(arguments: impl Iterator<Item = String>) -> bool {

@@ -18,11 +18,12 @@ use mobula_base::{IdMap, JobId, ObjectId, TaskId};
 use mobula_net::written::Written;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, INLINE_MAX, PutInline, RunTask,
-    Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
+    ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, GroupAnswer, GroupState, INLINE_MAX,
+    PutInline, RunTask, Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes,
+    value as wire_value,
 };
 use serde::Serialize;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
@@ -75,6 +76,10 @@ pub(crate) struct State {
     pub stopped: bool,
     pub job_ended: bool,
     pub closed: Option<String>,
+    /// Answers to those who wait for a placement group to be made or removed.
+    pub group_answers: BTreeMap<u64, GroupAnswer>,
+    /// Placement groups that are watched, as they stand by the last word of the daemon.
+    pub groups: BTreeMap<u64, GroupState>,
     pub sleepers: usize,
     /// Threads and tasks that look at values just now.
     pub views: u32,
@@ -95,6 +100,7 @@ pub(crate) struct Shell {
     welcome: Welcome,
     submitted: AtomicU64,
     pub(crate) committed: AtomicU64,
+    pub(crate) group_asks: AtomicU64,
 }
 
 /// A connection to a node daemon, acting for one driver or one running task. Clones share it.
@@ -126,6 +132,7 @@ impl Client {
             welcome,
             submitted: AtomicU64::new(0),
             committed: AtomicU64::new(0),
+            group_asks: AtomicU64::new(0),
         };
         Client {
             shell: Arc::new(shell),
@@ -414,7 +421,7 @@ impl Client {
     // ------------------------------------------------------------ waiting
 
     /// Waits inside a task: gives back the CPU and what was queued behind it (R16).
-    fn blocking<R>(&self, wait: impl FnOnce() -> R) -> R {
+    pub(crate) fn blocking<R>(&self, wait: impl FnOnce() -> R) -> R {
         self.block(false);
         let result = wait();
         self.unblock();

@@ -21,6 +21,14 @@ pub enum Error {
         "no value within {0:?}; the task may still be running, so get it again or look at its cluster's status"
     )]
     Timeout(Duration),
+    /// A placement group was not placed in time. It may still be: wait again, or remove it.
+    #[error("the placement group is not placed after {after:?}: {why}")]
+    NotPlaced {
+        /// How long that was.
+        after: Duration,
+        /// What it waits for, as far as is known.
+        why: String,
+    },
     /// The node daemon is gone or closed the connection; the outcome of what was in flight is unknown.
     #[error("the connection to the node daemon ended: {0}; reconnect to a running node (`mobula status`)")]
     Disconnected(String),

@@ -32,7 +32,7 @@
 //! - `room`, `copy` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`cancel`] — ending tasks early; which failures are retried.
-//! - [`placement`] — where a task may run; [`runtime`] — what workers find around them.
+//! - [`placement`] — where a task may run; [`group`] — resources that are reserved together; [`runtime`] — what workers find around them.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
@@ -48,6 +48,7 @@ mod copy;
 pub mod error;
 pub mod exec;
 pub mod function;
+pub mod group;
 mod holds;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
@@ -71,6 +72,7 @@ pub use context::current;
 pub use error::Error;
 pub use exec::run_worker_if_asked;
 pub use function::Function;
+pub use group::{Bundle, GroupHandle, PlacementGroup, Strategy};
 pub use mobula_base::{JobId, ObjectId, TaskId};
 pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;

@@ -180,6 +180,8 @@ impl Client {
                     }
                 }
             }
+            daemon_msg::Msg::GroupAnswer(answer) => drop(state.group_answers.insert(answer.ask, answer)),
+            daemon_msg::Msg::Group(told) => drop(state.groups.insert(told.group, told)),
             daemon_msg::Msg::Refused(failure) => state.closed = Some(failure.message),
             daemon_msg::Msg::Welcome(_) => {}
         }

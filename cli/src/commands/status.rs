@@ -8,7 +8,7 @@ use crate::output::{Output, bytes};
 use crate::say;
 use mobula_gcs::Client;
 use mobula_net::seam::SharedNet;
-use mobula_proto::{NodeView, StatusReply};
+use mobula_proto::{ClusterView, GroupView, NodeView, StatusReply};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -124,7 +124,32 @@ fn table(output: Output, observed: &[Observed], verdict: &Verdict) {
     }
     let running = view.jobs.iter().filter(|j| !j.ended).count();
     say!(output, "jobs: {running} running, {} ended", view.jobs.len() - running);
+    groups(output, view);
 }
+
+fn is_placed(group: &GroupView) -> bool {
+    group.bundles.iter().all(|bundle| bundle.placed)
+}
+
+/// Placement groups, and why those that wait do.
+fn groups(output: Output, view: &ClusterView) {
+    let waiting: Vec<&GroupView> = view.groups.iter().filter(|group| !is_placed(group)).collect();
+    if view.groups.is_empty() {
+        return;
+    }
+    let placed = view.groups.len() - waiting.len();
+    say!(output, "placement groups: {placed} placed, {} not", waiting.len());
+    for group in waiting.iter().take(GROUPS_SHOWN) {
+        let why = if group.why.is_empty() { "its nodes are reserving" } else { &group.why };
+        say!(output, "  {:016x} of job {:016x}: {why}", group.group, group.job);
+    }
+    if waiting.len() > GROUPS_SHOWN {
+        say!(output, "  and {} more", waiting.len() - GROUPS_SHOWN);
+    }
+}
+
+/// Groups that are shown with the reason why they wait; the others are counted.
+const GROUPS_SHOWN: usize = 10;
 
 /// The same as data.
 #[derive(Serialize)]
@@ -136,6 +161,17 @@ struct Json<'a> {
     nodes: Vec<JsonNode<'a>>,
     jobs_running: usize,
     jobs_ended: usize,
+    placement_groups: Vec<JsonGroup<'a>>,
+}
+
+#[derive(Serialize)]
+struct JsonGroup<'a> {
+    group: String,
+    job: String,
+    /// Of each bundle, the node where it is placed.
+    bundles: Vec<Option<u64>>,
+    placed: bool,
+    why: &'a str,
 }
 
 #[derive(Serialize)]
@@ -185,6 +221,17 @@ fn json<'a>(observed: &'a [Observed], verdict: &'a Verdict) -> Json<'a> {
         nodes: view.map_or(&[][..], |v| &v.nodes).iter().map(json_node).collect(),
         jobs_running: running,
         jobs_ended: jobs.len() - running,
+        placement_groups: view.map_or(&[][..], |v| &v.groups).iter().map(json_group).collect(),
+    }
+}
+
+fn json_group(group: &GroupView) -> JsonGroup<'_> {
+    JsonGroup {
+        group: format!("{:016x}", group.group),
+        job: format!("{:016x}", group.job),
+        bundles: group.bundles.iter().map(|bundle| bundle.placed.then_some(bundle.node)).collect(),
+        placed: is_placed(group),
+        why: &group.why,
     }
 }
 

@@ -1,6 +1,8 @@
 //! The last word of each node, at the leader of shard 0, and who has been silent for too long. Not
 //! replicated, and pure: time is handed in, as what has passed since some start of the caller's.
 
+use super::cluster::Cluster;
+use crate::groups::Offer;
 use mobula_proto as proto;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -9,13 +11,14 @@ use std::time::Duration;
 const LATE: Duration = Duration::from_millis(500);
 
 /// The last word of one node.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Default)]
 struct Beat {
     at: Duration,
     cpu_milli_free: u32,
     queued: u32,
     store_bytes_used: u64,
     follows_slots: bool,
+    claims: Option<proto::Claims>,
     heard: bool,
 }
 
@@ -36,6 +39,7 @@ impl Beats {
             queued: beat.queued,
             store_bytes_used: beat.store_bytes_used,
             follows_slots: beat.follows_slots,
+            claims: beat.claims.clone(),
             heard: true,
         };
         self.last.insert(beat.incarnation, word);
@@ -58,7 +62,7 @@ impl Beats {
         }
         let mut last = BTreeMap::new();
         for node in live {
-            let mut beat = self.last.get(&node).copied().unwrap_or(Beat { at: now, ..Beat::default() });
+            let mut beat = self.last.get(&node).cloned().unwrap_or(Beat { at: now, ..Beat::default() });
             if late {
                 beat.at = now;
             }
@@ -76,6 +80,25 @@ impl Beats {
         let strange = |node: &&u64| beat(node).is_some_and(|beat| !beat.follows_slots);
         let unheard = |node: &&u64| beat(node).is_none();
         (live.iter().filter(strange).copied().collect(), live.iter().filter(unheard).copied().collect())
+    }
+
+    /// What the live nodes offer, and what they have reserved.
+    pub fn offers(&self, cluster: &Cluster) -> BTreeMap<u64, Offer> {
+        let offer = |member: &super::cluster::Member| {
+            let beat = self.last.get(&member.incarnation).filter(|beat| beat.heard);
+            let claims = beat.and_then(|beat| beat.claims.as_ref());
+            let held = claims.iter().flat_map(|claims| &claims.claims).filter(|claim| claim.held);
+            let free = beat.zip(claims).map(|(beat, claims)| claims.free(beat.cpu_milli_free));
+            Offer {
+                name: member.join.as_ref().map(|join| join.name.clone()).unwrap_or_default(),
+                total: member.total(),
+                free: free.unwrap_or_default(),
+                held: held.map(|claim| (claim.group, claim.bundle, claim.attempt)).collect(),
+                heard: beat.is_some(),
+                reserves: claims.is_some(),
+            }
+        };
+        cluster.live().map(|member| (member.incarnation, offer(member))).collect()
     }
 
     /// Adds loads to a view.

@@ -1,8 +1,10 @@
 //! What only shard 0 knows: the cluster, its members, its jobs, who was declared dead and why.
 
 use super::events::Events;
+use super::groups::Groups;
 use super::heads::Heads;
 use super::slot_table::SlotTable;
+use mobula_base::Resources;
 use mobula_proto as proto;
 use proto::{Event, EventCause, EventKind};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -26,6 +28,15 @@ pub struct Member {
     /// Neither left nor declared dead.
     #[prost(bool, tag = "3")]
     pub alive: bool,
+}
+
+impl Member {
+    /// What it offers.
+    pub fn total(&self) -> Resources {
+        let join = self.join.as_ref();
+        let named = join.iter().flat_map(|join| &join.resources).map(|r| (r.name.clone(), r.milli));
+        Resources::new(join.map_or(0, |join| u64::from(join.cpu_milli)), named)
+    }
 }
 
 /// A declaration of death, kept for explanations.
@@ -89,6 +100,8 @@ pub struct Cluster {
     pub(super) raised: (u32, String),
     /// Who owns which slots.
     pub slots_table: SlotTable,
+    /// Placement groups.
+    pub groups: Groups,
     /// What happened.
     pub events: Events,
 }
@@ -201,10 +214,12 @@ impl Cluster {
             member.alive = false;
         }
         self.events.add(event);
+        self.groups.node_dead(incarnation);
         // A job ends with the node its driver is attached to.
         for (id, job) in &mut self.jobs {
             if !job.ended && job.start.as_ref().is_some_and(|s| s.incarnation == incarnation) {
                 (job.ended, job.ended_at) = (true, index);
+                self.groups.job_ended(*id);
                 self.events.add(job_ended(*id, job, EventCause::CauseNodeGone));
             }
         }
@@ -233,6 +248,7 @@ impl Cluster {
         if !job.ended {
             (job.ended, job.succeeded, job.ended_at) = (true, end.succeeded, index);
             self.version = index;
+            self.groups.job_ended(end.job);
             self.events.add(job_ended(end.job, job, EventCause::CauseDriver));
         }
         if self.jobs.values().filter(|j| j.ended).count() > MAX_ENDED_JOBS {
@@ -242,6 +258,47 @@ impl Cluster {
             }
         }
         true
+    }
+
+    /// Makes a placement group, for a job that goes on. At which index it was made.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn create_group(&mut self, index: u64, wanted: &proto::GroupCreate) -> Result<u64, String> {
+        if self.jobs.get(&wanted.job).is_none_or(|job| job.ended) {
+            return Err(format!(
+                "job {:016x} has ended, or is not known: its groups end with it",
+                wanted.job
+            ));
+        }
+        let since = self.groups.create(index, wanted)?;
+        if since == index {
+            self.version = index;
+        }
+        Ok(since)
+    }
+
+    /// Removes a placement group.
+    ///
+    /// # Errors
+    /// It is another job's.
+    pub fn remove_group(&mut self, index: u64, remove: &proto::GroupRemove) -> Result<(), String> {
+        if self.groups.remove(remove.group, remove.job)? {
+            self.version = index;
+        }
+        Ok(())
+    }
+
+    /// Takes a step with a placement group.
+    pub fn change_groups(&mut self, index: u64, command: &proto::GroupCommand) {
+        if self.groups.apply(command, &self.members) {
+            self.version = index;
+        }
+    }
+
+    /// Whether there may be placement groups: every head reads what that makes.
+    pub fn has_groups(&self) -> bool {
+        self.level().0 >= crate::level::PLACES_GROUPS
     }
 
     /// Incarnations that neither left nor died, in order.
@@ -285,6 +342,7 @@ impl Cluster {
             shards: self.shards,
             slots: None,
             level: self.level().0,
+            groups: self.groups.view(),
         }
     }
 }

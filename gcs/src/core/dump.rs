@@ -5,6 +5,7 @@ use super::events::{Events, EventsDump};
 use super::format::{
     ClusterDump, CountingDump, Dump, FIRST_VERSION, HotRun, JobDump, SessionDump, StreamDump,
 };
+use super::groups::Groups;
 use super::heads::Heads;
 use super::kv::{Kv, KvValue};
 use super::run::Run;
@@ -38,6 +39,7 @@ impl ShardState {
         let has_moved = self.slots.dump().is_some() || self.cluster.slots_table.dump().is_some();
         let level = level.max(if has_moved { level::MOVES_SLOTS } else { 1 });
         let level = level.max(if self.counting.is_on() { level::COUNTS_REFERENCES } else { 1 });
+        let level = level.max(if self.cluster.groups.dump().is_some() { level::PLACES_GROUPS } else { 1 });
         let writer = match level >= level::NAMES_WRITER {
             true => self.formats.program.clone(),
             false => String::new(),
@@ -105,6 +107,7 @@ impl ShardState {
                 program: cluster.raised.1.clone(),
                 slots_table: cluster.slots_table.dump(),
                 events: Some(cluster.events.dump()).filter(|events| *events != EventsDump::default()),
+                groups: cluster.groups.dump(),
             }),
             jobs: self.tasks.jobs().map(job).collect(),
             forgotten: self.forgotten.iter().copied().collect(),
@@ -183,6 +186,7 @@ impl ShardState {
             slots_table: SlotTable::restored(cluster.slots_table)
                 .map_err(|error| invalid(&error.to_string()))?,
             events: Events::restored(cluster.events.unwrap_or_default()),
+            groups: Groups::restored(cluster.groups),
         };
         let (level, program) = self.cluster.level();
         self.formats.check(level, &program).map_err(Error::into_io)

@@ -2,6 +2,7 @@
 
 use super::cluster::{Death, Job, Member};
 use super::events::EventsDump;
+use super::groups::GroupsDump;
 use super::slots::OwnedDump;
 use super::watch::HistoryDump;
 use bytes::Bytes;
@@ -278,6 +279,9 @@ pub(super) struct ClusterDump {
     /// Absent until slots move, and below level 2.
     #[prost(message, optional, tag = "13")]
     pub slots_table: Option<proto::SlotTable>,
+    /// Absent until there was a placement group, and below level 4.
+    #[prost(message, optional, tag = "14")]
+    pub groups: Option<GroupsDump>,
     /// Absent in dumps from before there were events.
     #[prost(message, optional, tag = "20")]
     pub events: Option<EventsDump>,

@@ -7,7 +7,7 @@
 //! Read it in this order: [`places`] and [`run`] (the records of one run), [`tasks`] (all of them),
 //! [`pack`] (how a node's items become runs), `stream` (a node's traffic), `divergence` (a second value),
 //! [`refs`], `references`, [`puts`], `prune`, [`outbox`] and [`counting`] (who needs what, and when it goes),
-//! [`session`] (a client's requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`] and [`heads`]
+//! [`session`] (a client's requests), [`kv`] and [`watch`] (keys and the history of their changes), [`cluster`], [`heads`] and [`groups`]
 //! (shard 0 only), [`slots`], [`slot_table`] and `moving` (which slots are whose, and how they move), [`events`], `format` and `dump` (snapshots). Not replicated, but
 //! pure as well: [`holdings`] and [`locate`] (who has which copies, and what a leader says of it), [`beats`]
 //! and [`silence`] (who says nothing).
@@ -21,6 +21,9 @@ mod divergence;
 mod dump;
 pub mod events;
 mod format;
+pub mod groups;
+#[cfg(test)]
+mod groups_tests;
 pub mod heads;
 pub mod holdings;
 pub mod kv;
@@ -83,6 +86,9 @@ pub const MAX_TASKS_PER_SHARD: u64 = 250_000_000;
 /// Jobs that were forgotten are remembered by their numbers, so that a straggler does not bring one
 /// back; the oldest go first.
 pub const MAX_FORGOTTEN: usize = 10_000;
+
+/// The answer to what is asked by a newer program than this.
+const UNKNOWN: &str = "a request this build does not know";
 
 /// All replicated state of one shard. A clone is a cheap, consistent view for a snapshot.
 #[derive(Clone)]
@@ -211,6 +217,11 @@ impl ShardState {
             }
             Some(CommandOp::Heads(_)) if self.shard != 0 => None,
             Some(CommandOp::Heads(command)) => Some(Answer::Heads(self.cluster.change_heads(index, command))),
+            Some(CommandOp::Groups(_)) if self.shard != 0 || !self.cluster.has_groups() => None,
+            Some(CommandOp::Groups(command)) => {
+                self.cluster.change_groups(index, command);
+                Some(Answer::Revision(index))
+            }
             Some(CommandOp::Slots(command)) => match self.change_slots(index, command) {
                 Ok(answer) => Some(answer),
                 Err(error) => {
@@ -321,7 +332,12 @@ impl ShardState {
     fn execute(&mut self, index: u64, op: Option<&Op>) -> Called {
         let on_shard_zero = !matches!(op, Some(Op::KvPut(_) | Op::KvDelete(_)) | None);
         if on_shard_zero && self.shard != 0 {
-            return wrong("jobs and members are kept by shard 0 only");
+            return wrong(if matches!(op, Some(Op::GroupCreate(_) | Op::GroupRemove(_))) {
+                // As earlier releases, whose state this one's must equal: there such a request is none.
+                UNKNOWN
+            } else {
+                "jobs and members are kept by shard 0 only"
+            });
         }
         // Answered by the entry: under this number it is never executed, should the slot come back.
         let key = match op {
@@ -357,7 +373,17 @@ impl ShardState {
                 self.fence_the_dead();
                 Called::Revision(index)
             }
-            Some(Op::Open(_)) | None => wrong("a request this build does not know"),
+            // Below that level as heads of earlier releases, which do not know of groups, answer it.
+            Some(Op::GroupCreate(_) | Op::GroupRemove(_)) if !self.cluster.has_groups() => wrong(UNKNOWN),
+            Some(Op::GroupCreate(wanted)) => match self.cluster.create_group(index, wanted) {
+                Ok(since) => Called::Revision(since),
+                Err(why) => wrong(&why),
+            },
+            Some(Op::GroupRemove(remove)) => match self.cluster.remove_group(index, remove) {
+                Ok(()) => Called::Revision(index),
+                Err(why) => wrong(&why),
+            },
+            Some(Op::Open(_)) | None => wrong(UNKNOWN),
         }
     }
 

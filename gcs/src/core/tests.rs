@@ -259,18 +259,18 @@ fn a_level_of_formats_counts_only_for_the_heads_that_were_asked() {
         proto::Command::from(CommandOp::Raise(raise))
     };
     let mut state = shard(0);
-    state.set_formats(Formats { newest: 4, ..Formats::default() });
+    state.set_formats(Formats { newest: 5, ..Formats::default() });
     assert_eq!(state.cluster.level().0, 1);
-    state.apply(1, &raise(4, 9));
+    state.apply(1, &raise(5, 9));
     assert_eq!(state.cluster.level().0, 1, "the heads are others by now");
-    state.apply(2, &raise(4, 0));
-    state.apply(3, &raise(3, 0));
-    assert_eq!(state.cluster.level(), (4, "0.2".into()), "it never falls");
+    state.apply(2, &raise(5, 0));
+    state.apply(3, &raise(4, 0));
+    assert_eq!(state.cluster.level(), (5, "0.2".into()), "it never falls");
     assert!(state.broken().is_none());
     // A program that reads less stops there, also when it is sent the state.
     let mut older = shard(0);
-    older.apply(2, &raise(4, 0));
-    let said = "writes format 4, this program reads up to 3: install version 0.2";
+    older.apply(2, &raise(5, 0));
+    let said = "writes format 5, this program reads up to 4: install version 0.2";
     assert!(older.broken().is_some_and(|why| why.contains(said)), "{:?}", older.broken());
     let error = shard(0).restore(state.snapshot(1).into(), &state.manifest()).expect_err("too old");
     assert!(error.to_string().contains(said), "{error}");

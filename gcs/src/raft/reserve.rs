@@ -19,7 +19,11 @@ fn frees(op: &Op) -> bool {
         Op::Call(call) => matches!(
             call.op,
             Some(
-                call::Op::KvDelete(_) | call::Op::JobEnd(_) | call::Op::NodeJoin(_) | call::Op::NodeLeave(_)
+                call::Op::KvDelete(_)
+                    | call::Op::JobEnd(_)
+                    | call::Op::NodeJoin(_)
+                    | call::Op::NodeLeave(_)
+                    | call::Op::GroupRemove(_)
             )
         ),
         Op::Stream(batch) => batch.items.iter().all(|item| {

@@ -11,6 +11,7 @@ use proto::suspect_reply::Result as Suspected;
 use std::io;
 use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 /// The leader's own dial of a suspect must succeed or be refused within this.
@@ -20,11 +21,12 @@ pub struct Liveness {
     /// Where their times are counted from.
     zero: Instant,
     beats: Mutex<Beats>,
+    claims: Notify,
 }
 
 impl Default for Liveness {
     fn default() -> Self {
-        Liveness { zero: Instant::now(), beats: Mutex::default() }
+        Liveness { zero: Instant::now(), beats: Mutex::default(), claims: Notify::new() }
     }
 }
 
@@ -32,6 +34,11 @@ impl Liveness {
     /// The heartbeats, of whatever term they are.
     pub fn beats(&self) -> MutexGuard<'_, Beats> {
         self.beats.lock().expect("nothing panics under this lock")
+    }
+
+    /// Until a node says what it has reserved.
+    pub async fn claims_told(&self) {
+        self.claims.notified().await;
     }
 
     /// The time, as the heartbeats count it.
@@ -86,6 +93,9 @@ impl Service {
             beats.hear(beat, running.liveness.now());
         }
         beats.add_loads(&mut view);
+        if beat.claims.as_ref().is_some_and(|claims| !claims.claims.is_empty()) {
+            running.liveness.claims.notify_one();
+        }
         Beaten::View(view)
     }
 

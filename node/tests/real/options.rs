@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 #[remote]
-fn which_node() -> u64 {
+pub fn which_node() -> u64 {
     mobula::current().node()
 }
 
@@ -17,7 +17,7 @@ fn which_process() -> u32 {
 }
 
 #[remote]
-fn which_gpus() -> (Vec<u32>, String) {
+pub fn which_gpus() -> (Vec<u32>, String) {
     let client = mobula::current();
     (client.devices().to_vec(), client.visible_devices())
 }
@@ -68,7 +68,7 @@ fn comes(path: &Path) {
     }
 }
 
-fn kind<T>(result: Result<T, Error>) -> FailureKind {
+pub fn kind<T>(result: Result<T, Error>) -> FailureKind {
     match result {
         Err(Error::Task { kind, .. }) => kind,
         Err(other) => panic!("{other}"),

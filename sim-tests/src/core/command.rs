@@ -48,6 +48,15 @@ pub enum What {
     Shrink(SeedArgs),
     /// What led to a failure.
     Explain(ExplainArgs),
+    /// One seed of placement groups under faults.
+    Groups {
+        /// The seed.
+        #[arg(long)]
+        seed: u64,
+        /// A bug to plant.
+        #[arg(long)]
+        mutant: Option<String>,
+    },
 }
 
 /// How faults are drawn.
@@ -184,6 +193,7 @@ pub fn perform(what: What) -> ExitCode {
     let planted = match &what {
         What::Run(args) => args.mutant.as_deref(),
         What::Sweep(args) | What::Coverage(args) => args.mutant.as_deref(),
+        What::Groups { mutant, .. } => mutant.as_deref(),
         What::Meta(_) | What::Mutants { .. } | What::Repro(_) | What::Shrink(_) | What::Explain(_) => None,
     };
     if let Some(Err(why)) = planted.map(mutants::plant) {
@@ -198,7 +208,10 @@ pub fn perform(what: What) -> ExitCode {
         What::Repro(args) => tools::repro(&args),
         What::Shrink(args) => tools::shrink_seed(&args),
         What::Explain(args) => tools::explain_run(&args),
-        What::Mutants { what } => mutants::run(what, &[mutants::catalogue::Layer::Core]),
+        What::Mutants { what } => {
+            mutants::run(what, &[mutants::catalogue::Layer::Core, mutants::catalogue::Layer::Groups])
+        }
+        What::Groups { seed, .. } => crate::groups::command(seed),
     }
 }
 

@@ -139,6 +139,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::JobStarted { .. }
         | Event::WorkerReuse { .. }
         | Event::JobEnded(_)
+        | Event::WatchGroup { .. }
         | Event::Flush
         | Event::Tick => return None,
     })
@@ -183,9 +184,12 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
         Effect::Cancel { to, tasks, recursive } => {
             ("cancels", format!("{tasks:?}, with children: {recursive}, at {to}"))
         }
-        Effect::Spawn { .. } | Effect::Committed { .. } | Effect::Notice { .. } | Effect::FreeJob(_) => {
-            return None;
-        }
+        Effect::Spawn { .. }
+        | Effect::Committed { .. }
+        | Effect::Notice { .. }
+        | Effect::TellClaims
+        | Effect::Group { .. }
+        | Effect::FreeJob(_) => return None,
     })
 }
 

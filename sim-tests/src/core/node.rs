@@ -348,6 +348,8 @@ impl World {
                 }
                 _ => {}
             },
+            // There are no placement groups here: see `crate::groups`.
+            Effect::TellClaims | Effect::Group { .. } => {}
             Effect::FreeJob(job) => self.free_job(machine, epoch, job),
         }
     }

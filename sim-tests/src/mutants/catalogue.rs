@@ -1,5 +1,5 @@
 //! Every bug that can be planted, in one place. `M..` are those of the fault catalogue that the project
-//! began with, as they apply here; `R..` break the rule of the design with that number; the others are
+//! began with, as they apply here; `P..` are about placement groups; `R..` break the rule of the design with that number; the others are
 //! bugs that this code once had or nearly had.
 //!
 //! A bug is the smallest wrong edit at one place, without a panic or a mark: only its consequences can be
@@ -15,11 +15,13 @@ pub enum Layer {
     Full,
     /// The control store alone.
     Store,
+    /// Placement groups.
+    Groups,
 }
 
 impl Layer {
     /// All of them.
-    pub const ALL: [Layer; 3] = [Layer::Core, Layer::Full, Layer::Store];
+    pub const ALL: [Layer; 4] = [Layer::Core, Layer::Full, Layer::Store, Layer::Groups];
 
     /// Its name on the command line.
     pub fn name(self) -> &'static str {
@@ -27,6 +29,7 @@ impl Layer {
             Layer::Core => "core",
             Layer::Full => "full",
             Layer::Store => "store",
+            Layer::Groups => "groups",
         }
     }
 }
@@ -72,6 +75,7 @@ const CORE: &[Layer] = &[Layer::Core];
 const BOTH: &[Layer] = &[Layer::Core, Layer::Full];
 const FULL: &[Layer] = &[Layer::Full];
 const STORE: &[Layer] = &[Layer::Store];
+const GROUPS: &[Layer] = &[Layer::Groups];
 
 /// All of them, in the order of their names.
 pub const MUTANTS: &[Mutant] = &[
@@ -104,6 +108,16 @@ pub const MUTANTS: &[Mutant] = &[
     product("M25", "R14", "a truncation of the log leaves its first void entry in the file", STORE),
     product("M27", "determinism", "the order of a hash map chooses the worker", BOTH),
     product("M28", "R14", "an append from before a truncation counts as the place of what came after", STORE),
+    product("P1", "groups", "more is assigned on a node than it offers", GROUPS),
+    product("P2", "groups", "an attempt is committed by the number of one that is over", GROUPS),
+    product("P3", "groups", "a group is committed when some of its nodes have reserved", GROUPS),
+    product(
+        "P4",
+        "groups",
+        "what is reserved for a bundle that is not wanted any more is never given back",
+        GROUPS,
+    ),
+    product("P5", "groups", "groups outlive their job", GROUPS),
     product("R1", "R1", "the submissions of a task that runs again are numbered from another start", FULL),
     product("R1b", "R1", "the parent does not enter the id of a task", BOTH),
     product("R2", "R2", "a record with another digest passes for the known one", CORE),

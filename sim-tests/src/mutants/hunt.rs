@@ -27,7 +27,7 @@ pub enum Found {
 pub fn hunt(layer: Layer, mutant: &Mutant, max_seeds: u64) -> Found {
     match layer {
         Layer::Core => hunt_in_one_process(mutant, max_seeds),
-        Layer::Full | Layer::Store => hunt_in_many(layer, mutant, max_seeds),
+        Layer::Full | Layer::Store | Layer::Groups => hunt_in_many(layer, mutant, max_seeds),
     }
 }
 
@@ -97,6 +97,7 @@ fn arguments(layer: Layer, mutant: &Mutant) -> Vec<&'static str> {
         Layer::Core => vec!["run", "--layer", "core"],
         Layer::Full => vec!["run"],
         Layer::Store => vec!["store"],
+        Layer::Groups => vec!["groups"],
     };
     match mutant.place {
         Place::Product => arguments.extend(["--mutant", mutant.id]),

@@ -44,7 +44,7 @@ pub struct How {
     /// Gives up after so many seeds.
     #[arg(long, default_value_t = 200)]
     max_seeds: u64,
-    /// Only this layer: core, full or store. Else every one that should find it.
+    /// Only this layer: core, full, store or groups. Else every one that should find it.
     #[arg(long, value_parser = parse_layer)]
     layer: Option<Layer>,
     /// As JSON.
@@ -57,7 +57,7 @@ pub struct How {
 
 fn parse_layer(name: &str) -> Result<Layer, String> {
     let known = Layer::ALL.into_iter().find(|layer| layer.name() == name);
-    known.ok_or_else(|| format!("{name} is no layer; there are core, full and store"))
+    known.ok_or_else(|| format!("{name} is no layer; there are core, full, store and groups"))
 }
 
 /// Plants a bug of the product in this process, before anything else happens.

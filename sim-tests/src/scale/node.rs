@@ -137,6 +137,8 @@ impl World {
             | Effect::Committed { .. }
             | Effect::Held { .. }
             | Effect::Discard { .. }
+            | Effect::TellClaims
+            | Effect::Group { .. }
             | Effect::Notice { .. }
             | Effect::FreeJob(_) => {}
         }

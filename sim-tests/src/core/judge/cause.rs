@@ -136,7 +136,9 @@ impl Cause {
             | FailureKind::FailureObjectLost
             | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
-            | FailureKind::FailureLineageFull => false,
+            | FailureKind::FailureLineageFull
+            | FailureKind::FailureGroupRemoved
+            | FailureKind::FailureNoRoom => false,
         };
         if !explained {
             objects_to(&mut self.found, || {
