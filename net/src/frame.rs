@@ -17,6 +17,10 @@ pub const BATCH_MAX: usize = 1024;
 /// And how many bytes, unless one message alone is larger.
 pub const BATCH_BYTES_MAX: usize = 1 << 20;
 
+/// Bytes that a connection is read into at a time; less than so many are not worth reading for.
+const READ_BUFFER: usize = 64 * 1024;
+const READ_MIN: usize = 8 * 1024;
+
 /// Splits what has queued up into batches that fit a frame.
 pub fn batches<T: Message>(items: Vec<T>) -> impl Iterator<Item = Vec<T>> {
     let mut rest = items.into_iter().peekable();
@@ -55,9 +59,12 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// The buffer to read into.
+    /// The buffer to read into, with room behind what is in it. What was read stays where it is for as long as a
+    /// message refers to it, so a buffer is filled before there is another.
     pub fn buffer(&mut self) -> &mut BytesMut {
-        self.buffer.reserve(64 * 1024);
+        if self.buffer.capacity() - self.buffer.len() < READ_MIN {
+            self.buffer.reserve(READ_BUFFER);
+        }
         &mut self.buffer
     }
 
@@ -274,6 +281,23 @@ mod tests {
         }
         writer.await.expect("no panic");
         assert!(reader.next::<ToPeer>().await.expect("clean end").is_none());
+    }
+
+    #[test]
+    fn small_reads_share_a_buffer() {
+        let mut decoder = Decoder::default();
+        let (mut frames, mut buffers) = (Vec::new(), std::collections::BTreeSet::new());
+        for _ in 0..10 {
+            let mut frame = BytesMut::new();
+            encode(&PeerHello { incarnation: 7, ..Default::default() }, &mut frame);
+            let buffer = decoder.buffer();
+            assert!(buffer.capacity() - buffer.len() >= READ_MIN);
+            buffer.extend_from_slice(&frame);
+            let frame = decoder.next_frame().expect("valid").expect("whole");
+            buffers.insert(frame.as_ptr() as usize / READ_BUFFER);
+            frames.push(frame);
+        }
+        assert!(buffers.len() <= 2, "ten small frames lie in {} buffers", buffers.len());
     }
 
     #[test]

@@ -149,7 +149,7 @@ fn welcome_of(frame: ToClient) -> Result<(Welcome, Vec<DaemonMsg>), Error> {
 fn fill(stream: &mut UnixStream, decoder: &mut Decoder) -> io::Result<()> {
     let buffer = decoder.buffer();
     let start = buffer.len();
-    buffer.resize(start + 64 * 1024, 0);
+    buffer.resize(buffer.capacity(), 0);
     let read = stream.read(&mut buffer[start..]);
     buffer.truncate(start + *read.as_ref().unwrap_or(&0));
     match read? {
