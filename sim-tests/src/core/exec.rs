@@ -44,6 +44,8 @@ impl World {
                 Op::Whim(seed) => self.submit_on_a_whim(machine, epoch, client, seed),
                 Op::Get(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Value),
                 Op::Wait(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Existence),
+                Op::Drop(pick) => self.forget(machine, epoch, client, pick),
+                Op::Cancel(pick, recursive) => self.cancel(machine, epoch, client, pick, recursive),
             }
         }
     }
@@ -115,6 +117,28 @@ impl World {
             run.waits = Some(Waits::Room(object));
             self.say(machine, epoch, client, Said::Create { object, len });
         }
+    }
+
+    /// A task lets go of a reference: it looks no longer at the value either.
+    fn forget(&mut self, machine: usize, epoch: u64, client: ClientId, pick: u64) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let Some(object) = run.locals.forget(pick) else { return };
+        let times = run.pins.remove(&object).unwrap_or(0);
+        run.seen.remove(&object);
+        // Should it come to it again, it asks again.
+        run.asked.remove(&object);
+        self.sometimes.hit("reference dropped inside a task");
+        self.say(machine, epoch, client, Said::Unpin(vec![object; times]));
+        self.say(machine, epoch, client, Said::Dropped(vec![object]));
+    }
+
+    /// A task cancels what it has submitted.
+    fn cancel(&mut self, machine: usize, epoch: u64, client: ClientId, pick: u64, recursive: bool) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let Some(child) = run.locals.child_of(pick).map(|child| child.task) else { return };
+        self.judges.cause.cancelled(child, recursive);
+        self.sometimes.hit("task cancelled by its parent");
+        self.say(machine, epoch, client, Said::Cancel(child, recursive));
     }
 
     /// Whether a task that waits has what it waits for; asks, and gives its CPU back, if not (R16).

@@ -2,6 +2,7 @@
 //! do half of the others, and most heads.
 
 use super::FAULTS_MIN;
+use super::ambush::Ambush;
 use super::dice::Dice;
 use super::net::Place;
 use super::options::Options;
@@ -47,6 +48,10 @@ pub enum Kind {
     SmallQueue,
     /// Transfers break off.
     Transfers,
+    /// The machine that keeps a task which runs on another, or that other.
+    Keeper,
+    /// Something at the moment when a node does this or that (see `ambush`).
+    Ambush,
 }
 
 impl Kind {
@@ -67,6 +72,8 @@ impl Kind {
         Kind::StoreFull,
         Kind::SmallQueue,
         Kind::Transfers,
+        Kind::Keeper,
+        Kind::Ambush,
     ];
 }
 
@@ -91,13 +98,15 @@ pub struct Faults {
     /// When, and which.
     order: Dice,
     /// What the one that strikes now is like: a stream for each, so that others may be left out.
-    dice: Dice,
+    pub(super) dice: Dice,
     /// How many were drawn.
     drawn: u64,
     /// What is planned, in the order of time, if it is.
     plan: Option<VecDeque<Planned>>,
     /// The planned one that strikes now.
-    wish: Planned,
+    pub(super) wish: Planned,
+    /// What waits for its moment.
+    pub(super) ambush: Option<Box<Ambush>>,
     /// What landed.
     pub log: Vec<Planned>,
     kinds: Vec<(Kind, u64)>,
@@ -123,6 +132,7 @@ impl Faults {
                 plan.into()
             }),
             wish: Planned::of(Duration::ZERO, Kind::Crash, 0),
+            ambush: None,
             log: Vec::new(),
             kinds: options.faults.clone(),
             pause_ms: options.pause_ms,
@@ -205,11 +215,19 @@ impl World {
         let kind = planned.kind;
         self.faults.dice = Dice::new(self.options.seed, &format!("fault {}", planned.draw));
         self.faults.wish = planned.clone();
+        if kind == Kind::Ambush {
+            self.lie_in_wait(planned);
+            return true;
+        }
         let Some(what) = self.land(kind) else { return false };
+        self.has_landed(planned, kind, &what);
+        true
+    }
+
+    pub(super) fn has_landed(&mut self, planned: Planned, kind: Kind, what: &str) {
         self.faults.log.push(planned);
         *self.faults.landed.entry(kind).or_default() += 1;
         self.note("fault", 0, 0, kind as u64, || format!("{kind:?}: {what}"));
-        true
     }
 
     /// A machine: the one that is wished for, or any.
@@ -219,7 +237,7 @@ impl World {
     }
 
     /// A shard: the one that is wished for, or any.
-    fn any_shard(&mut self) -> usize {
+    pub(super) fn any_shard(&mut self) -> usize {
         let drawn = self.faults.dice.below(self.shards.len() as u64) as usize;
         self.faults.wish.shard.unwrap_or(drawn)
     }
@@ -281,6 +299,9 @@ impl World {
                 self.faults.transfers = self.until(500, 8_000);
                 Some("break off".into())
             }
+            Kind::Keeper => self.keeper(),
+            // It lands when it is sprung.
+            Kind::Ambush => None,
         }
     }
 
@@ -294,7 +315,7 @@ impl World {
     }
 
     /// A machine that may go down: not the driver's, and at most half of the others are down at once.
-    fn victim(&mut self) -> Option<usize> {
+    pub(super) fn victim(&mut self) -> Option<usize> {
         let now = self.now();
         let machines = &self.machines;
         self.faults.down.retain(|machine| {
@@ -314,7 +335,7 @@ impl World {
         Some(machine)
     }
 
-    fn crash(&mut self, machine: usize) {
+    pub(super) fn crash(&mut self, machine: usize) {
         self.life_ends(machine);
         self.machines[machine].session = None;
         self.machines[machine].next_call = 1;
@@ -330,6 +351,10 @@ impl World {
             self.machines[0].paused = until;
             return Some(format!("machine 0 until {until:?}"));
         }
+        self.pause_machine()
+    }
+
+    pub(super) fn pause_machine(&mut self) -> Option<String> {
         let machine = self.victim()?;
         let long = self.faults.dice.permille(700);
         let until = if long { self.until(1_600, 9_000) } else { self.until(20, 1_500) };
@@ -424,6 +449,25 @@ impl World {
         self.leader_falls(shard, None);
         self.sometimes.hit("copies and leader lost together");
         Some(format!("{object} on machines {on:?}"))
+    }
+
+    /// A task runs on one machine, and who submitted it waits on another: either goes. What is left of the two goes
+    /// on without the other.
+    fn keeper(&mut self) -> Option<String> {
+        let mut runs: BTreeMap<TaskId, (usize, TaskId)> = BTreeMap::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let clients = machine.life.iter().flat_map(|life| life.clients.values());
+            let here = clients.filter_map(|client| client.run.as_ref());
+            runs.extend(here.map(|run| (run.task, (number, run.parent))));
+        }
+        let pairs = runs.values().filter_map(|(child, parent)| Some((runs.get(parent)?.0, *child)));
+        let apart: Vec<(usize, usize)> = pairs.filter(|(keeper, runner)| keeper != runner).collect();
+        let (keeper, runner) = self.faults.dice.pick(&apart)?;
+        let wish = if self.faults.dice.permille(700) { keeper } else { runner };
+        self.faults.wish.machine = Some(self.faults.wish.machine.unwrap_or(wish));
+        let machine = self.victim()?;
+        self.crash(machine);
+        Some(format!("machine {machine}; {keeper} keeps what runs on {runner}"))
     }
 
     fn kill_worker(&mut self) -> Option<String> {

@@ -1,5 +1,6 @@
 //! One life of a node: the production core and object table, and the state of the shell around them.
 
+use super::options::Options;
 use super::program::Content;
 use super::worker::Client;
 use mobula_base::{Incarnation, Instant, ObjectId, Resources, ShardId};
@@ -257,7 +258,8 @@ pub struct Life {
 
 impl Life {
     /// A node that has just joined.
-    pub fn new(machine: usize, incarnation: u64, cpus: u64, shards: usize, store_bytes: u64) -> Self {
+    pub fn new(machine: usize, incarnation: u64, options: &Options) -> Self {
+        let (cpus, shards) = (options.cpus[machine], options.shards);
         let config = Config {
             incarnation: Incarnation(incarnation),
             shards: shards as u32,
@@ -265,13 +267,13 @@ impl Life {
             resources: Resources::cpus_milli(cpus * 1000),
             labels: [("zone".to_owned(), super::program::label_of(machine).to_owned())].into(),
             workers: cpus as u32,
-            linger: crate::linger::of(incarnation),
+            linger: options.linger.unwrap_or_else(|| crate::linger::of(incarnation)),
             crc: super::program::crc,
         };
         Life {
             incarnation: Incarnation(incarnation),
             core: Core::new(config),
-            store: Store::new(store_bytes),
+            store: Store::new(options.store_of(machine)),
             memory: BTreeMap::new(),
             inbox: Vec::new(),
             turning: false,

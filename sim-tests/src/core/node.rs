@@ -245,10 +245,14 @@ impl World {
     }
 
     fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
+        self.is_watched(machine, &effect);
         match effect {
             Effect::Run { worker, spec, attempt, args, made, devices: _ } => {
                 let mut spec = Arc::unwrap_or_clone(spec);
+                let (node, now) =
+                    (self.life(machine, epoch).map_or(0, |life| life.incarnation.0), self.now());
                 self.judges.once.given(&spec, attempt);
+                self.judges.limits.given(&spec, node, now);
                 self.lend_args(machine, epoch, worker, &spec, &args);
                 let object = |at: u32| match &spec.args.get(at as usize)?.arg {
                     Some(arg::Arg::Object(id)) => Some((at as usize, object_id(id).ok()?)),
@@ -261,6 +265,9 @@ impl World {
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
             Effect::Stop { worker, task, attempt } => {
+                let (node, now) =
+                    (self.life(machine, epoch).map_or(0, |life| life.incarnation.0), self.now());
+                self.judges.stopped(&self.oracle, task, node, now);
                 let told = Told::Stop { task, attempt };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }

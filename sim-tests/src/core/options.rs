@@ -53,8 +53,10 @@ pub struct Options {
     pub counts: bool,
     /// Whoever leads a shard next has started from a snapshot, so many times in a thousand.
     pub snapshot_permille: u64,
-    /// The driver dies in the end, and its job with it, instead of waiting for all that it made.
-    pub driver_dies: bool,
+    /// The driver dies so long after its connection, and its job with it, instead of waiting for all that it made.
+    pub driver_dies: Option<Duration>,
+    /// How long records linger that nobody waits for; without, each life has another (see `linger`).
+    pub linger: Option<Duration>,
     /// Kinds of faults with their weights.
     pub faults: Vec<(Kind, u64)>,
     /// Pause between faults, in milliseconds.
@@ -87,7 +89,8 @@ impl Options {
             _ => Profile::Calm,
         };
         let profile = profile.unwrap_or(drawn);
-        let nodes = dice.from_to(3, 10) as usize;
+        // Few nodes are hit again and again.
+        let nodes = if dice.permille(300) { dice.from_to(2, 3) } else { dice.from_to(3, 10) } as usize;
         let mut cpus: Vec<u64> = (0..nodes).map(|_| dice.from_to(1, 4)).collect();
         // Whatever happens to the others, the driver's node can run everything.
         cpus[0] = cpus[0].max(2);
@@ -107,7 +110,11 @@ impl Options {
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
             counts: !dice.permille(100),
             snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
-            driver_dies: dice.permille(120),
+            driver_dies: dice.permille(120).then(|| dice.ms(50_000, 61_000)),
+            linger: dice
+                .pick(&[None, None, Some(0), Some(300), Some(1_500)])
+                .flatten()
+                .map(Duration::from_millis),
             faults: faults(dice, profile),
             pause_ms: pause_ms(dice, profile),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
@@ -124,7 +131,9 @@ pub const AMPLE: u64 = 4 << 30;
 
 /// Draws the pause between faults. One kind alone often finds nothing to strike: then it tries again soon.
 fn pause_ms(dice: &mut Dice, profile: Profile) -> (u64, u64) {
-    let drawn = dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000));
+    // Now and then the next one comes before anybody has got over the last.
+    let pauses = [(20, 600), (300, 3_000), (300, 3_000), (1_000, 6_000), (2_000, 9_000)];
+    let drawn = dice.pick(&pauses).unwrap_or((1_000, 6_000));
     if profile == Profile::Single { (300, 2_000) } else { drawn }
 }
 
@@ -139,7 +148,9 @@ fn faults(dice: &mut Dice, profile: Profile) -> Vec<(Kind, u64)> {
             dice.pick(Kind::ALL).map(|kind| (kind, 20)).into_iter().chain(Some((Kind::Crash, 1))).collect()
         }
         Profile::Swarm => {
-            let many = dice.from_to(2, Kind::ALL.len() as u64);
+            // Few kinds come together as often as many do.
+            let most = if dice.permille(500) { 4 } else { Kind::ALL.len() as u64 };
+            let many = dice.from_to(2, most);
             let mut kinds = Kind::ALL.to_vec();
             while kinds.len() as u64 > many {
                 kinds.remove(dice.below(kinds.len() as u64) as usize);

@@ -3,7 +3,8 @@
 use super::life::Input;
 use super::life::{Given, Said, Seen, Told, Written};
 use super::node::LINK;
-use super::program::{self, Body, Content, End, GARBAGE, INLINE_MAX, Locals};
+use super::program::{self, Body, Content, End, First, GARBAGE, INLINE_MAX, Locals};
+use super::style::{DRAWN, FLAKY};
 use super::world::{What, World};
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{Failure, FailureKind, TaskSpec, arg, task_id};
@@ -63,6 +64,8 @@ pub struct Run {
     pub task: TaskId,
     /// Which attempt.
     pub attempt: u32,
+    /// Who submitted it.
+    pub parent: TaskId,
     /// Its children are looked up first.
     pub(super) replay: bool,
     pub(super) seed: u64,
@@ -290,12 +293,17 @@ impl World {
     pub(super) fn end_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
         let doomed = self.doom_of(machine, epoch, client) == Some(Doom::BeforeReport);
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let stumbles = run.body.stumbles && run.attempt == 1;
-        if run.failure.is_none() && (run.body.end == End::Poison || stumbles) {
-            return self.worker_dies(machine, epoch, client);
-        }
-        if run.failure.is_none() && run.body.end == End::Error {
-            run.failure = Some(Failure::new(FailureKind::FailureUserError, "drawn"));
+        let first = if run.attempt == 1 { run.body.first } else { First::Same };
+        if run.failure.is_none() {
+            let error = |text| Some(Failure::new(FailureKind::FailureUserError, text));
+            match (run.body.end, first) {
+                (End::Poison, _) | (_, First::Dies) => return self.worker_dies(machine, epoch, client),
+                // It is told to stop, or killed.
+                (End::Hang, _) | (_, First::Hangs) => return self.sometimes.hit("task hangs"),
+                (End::Error, _) => run.failure = error(DRAWN),
+                (_, First::Fails) => run.failure = error(FLAKY),
+                (End::Value, First::Same) => {}
+            }
         }
         let (object, len) = (run.task.output(0), run.body.len);
         if run.failure.is_none() && len > INLINE_MAX {
@@ -370,6 +378,14 @@ impl World {
             self.say(machine, epoch, client, said);
         }
         let (task, attempt, ran_ns) = (run.task, run.attempt, run.ran_ns.max(1));
+        if let (Err(failure), true) = (&value, run.body.again) {
+            if failure.kind() == FailureKind::FailureUserError {
+                self.judges.tries_again(task);
+            }
+            if failure.message == FLAKY {
+                self.sometimes.hit("task fails the first time");
+            }
+        }
         self.judge_returned(task, attempt, run.replay, incarnation, &inside);
         self.judges.ended.finished(task, attempt, incarnation);
         self.say(machine, epoch, client, Said::Finished { task, attempt, value, contains, ran_ns });
@@ -409,6 +425,7 @@ impl Run {
         Some(Run {
             task,
             attempt,
+            parent: task_id(&spec.parent).unwrap_or_default(),
             replay: spec.replay || attempt > 1,
             seed,
             depth,

@@ -46,6 +46,8 @@ pub enum What {
     Worked { machine: usize, epoch: u64, client: ClientId, run: u64 },
     /// The driver's next step.
     Drive,
+    /// Its process is gone.
+    DriverDies,
     /// A frame reaches another node.
     Frame {
         from: (usize, u64, u64),
@@ -102,6 +104,8 @@ pub enum What {
     ViewComes { machine: usize, epoch: u64, view: Rc<ClusterView> },
     /// A fault is drawn.
     Strike,
+    /// A fault that waited for its moment strikes.
+    Sprung(Box<super::ambush::Sprung>),
     /// Something heals.
     Heal(super::faults::Healing),
     /// All heals; nothing new is begun.
@@ -296,7 +300,7 @@ impl World {
             | What::ViewComes { machine, .. } => *machine,
             What::Frame { to, .. } => to.0,
             What::Fetch { from, .. } => from.0,
-            What::Drive => 0,
+            What::Drive | What::DriverDies => 0,
             What::Begin
             | What::Arrive { .. }
             | What::Commit { .. }
@@ -311,6 +315,7 @@ impl World {
             | What::Forget
             | What::Fence { .. }
             | What::Strike
+            | What::Sprung(_)
             | What::Heal(_)
             | What::Quiet
             | What::Check
@@ -332,6 +337,7 @@ impl World {
             What::WorkerUp { machine, epoch } => self.worker_up(machine, epoch),
             What::Worked { machine, epoch, client, run } => self.worked(machine, epoch, client, run),
             What::Drive => self.drive(),
+            What::DriverDies => self.driver_dies(),
             What::Frame { from, to, connection, first_seq, msgs } => {
                 self.frame(from, to, connection, first_seq, &msgs);
             }
@@ -361,6 +367,7 @@ impl World {
             What::Forget => self.forget_jobs(),
             What::ViewComes { machine, epoch, view } => self.view_comes(machine, epoch, view),
             What::Strike => self.strike(),
+            What::Sprung(sprung) => self.sprung(*sprung),
             What::Heal(healing) => self.heal(healing),
             What::Quiet => self.go_quiet(),
             What::Check => self.check(),
@@ -390,9 +397,8 @@ impl World {
         self.quiet = true;
         self.note("quiet", 0, 0, 0, String::new);
         self.heal_all();
-        match self.options.driver_dies {
-            true => self.driver_dies(),
-            false => self.driver.want_all(),
+        if self.options.driver_dies.is_none() {
+            self.driver.want_all();
         }
         self.queue.after(Duration::from_millis(1), What::Drive);
         self.queue.after(super::judge::LOOK, What::Check);

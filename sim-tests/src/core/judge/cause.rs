@@ -33,7 +33,7 @@ impl Cause {
     }
 
     /// Whether a task was cancelled, itself or with the one that it descends from.
-    fn was_cancelled(&self, oracle: &Oracle, task: TaskId) -> bool {
+    pub(super) fn was_cancelled(&self, oracle: &Oracle, task: TaskId) -> bool {
         let mut line: Vec<TaskId> =
             self.cancelled.iter().filter(|(_, recursive)| **recursive).map(|(task, _)| *task).collect();
         let mut seen = BTreeSet::new();
@@ -127,6 +127,12 @@ impl Cause {
                 sometimes.hit("task cancelled");
                 self.was_cancelled(oracle, task)
             }
+            // One that runs again then has had all the attempts that it may have.
+            FailureKind::FailureTimedOut => {
+                sometimes.hit("time over");
+                let limit = oracle.tasks.get(&task).and_then(|known| known.limit);
+                limit.is_some_and(|again| died > if again { retries } else { 0 })
+            }
             FailureKind::FailureUnspecified
             | FailureKind::FailurePanic
             | FailureKind::FailureFunctionNotRegistered
@@ -134,7 +140,6 @@ impl Cause {
             | FailureKind::FailureInfeasible
             | FailureKind::FailureUnknownObject
             | FailureKind::FailureObjectLost
-            | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull => false,
         };
@@ -161,7 +166,11 @@ impl Cause {
         }
         let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
         let died = self.died.get(&task).copied().unwrap_or(0) > known.retries;
-        if died || self.may_have_diverged(oracle, task) || self.was_cancelled(oracle, task) {
+        if died
+            || known.limit.is_some()
+            || self.may_have_diverged(oracle, task)
+            || self.was_cancelled(oracle, task)
+        {
             return true;
         }
         known.args.iter().chain(&known.uses).any(|arg| {
