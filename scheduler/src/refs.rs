@@ -6,7 +6,7 @@
 //! *tidied*: elided with its task (see [`crate::elide`]), released, kept as an idle copy, or forgotten.
 
 use crate::core::{Core, Kept, KeptState, Record};
-use crate::objects::State;
+use crate::objects::{Object, State};
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
 use crate::types::{ClientId, Effect, Value};
@@ -469,7 +469,11 @@ impl Core {
     pub fn take_spare(&mut self) -> BTreeSet<ObjectId> {
         let mut spare = std::mem::take(&mut self.spare);
         spare.retain(|id| {
-            let from = self.objects.get(id).and_then(|object| object.refs.brought_from);
+            // Somebody here may have come to use it since.
+            let is_used =
+                |object: &&Object| object.is_wanted() || object.refs.is_referred() || object.refs.used > 0;
+            let object = self.objects.get(id).filter(|object| !is_used(object) || mutant!("W25"));
+            let from = object.and_then(|object| object.refs.brought_from);
             self.idle.contains(id) && from.is_some_and(|node| self.members.contains_key(&node))
         });
         for id in &spare {

@@ -273,6 +273,25 @@ impl World {
         }
     }
 
+    /// What it wants may lie in a file of its node.
+    fn driver_asks_again(&mut self, object: ObjectId) {
+        if self.driver.wanted.contains(&object) {
+            let epoch = self.driver.epoch;
+            self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
+        }
+    }
+
+    /// Room is short: it has read what it was told of.
+    fn driver_gives_back(&mut self, objects: Vec<ObjectId>) {
+        let pins = &mut self.driver.pins;
+        let times =
+            objects.into_iter().filter_map(|object| pins.remove(&object).map(|times| (object, times)));
+        let back: Vec<ObjectId> =
+            times.flat_map(|(object, times)| std::iter::repeat_n(object, times)).collect();
+        let epoch = self.driver.epoch;
+        self.say(0, epoch, DRIVER, Said::Unpin(back));
+    }
+
     /// The driver hears from its daemon.
     pub fn driver_told(&mut self, machine: usize, epoch: u64, told: Told) {
         if machine != 0 || epoch != self.driver.epoch || self.driver.gone {
@@ -324,7 +343,9 @@ impl World {
                     self.driver.failures += 1;
                 }
             }
-            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run(_) | Told::Stop { .. } => {}
+            Told::Ready { object, value: Seen::Elsewhere(_) } => self.driver_asks_again(object),
+            Told::Recall(objects) => self.driver_gives_back(objects),
+            Told::RoomWaits(_) | Told::Run(_) | Told::Stop { .. } => {}
         }
     }
 }

@@ -190,7 +190,8 @@ impl World {
             }
             Seen::Failed(failure) => {
                 self.judges.failed(&self.oracle, object, failure, now, &mut self.sometimes);
-                let text = format!("it needed {object}: {}", failure.message);
+                // Without the words of that failure: this one is not for trying again.
+                let text = format!("it needed {object}, of which there is none");
                 if let Some(run) = self.run_of(machine, epoch, client) {
                     run.failure = Some(Failure::new(FailureKind::FailureUserError, text));
                 }
@@ -236,9 +237,13 @@ impl World {
             return;
         }
         run.waits = None;
+        if std::mem::take(&mut run.stalled) {
+            self.say(machine, epoch, client, Said::Unblocked);
+        }
         if !object.is_put() {
             return self.report_value(machine, epoch, client, room);
         }
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
         let Some(Op::Put { seed, len, refs }) = run.body.ops.get(run.next - 1).cloned() else { return };
         let content = program::put_content(seed, len, run.locals.for_value(&refs));
         match same(room, &content) {

@@ -37,6 +37,8 @@ pub struct Options {
     pub shards: usize,
     /// Bytes of a node's store; the driver's has room for all.
     pub store_bytes: u64,
+    /// Values that find no room in memory leave it for files, each of which takes so many microseconds.
+    pub disk_us: Option<(u64, u64)>,
     /// Bytes of runs that a shard keeps in memory.
     pub hot_bytes: usize,
     /// An entry commits after so many microseconds.
@@ -74,9 +76,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// Bytes of a machine's store: a program whose put finds no room cannot go on as written.
+    /// Bytes of a machine's store: a program whose put finds no room cannot go on as written. Where there is a disk,
+    /// it waits.
     pub fn store_of(&self, machine: usize) -> u64 {
-        if machine == 0 { AMPLE } else { self.store_bytes }
+        if machine == 0 && self.disk_us.is_none() { AMPLE } else { self.store_bytes }
     }
 
     /// Draws a run.
@@ -92,8 +95,20 @@ impl Options {
         // Few nodes are hit again and again.
         let nodes = if dice.permille(300) { dice.from_to(2, 3) } else { dice.from_to(3, 10) } as usize;
         let mut cpus: Vec<u64> = (0..nodes).map(|_| dice.from_to(1, 4)).collect();
+        let disk_us = dice.permille(500).then(|| dice.pick(&[(50, 500), (1_000, 20_000)])).flatten();
+        let store_bytes = match disk_us {
+            Some(_) => dice.pick(&[6 << 20, 12 << 20, 40 << 20]).unwrap_or(AMPLE),
+            None if dice.permille(100) => 16 << 20,
+            None => AMPLE,
+        };
         // Whatever happens to the others, the driver's node can run everything.
         cpus[0] = cpus[0].max(2);
+        let driver_dies = dice.permille(120).then(|| dice.ms(50_000, 61_000));
+        let mut style = Style::draw(dice);
+        if driver_dies.is_some() {
+            // What has not run by then never will.
+            style.work_us = style.work_us.min(WORK_BEFORE_DEATH_US);
+        }
         Options {
             seed,
             profile,
@@ -101,7 +116,8 @@ impl Options {
             cpus,
             heads: 3,
             shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
-            store_bytes: if dice.permille(80) { 16 << 20 } else { AMPLE },
+            store_bytes,
+            disk_us,
             hot_bytes: if dice.permille(80) { 1 << 20 } else { 8 << 20 },
             commit_us: dice.pick(&[(300, 2_000), (1_000, 8_000), (5_000, 60_000)]).unwrap_or((300, 2_000)),
             latency_us: dice.pick(&[(50, 300), (200, 2_000), (1_000, 15_000)]).unwrap_or((50, 300)),
@@ -110,7 +126,7 @@ impl Options {
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
             counts: !dice.permille(100),
             snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
-            driver_dies: dice.permille(120).then(|| dice.ms(50_000, 61_000)),
+            driver_dies,
             linger: dice
                 .pick(&[None, None, Some(0), Some(300), Some(1_500)])
                 .flatten()
@@ -119,12 +135,15 @@ impl Options {
             pause_ms: pause_ms(dice, profile),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
             faults_end: Duration::from_secs(dice.from_to(61, 66)),
-            style: Style::draw(dice),
+            style,
             without: BTreeSet::new(),
             plan: None,
         }
     }
 }
+
+/// How long tasks run at most whose driver dies.
+const WORK_BEFORE_DEATH_US: (u64, u64) = (2_000, 80_000);
 
 /// A store that nothing fills.
 pub const AMPLE: u64 = 4 << 30;

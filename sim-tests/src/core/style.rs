@@ -197,11 +197,21 @@ impl Body {
             errors: true,
             panics: false,
             timeouts: self.limit_ms > 0,
-            // Half of them only after this one.
-            containing: if self.function.is_multiple_of(2) { vec![FLAKY.to_owned()] } else { Vec::new() },
+            containing: self.after_which().iter().map(|text| (*text).to_owned()).collect(),
         });
         let options = TaskOptions { placement: self.place.placement(), timeout_ms: self.limit_ms, retry_on };
         (options != TaskOptions::default()).then(|| Box::new(options))
+    }
+
+    /// Errors after which it runs again: its own, never that a value which it needs is none, which would multiply
+    /// from task to task. Half of them only after one of two.
+    fn after_which(&self) -> &'static [&'static str] {
+        if self.function.is_multiple_of(2) { &[FLAKY] } else { &[FLAKY, DRAWN] }
+    }
+
+    /// Whether it runs again after an error.
+    pub fn goes_on_after(&self, error: &str) -> bool {
+        self.again && self.after_which().contains(&error)
     }
 
     /// A task that was submitted on a whim.

@@ -8,14 +8,15 @@ use super::judge::Judges;
 use super::life::{Input, Life, Told};
 use super::net::{Net, Place};
 use super::options::Options;
-use super::program::{JOB, Oracle};
+use super::program::{Content, JOB, Oracle};
 use super::queue::Queue;
 use super::shard::{Key, Shard};
 use super::sometimes::Sometimes;
 use super::trace::Trace;
-use mobula_base::Instant;
+use mobula_base::{Instant, ObjectId};
 use mobula_gcs::core::beats::Beats;
 use mobula_gcs::core::silence::Court;
+use mobula_objstore::depot::File;
 use mobula_proto::{ClusterView, PeerMsg};
 use mobula_scheduler::ClientId;
 use std::collections::VecDeque;
@@ -77,7 +78,11 @@ pub enum What {
     /// A question is asked.
     Locate { machine: usize, epoch: u64, id: u64 },
     /// The fetch of an object reaches its holder.
-    Fetch { machine: usize, epoch: u64, from: (usize, u64), object: mobula_base::ObjectId },
+    Fetch { machine: usize, epoch: u64, from: (usize, u64), object: ObjectId, want: mobula_proto::Output },
+    /// A file has been written, or not taken.
+    FileWritten { machine: usize, epoch: u64, object: ObjectId, file: File, content: Content },
+    /// A file has been read.
+    FileRead { machine: usize, epoch: u64, object: ObjectId, file: File, offset: u64 },
     /// An entry may have committed.
     Commit { shard: usize, term: u64 },
     /// A leader is elected.
@@ -138,6 +143,8 @@ pub struct Machine {
     pub calls: VecDeque<mobula_proto::call::Op>,
     /// Which try the first is at.
     pub call_tries: u64,
+    /// Where values lie that left memory.
+    pub disk: super::room::Disk,
 }
 
 /// A simulated cluster.
@@ -199,6 +206,7 @@ impl World {
             next_call: 1,
             calls: VecDeque::new(),
             call_tries: 0,
+            disk: super::room::Disk::default(),
         };
         let mut world = World {
             queue: Queue::default(),
@@ -221,7 +229,9 @@ impl World {
             happened: 0,
             options,
         };
-        world.judges.cause.store_full = world.options.store_bytes < super::options::AMPLE;
+        // Where there is a disk, whoever finds no room waits.
+        let (small, disk) = (world.options.store_bytes < super::options::AMPLE, world.options.disk_us);
+        world.judges.cause.store_full = small && disk.is_none();
         world.queue.after(Duration::ZERO, What::Begin);
         world
     }
@@ -297,6 +307,8 @@ impl World {
             | What::Report { machine, .. }
             | What::Beat { machine, .. }
             | What::Locate { machine, .. }
+            | What::FileWritten { machine, .. }
+            | What::FileRead { machine, .. }
             | What::ViewComes { machine, .. } => *machine,
             What::Frame { to, .. } => to.0,
             What::Fetch { from, .. } => from.0,
@@ -353,7 +365,15 @@ impl World {
             What::Report { machine, epoch, shard } => self.report(machine, epoch, shard),
             What::Beat { machine, epoch } => self.beat(machine, epoch),
             What::Locate { machine, epoch, id } => self.locate_again(machine, epoch, id),
-            What::Fetch { machine, epoch, from, object } => self.fetched(machine, epoch, from, object),
+            What::Fetch { machine, epoch, from, object, want } => {
+                self.fetched(machine, epoch, from, object, want);
+            }
+            What::FileWritten { machine, epoch, object, file, content } => {
+                self.file_written(machine, epoch, object, file, content);
+            }
+            What::FileRead { machine, epoch, object, file, offset } => {
+                self.file_read(machine, epoch, object, file, offset);
+            }
             What::Commit { shard, term } => self.commit(shard, term),
             What::Elected { shard, term, head } => self.elected(shard, term, head),
             What::Wake { shard } => self.wake(shard),

@@ -203,6 +203,14 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W24", "G3", "what stands behind an attempt that does not count is made of its value", CORE),
+    product("W25", "G5", "a spare copy goes although a task has come to use it", CORE),
+    product("W26", "G5", "of what lies in the way of itself in a store only a part moves aside", CORE),
+    product(
+        "W27",
+        "G8",
+        "what was given to whoever does not want it any more stays where it is looked at",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.
