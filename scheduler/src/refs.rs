@@ -454,9 +454,10 @@ impl Core {
         let look: Vec<ObjectId> =
             self.idle.range((after, Bound::Unbounded)).take(IDLE_LOOK_MAX).copied().collect();
         let ours = look.iter().filter(|id| self.shard_of(id.task) == shard);
-        let found: Vec<ObjectId> = ours.take(IDLE_MAX).copied().collect();
-        let last = if found.len() == IDLE_MAX { found.last() } else { look.last() };
-        match last.copied().filter(|_| look.len() == IDLE_LOOK_MAX || found.len() == IDLE_MAX) {
+        let most = self.bends.idle.unwrap_or(IDLE_MAX);
+        let found: Vec<ObjectId> = ours.take(most).copied().collect();
+        let last = if found.len() == most { found.last() } else { look.last() };
+        match last.copied().filter(|_| look.len() == IDLE_LOOK_MAX || found.len() == most) {
             Some(last) => drop(self.idle_asked.insert(shard, last)),
             None => drop(self.idle_asked.remove(&shard)),
         }

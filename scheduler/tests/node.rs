@@ -633,3 +633,27 @@ fn what_a_task_has_come_to_use_is_not_spare() {
     node.finish(1, task(0), 1, Ok(Value::Inline(vec![1].into())));
     assert!(node.core.take_spare().into_iter().eq([object]), "it is once the task has ended");
 }
+
+/// Whoever needs what a running task has put gets it from its next attempt, and this one may wait for them.
+#[test]
+fn a_task_whose_put_was_damaged_while_it_runs_ends() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.runs();
+    let object = task(0).output(mobula_base::ids::FIRST_PUT_SLOT);
+    let value = Value::Shared { offset: 0, len: 1 << 20, crc: 5 };
+    let put = Event::Put { client: 1, object, job: JOB, value, by_driver: false, contains: vec![] };
+    node.step(put.clone());
+    let kills =
+        |node: &mut Node| node.take(|e| if let Effect::Kill { worker } = e { Some(*worker) } else { None });
+    assert_eq!(kills(&mut node), []);
+    node.step(Event::CopyLost { object });
+    assert_eq!(kills(&mut node), [1]);
+    // Of one that has ended there is another attempt if need be.
+    node.step(put);
+    node.finish(1, task(0), 1, Ok(Value::Inline(vec![1].into())));
+    node.step(Event::CopyLost { object });
+    assert_eq!(kills(&mut node), []);
+}

@@ -299,9 +299,11 @@ impl Life {
         };
         let mut store = Depot::new(options.store_of(machine), options.disk_us.is_some());
         found.iter().for_each(|(_, file)| store.skip_number(file.number));
+        let mut core = Core::new(config);
+        core.bend(options.bends);
         Life {
             incarnation: Incarnation(incarnation),
-            core: Core::new(config),
+            core,
             store,
             waiting: Waiting::default(),
             found: (!found.is_empty()).then_some(found),

@@ -4,6 +4,7 @@ use super::dice::Dice;
 use super::faults::Kind;
 use super::program::Style;
 use super::scenario::Planned;
+use mobula_scheduler::Bends;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Options {
     pub shards: usize,
     /// Bytes of a node's store; the driver's has room for all.
     pub store_bytes: u64,
+    /// Sizes of the nodes' cores that are not the usual ones.
+    pub bends: Bends,
     /// Values that find no room in memory leave it for files, each of which takes so many microseconds.
     pub disk_us: Option<(u64, u64)>,
     /// Bytes of runs that a shard keeps in memory.
@@ -116,6 +119,7 @@ impl Options {
             cpus,
             heads: 3,
             shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
+            bends: bends(dice),
             store_bytes,
             disk_us,
             hot_bytes: if dice.permille(80) { 1 << 20 } else { 8 << 20 },
@@ -147,6 +151,17 @@ const WORK_BEFORE_DEATH_US: (u64, u64) = (2_000, 80_000);
 
 /// A store that nothing fills.
 pub const AMPLE: u64 = 4 << 30;
+
+/// Draws sizes of the cores: mostly the usual ones.
+fn bends(dice: &mut Dice) -> Bends {
+    let mut few = |of: &[usize]| if dice.permille(250) { dice.pick(of) } else { None };
+    Bends {
+        batch_items: few(&[1, 2, 3, 7]),
+        fetches: few(&[1, 2]),
+        locates: few(&[1, 3]),
+        idle: few(&[16, 64]),
+    }
+}
 
 /// Draws the pause between faults. One kind alone often finds nothing to strike: then it tries again soon.
 fn pause_ms(dice: &mut Dice, profile: Profile) -> (u64, u64) {

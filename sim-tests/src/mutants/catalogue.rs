@@ -211,6 +211,7 @@ pub const MUTANTS: &[Mutant] = &[
         "what was given to whoever does not want it any more stays where it is looked at",
         CORE,
     ),
+    product("W28", "G5", "a task goes on whose put was damaged, and may wait for whoever needs that", CORE),
 ];
 
 /// The bug of this name.
