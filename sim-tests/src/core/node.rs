@@ -1,6 +1,7 @@
 //! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
 
 use super::calls::IDLE_EVERY;
+use super::judge::Judges;
 use super::life::{DRIVER, Given, Input, Seen, Told};
 use super::program::{Content, GARBAGE, JOB};
 use super::room::Asked;
@@ -307,6 +308,7 @@ impl World {
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Assign(assign));
             }
             Effect::Result { to, result } => {
+                self.judge_leaves(&result);
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
             }
             Effect::Durable { to, task, attempt } => {
@@ -353,6 +355,15 @@ impl World {
                 _ => {}
             },
             Effect::FreeJob(job) => self.free_job(machine, epoch, job),
+        }
+    }
+
+    /// A node tells another what a task came to.
+    fn judge_leaves(&mut self, result: &mobula_proto::PeerResult) {
+        let Ok(task) = task_id(&result.task) else { return };
+        if result.failure.is_none() {
+            let Judges { edges, order, .. } = &mut self.judges;
+            edges.leaves(&self.oracle, order, task);
         }
     }
 

@@ -8,6 +8,7 @@ pub mod closure;
 pub mod cpu;
 pub mod drops;
 pub mod durable;
+pub mod edges;
 pub mod ended;
 pub mod fenced;
 pub mod leak;
@@ -122,6 +123,8 @@ pub struct Judges {
     pub placed: placed::Placed,
     /// Re-executions come first.
     pub outrank: outrank::Outrank,
+    /// Edges come before what follows from them.
+    pub edges: edges::Edges,
     /// Nothing is stopped before its time.
     pub limits: limits::Limits,
     /// Everything ends.
@@ -145,7 +148,7 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 24] = [
+        let all: [(&Found, &'static str, &'static str, Class); 25] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -165,6 +168,7 @@ impl Judges {
             (&self.settled.found, "settled", "R9", Safety),
             (&self.drops.found, "drops", "R13", Safety),
             (&self.outrank.found, "outrank", "R16", Safety),
+            (&self.edges.found, "edges", "R5, R6", Safety),
             (&self.limits.found, "limits", "limits", Safety),
             (&self.snapshot, "snapshot", "S6, R14", Safety),
             (&self.diverged, "diverged", "R1, R2, G3", Safety),
