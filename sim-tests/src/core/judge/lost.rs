@@ -1,6 +1,7 @@
 //! R9: *no answer says lost while a live node has reported a copy, or the done-record names one that has it.*
 
 use super::{Found, object as objects_to};
+use crate::core::life::Life;
 use crate::core::shard::Shard;
 use crate::core::world::Machine;
 use mobula_base::ObjectId;
@@ -42,10 +43,13 @@ impl Lost {
         if failure.kind() != FailureKind::FailureObjectLost {
             return;
         }
-        let by = machines.iter().filter_map(|machine| machine.life.as_deref());
-        let by = by.filter(|life| life.incarnation.0 == put.by && life.core.value_of(object).is_some());
+        let mut lives = machines.iter().filter_map(|machine| machine.life.as_deref());
         let told_gone = |node| shard.holdings.is_gone(object, node, Made::default());
-        if let Some(life) = by.filter(|life| !told_gone(life.incarnation.0)).next() {
+        let has_it = |life: &&Life| {
+            let who = life.incarnation.0;
+            who == put.by && life.core.value_of(object).is_some() && !told_gone(who)
+        };
+        if let Some(life) = lives.find(has_it) {
             let who = life.incarnation;
             objects_to(&mut self.found, || {
                 format!("shard {number} says that {object} is lost, but {who}, which put it, has it")
