@@ -189,9 +189,15 @@ impl Life {
             }
         }
         let mut deeds = std::mem::take(&mut self.deeds);
-        self.store.turn(&mut deeds);
-        for deed in deeds.drain(..) {
-            self.do_deed(deed, events);
+        // What is done may ask the store for more, which it may have at once.
+        loop {
+            self.store.turn(&mut deeds);
+            if deeds.is_empty() {
+                break;
+            }
+            for deed in deeds.drain(..) {
+                self.do_deed(deed, events);
+            }
         }
         self.deeds = deeds;
     }

@@ -1,6 +1,7 @@
 //! The state of one node, and `step`, which only dispatches.
 
 use crate::abandon::Unknowns;
+use crate::bend::Bends;
 use crate::cancel::Stop;
 use crate::elide::Later;
 use crate::execute::Run;
@@ -204,6 +205,7 @@ pub struct Core {
     pub(crate) freed_at: BTreeMap<Incarnation, Vec<ObjectId>>,
     /// Something was acknowledged or withdrawn: whoever waits for it looks again.
     pub(crate) recheck: bool,
+    pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -263,6 +265,7 @@ impl Core {
             awaiting_edges: BTreeSet::new(),
             freed_at: BTreeMap::new(),
             recheck: false,
+            bends: Bends::default(),
             effects: Vec::new(),
         }
     }

@@ -24,10 +24,12 @@
 //! - [`abandon`] — what waits for something that nobody knows, and that nobody needs.
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
+//! - [`bend`] — other sizes than the usual ones, for simulations.
 //! - `hostile` — messages that nobody should send, for tests and fuzzing.
 //! - [`census`] — how much there is of everything, for people who watch; [`explain`] — what one task waits for.
 
 pub mod abandon;
+pub mod bend;
 pub mod cancel;
 pub mod census;
 pub mod core;
@@ -55,5 +57,6 @@ pub mod types;
 mod workers;
 
 pub use crate::core::{Config, Core, LINGER};
+pub use bend::Bends;
 pub use census::Census;
 pub use types::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};

@@ -181,7 +181,7 @@ impl Core {
     }
 
     pub(crate) fn start_fetches(&mut self) {
-        while self.fetching.len() < FETCHES_MAX {
+        while self.fetching.len() < self.bends.fetches.unwrap_or(FETCHES_MAX) {
             let Some(id) = self.fetch_queue.pop_front() else { return };
             let Some(object) = self.objects.get(&id) else { continue };
             if let State::Elsewhere { holders, output } = &object.state {
@@ -250,6 +250,17 @@ impl Core {
         ) {
             self.idle.remove(&id);
             self.forget_place(id);
+            self.end_whoever_put(id);
+        }
+    }
+
+    /// What a task has put is made again only by its next attempt. Should the one that runs here wait for whoever
+    /// needs it, both would wait for ever: it ends.
+    fn end_whoever_put(&mut self, id: ObjectId) {
+        let run = self.runs.get(&id.task).filter(|_| id.is_put() && !mutant!("W28"));
+        let Some(worker) = run.and_then(|run| run.given) else { return };
+        if self.workers.get(&worker).is_some_and(|w| w.queue.front() == Some(&id.task)) {
+            self.effects.push(Effect::Kill { worker });
         }
     }
 

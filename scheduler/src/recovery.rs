@@ -78,7 +78,8 @@ impl Core {
     pub(crate) fn flush_locates(&mut self) {
         for (shard, mut objects) in std::mem::take(&mut self.to_locate) {
             while !objects.is_empty() {
-                let batch: Vec<ObjectId> = objects.iter().take(LOCATE_MAX).copied().collect();
+                let batch: Vec<ObjectId> =
+                    objects.iter().take(self.bends.locates.unwrap_or(LOCATE_MAX)).copied().collect();
                 objects.retain(|o| !batch.contains(o));
                 self.effects.push(Effect::Locate { shard, objects: batch });
             }

@@ -6,7 +6,7 @@
 //! *tidied*: elided with its task (see [`crate::elide`]), released, kept as an idle copy, or forgotten.
 
 use crate::core::{Core, Kept, KeptState, Record};
-use crate::objects::State;
+use crate::objects::{Object, State};
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
 use crate::types::{ClientId, Clients, Effect, Value};
@@ -454,9 +454,10 @@ impl Core {
         let look: Vec<ObjectId> =
             self.idle.range((after, Bound::Unbounded)).take(IDLE_LOOK_MAX).copied().collect();
         let ours = look.iter().filter(|id| self.shard_of(id.task) == shard);
-        let found: Vec<ObjectId> = ours.take(IDLE_MAX).copied().collect();
-        let last = if found.len() == IDLE_MAX { found.last() } else { look.last() };
-        match last.copied().filter(|_| look.len() == IDLE_LOOK_MAX || found.len() == IDLE_MAX) {
+        let most = self.bends.idle.unwrap_or(IDLE_MAX);
+        let found: Vec<ObjectId> = ours.take(most).copied().collect();
+        let last = if found.len() == most { found.last() } else { look.last() };
+        match last.copied().filter(|_| look.len() == IDLE_LOOK_MAX || found.len() == most) {
             Some(last) => drop(self.idle_asked.insert(shard, last)),
             None => drop(self.idle_asked.remove(&shard)),
         }
@@ -469,7 +470,11 @@ impl Core {
     pub fn take_spare(&mut self) -> BTreeSet<ObjectId> {
         let mut spare = std::mem::take(&mut self.spare);
         spare.retain(|id| {
-            let from = self.objects.get(id).and_then(|object| object.refs.brought_from);
+            // Somebody here may have come to use it since.
+            let is_used =
+                |object: &&Object| object.is_wanted() || object.refs.is_referred() || object.refs.used > 0;
+            let object = self.objects.get(id).filter(|object| !is_used(object) || mutant!("W25"));
+            let from = object.and_then(|object| object.refs.brought_from);
             self.idle.contains(id) && from.is_some_and(|node| self.members.contains_key(&node))
         });
         for id in &spare {

@@ -183,6 +183,8 @@ pub struct Stream {
     bytes: usize,
     /// What has a place before this one is due, whatever its time.
     hurried: u64,
+    /// Items of a batch, at most, if not as many as usual.
+    pub(crate) items_max: Option<usize>,
     in_flight: Vec<Waits>,
     /// Highest acknowledged sequence number on the wire.
     acked: u64,

@@ -42,6 +42,11 @@ impl Streams {
         Streams { lingers: Instant::default(), map: SlotMap::even(shards), streams, parked: BTreeMap::new() }
     }
 
+    /// Batches have so many items at most from here on, if not as many as usual.
+    pub fn bend(&mut self, items_max: Option<usize>) {
+        self.streams.iter_mut().for_each(|stream| stream.items_max = items_max);
+    }
+
     /// What is queued from now on may linger until then.
     pub fn linger(&mut self, until: Instant) {
         self.lingers = until;

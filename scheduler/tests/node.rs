@@ -609,3 +609,51 @@ fn spare_is_what_was_brought_from_a_live_node_and_has_no_use_here() {
     assert!(node.core.value_of(of_a_put).is_some() && node.core.value_of(left_here).is_some());
     assert!(node.core.take_spare().is_empty());
 }
+
+/// A spare copy that a task came to use was let go all the same, brought again for that task, and let go, for ever.
+#[test]
+fn what_a_task_has_come_to_use_is_not_spare() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    let object = TaskId::new(JOB, TaskId::root(JOB), 9, 0).output(0);
+    let here = Here {
+        holders: vec![Holder { incarnation: OTHER.0, address: String::new() }],
+        output: Some(Output { crc: 5, size: 1 << 20 }),
+    };
+    let answer = Located { object: object_bytes(object), answer: Some(located::Answer::Here(here)) };
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![object], want_value: true });
+    node.step(Event::Located { asked: vec![object], answers: vec![answer] });
+    node.step(Event::Fetched { object, value: Value::Shared { offset: 0, len: 1 << 20, crc: 5 } });
+    let assign = Assign { spec: Some(spec(0, &[object])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    assert_eq!(node.runs(), [(1, task(0), 1)]);
+    assert!(node.core.take_spare().is_empty());
+    assert!(node.core.value_of(object).is_some());
+    node.finish(1, task(0), 1, Ok(Value::Inline(vec![1].into())));
+    assert!(node.core.take_spare().into_iter().eq([object]), "it is once the task has ended");
+}
+
+/// Whoever needs what a running task has put gets it from its next attempt, and this one may wait for them.
+#[test]
+fn a_task_whose_put_was_damaged_while_it_runs_ends() {
+    let mut node = Node::new(1);
+    node.members(&[ME, OTHER]);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.runs();
+    let object = task(0).output(mobula_base::ids::FIRST_PUT_SLOT);
+    let value = Value::Shared { offset: 0, len: 1 << 20, crc: 5 };
+    let put = Event::Put { client: 1, object, job: JOB, value, by_driver: false, contains: vec![] };
+    node.step(put.clone());
+    let kills =
+        |node: &mut Node| node.take(|e| if let Effect::Kill { worker } = e { Some(*worker) } else { None });
+    assert_eq!(kills(&mut node), []);
+    node.step(Event::CopyLost { object });
+    assert_eq!(kills(&mut node), [1]);
+    // Of one that has ended there is another attempt if need be.
+    node.step(put);
+    node.finish(1, task(0), 1, Ok(Value::Inline(vec![1].into())));
+    node.step(Event::CopyLost { object });
+    assert_eq!(kills(&mut node), []);
+}

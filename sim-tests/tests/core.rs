@@ -25,7 +25,13 @@ fn programs_come_out_right_under_a_swarm_of_faults() {
 
 #[test]
 fn without_faults_nothing_fails_and_nothing_runs_twice() {
-    let outcome = passes(13, Some(Profile::Calm));
+    // Of programs that do not ask for it themselves.
+    let mut options = Options::draw(13, Some(Profile::Calm));
+    let style = &mut options.style;
+    (style.stumble_permille, style.poison_permille, style.hang_permille) = (0, 0, 0);
+    (style.again_permille, style.limit_permille) = (0, 0);
+    let outcome = run_options(options, false);
+    assert_eq!(outcome.objection, None);
     assert_eq!((outcome.landed(), outcome.deaths, outcome.runs.1), (0, 0, 0));
     assert_eq!(outcome.runs.0, outcome.tasks);
 }

@@ -138,7 +138,11 @@ impl ShardState {
         let concerns = run.concerns(who);
         let need = run.need(id.place, slot, &self.fenced);
         let is_to_come = !run.present().contains(id.place) && !run.was_pruned(id.place);
-        let is_needed = need.held || need.contained || need.named && !can_be_made_again(&run, id.place);
+        // What a task that has not ended has put is made again only by its next attempt; and this one may wait for
+        // whoever is named, and needs it.
+        let is_awaited = object.is_put() && !run.has_ended(id.place) && !mutant!("R8f");
+        let is_lasting = || is_awaited || !can_be_made_again(&run, id.place);
+        let is_needed = need.held || need.contained || need.named && is_lasting();
         let stays = is_needed || is_to_come;
         drop(run);
         if !concerns {

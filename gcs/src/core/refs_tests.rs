@@ -639,3 +639,20 @@ fn whoever_lets_go_of_what_is_still_to_come_keeps_its_copy() {
         assert!(shard.state.may_drop(object).expect("memory"), "{object}");
     }
 }
+
+#[test]
+fn what_a_running_task_has_put_stays_while_somebody_may_need_it_again() {
+    // The value of the one that takes it may be lost, and the one that has put it wait for that.
+    let mut shard = Shard::new(0, 1);
+    let (parent, child) = (task(0), task(1));
+    let given = parent.output(FIRST_PUT_SLOT);
+    shard.say(1, vec![submit(parent, &[]), hold(given), edge(given, child.output(0), false)]);
+    shard.say(1, vec![submit(child, &[given]), done(child, 1, 7)]);
+    assert_eq!(shard.say(1, vec![release(given)]), [Outcome::Kept(true)]);
+    assert!(!shard.state.may_drop(given).expect("memory"));
+    // From here on it is made again with the parent.
+    shard.say(1, vec![done(parent, 1, 7)]);
+    assert!(shard.state.may_drop(given).expect("memory"));
+    shard.say(1, vec![hold(given)]);
+    assert!(shard.say(1, vec![release(given)]).is_empty());
+}

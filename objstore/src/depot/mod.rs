@@ -19,7 +19,7 @@ use crate::Reader;
 use crate::lru::Lru;
 use crate::spill_file::{FileId, Header};
 use crate::table::{Creator, Place, Store, StoreError};
-use mobula_base::{JobId, ObjectId, TaskId};
+use mobula_base::{JobId, ObjectId, TaskId, mutant};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// More of the memory than this is not used without need: what comes next finds room at once.
@@ -125,6 +125,17 @@ enum What {
     Here { reader: Reader, objects: Vec<ObjectId> },
 }
 
+/// How far what the head of the line needs has been moved, so that it comes to lie side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Moving {
+    /// It has not.
+    No,
+    /// All of it leaves memory first.
+    Out,
+    /// It did, and is brought back. Should there be no room even so, something else has to change.
+    Back,
+}
+
 /// How a file was written, or why not: what matters of it is whether to try again.
 pub type Outcome = Result<(), ()>;
 
@@ -161,11 +172,13 @@ pub struct Depot {
     recalled: BTreeSet<(Creator, ObjectId)>,
     /// Somebody was told a place since links were asked last.
     has_lent: bool,
-    /// What the head of the line needs was moved, so that it lies side by side.
-    is_shuffled: bool,
+    /// What the head of the line needs lies in the way of itself, and is moved.
+    moving: Moving,
     /// How many were given something since the head of the line waits.
     overtaking: u32,
     failures: u64,
+    /// Who was given what in [`Depot::want_here`], since the last turn.
+    granted: Vec<(Ticket, Reader, Vec<ObjectId>)>,
     effects: Vec<Effect>,
 }
 
@@ -190,9 +203,10 @@ impl Depot {
             busy: Vec::new(),
             recalled: BTreeSet::new(),
             has_lent: false,
-            is_shuffled: false,
+            moving: Moving::No,
             overtaking: 0,
             failures: 0,
+            granted: Vec::new(),
             effects: Vec::new(),
         }
     }
@@ -225,6 +239,7 @@ impl Depot {
             self.overtaking += u32::from(!self.waiting.is_empty());
             let places = self.pin_all(reader, &objects);
             self.effects.push(Effect::Here { ticket, places });
+            self.granted.push((ticket, reader, objects));
             return;
         }
         self.line_up(Want { ticket, what: What::Here { reader, objects }, told: false });
@@ -246,6 +261,15 @@ impl Depot {
     pub fn cancel(&mut self, tickets: &BTreeSet<Ticket>) {
         self.waiting.retain(|want| !tickets.contains(&want.ticket));
         self.busy.retain(|want| !tickets.contains(&want.ticket));
+        // It may have been given to them, and they have not heard of that yet.
+        for (_, reader, objects) in self.granted.extract_if(.., |(ticket, ..)| tickets.contains(ticket)) {
+            if !mutant!("W27") {
+                objects.into_iter().for_each(|object| self.memory.unpin(object, reader));
+            }
+        }
+        self.effects
+            .retain(|effect| !matches!(effect, Effect::Here { ticket, .. } if tickets.contains(ticket)));
+        self.moving = Moving::No;
     }
 
     /// Makes an object readable and immutable.
@@ -255,13 +279,14 @@ impl Depot {
     pub fn seal(&mut self, object: ObjectId, crc: u32, creator: Creator) -> Result<Place, StoreError> {
         let place = self.memory.seal(object, crc, creator)?;
         self.dirty.touch(object);
+        self.moving = Moving::No;
         Ok(place)
     }
 
     /// Forgets an object that its creator gave up.
     pub fn abort(&mut self, object: ObjectId, creator: Creator) {
         self.memory.abort(object, creator);
-        self.is_shuffled = false;
+        self.moving = Moving::No;
     }
 
     /// An attempt made what it was told to be here already. Should that have been discarded meanwhile, it is
@@ -271,7 +296,8 @@ impl Depot {
         if !self.gone.contains(&object) {
             return self.get(object).filter(is_same);
         }
-        let found = self.find(object).filter(is_same).filter(|_| self.claims.contains(&(object, creator)))?;
+        let is_claimed = self.claims.contains(&(object, creator)) && !mutant!("W15");
+        let found = self.find(object).filter(is_same).filter(|_| is_claimed)?;
         self.gone.remove(&object);
         Some(found)
     }
@@ -317,13 +343,13 @@ impl Depot {
         if let Reader::Link(link) = reader {
             self.recalled.remove(&(link, object));
         }
-        self.is_shuffled = false;
+        self.moving = Moving::No;
     }
 
     /// A task of a worker has taken its arguments: it looks at them no longer.
     pub fn args_taken(&mut self, worker: Creator, task: TaskId) {
         self.memory.task_ended(worker, task);
-        self.is_shuffled = false;
+        self.moving = Moving::No;
     }
 
     /// A task of a worker has ended: it looks at nothing any more, and what it was told to be there already
@@ -368,7 +394,7 @@ impl Depot {
         self.drop_file(object);
         self.dirty.remove(object);
         self.clean.remove(object);
-        self.is_shuffled = false;
+        self.moving = Moving::No;
     }
 
     /// Drops what a vanished process had begun, what it looked at and what it waited for.
@@ -389,7 +415,7 @@ impl Depot {
         for object in claimed {
             self.unclaim(object, gone);
         }
-        self.is_shuffled = false;
+        self.moving = Moving::No;
     }
 
     /// Frees everything of a job that ended, and refuses what waits for room for it.
@@ -414,7 +440,12 @@ impl Depot {
         let ended = |want: &Want| matches!(&want.what, What::Room { job: of, .. } if *of == job);
         self.waiting.retain(|want| !ended(want));
         self.busy.retain(|want| !ended(want));
-        self.is_shuffled = false;
+        self.moving = Moving::No;
+    }
+
+    /// Whether something is at an offset of the memory: an object, or one that is gone while somebody looks at it.
+    pub fn is_taken(&self, offset: u64) -> bool {
+        self.memory.is_taken(offset)
     }
 
     /// Bytes of memory in use, and in all.

@@ -1,14 +1,15 @@
 //! Who waits for room gets it, one after the other.
 
-use super::{Depot, Effect, Kept, READS_MAX, RESTORER, Want, What};
+use super::{Depot, Effect, Kept, Moving, READS_MAX, RESTORER, Want, What};
 use crate::arena;
 use crate::table::{Place, StoreError};
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, mutant};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Depot {
     /// Looks at all that has happened, and says what should be done.
     pub fn turn(&mut self, out: &mut Vec<Effect>) {
+        self.granted.clear();
         // Most often whoever was writing is through, and has made what they wanted to make.
         for want in std::mem::take(&mut self.busy) {
             match self.serve(want) {
@@ -19,7 +20,7 @@ impl Depot {
         }
         while let Some(want) = self.waiting.pop_front() {
             match self.serve(want) {
-                Served::Yes => (self.is_shuffled, self.overtaking) = (false, 0),
+                Served::Yes => (self.moving, self.overtaking) = (Moving::No, 0),
                 Served::Busy(want) => self.busy.push(want),
                 Served::NoRoom(want) => {
                     self.waiting.push_front(want);
@@ -84,24 +85,31 @@ impl Depot {
             self.effects.push(Effect::Refused { ticket, error });
             return Served::Yes;
         }
-        let mut waits = false;
-        for object in objects {
-            match self.get(*object) {
-                Some(Kept::Memory(_)) => {}
-                Some(Kept::File(_)) => {
-                    waits = true;
-                    if !self.bring_back(*object, objects) {
-                        break;
+        loop {
+            if self.moving == Moving::Out && !self.has_moved_out() {
+                return Served::NoRoom(want);
+            }
+            let mut waits = false;
+            for object in objects {
+                match self.get(*object) {
+                    Some(Kept::Memory(_)) => {}
+                    Some(Kept::File(_)) => {
+                        waits = true;
+                        if !self.bring_back(*object, objects) {
+                            break;
+                        }
+                    }
+                    None => {
+                        self.effects.push(Effect::Missing { ticket, object: *object });
+                        return Served::Yes;
                     }
                 }
-                None => {
-                    self.effects.push(Effect::Missing { ticket, object: *object });
-                    return Served::Yes;
-                }
             }
-        }
-        if waits {
-            return Served::NoRoom(want);
+            match (waits, self.moving) {
+                (true, Moving::Out) => {}
+                (true, Moving::No | Moving::Back) => return Served::NoRoom(want),
+                (false, _) => break,
+            }
         }
         let places = self.pin_all(reader, objects);
         self.effects.push(Effect::Here { ticket, places });
@@ -135,7 +143,8 @@ impl Depot {
                     return true;
                 }
                 Err(StoreError::Full { .. }) => {
-                    if !self.make_way(file.len, needed) && !self.shuffle(file.len) {
+                    if !self.make_way(file.len, needed) {
+                        self.move_out();
                         return false;
                     }
                 }
@@ -145,14 +154,23 @@ impl Depot {
         }
     }
 
-    /// Nothing else can go, and what is needed lies in the way of itself: it goes, too, and is brought back
-    /// side by side. Once, until something changes.
-    fn shuffle(&mut self, len: u64) -> bool {
-        let may = self.writing.is_empty() && self.reading.is_empty() && !self.is_shuffled;
-        if may {
-            self.is_shuffled = true;
+    /// Nothing else can go, and what is needed lies in the way of itself: it goes, too, all of it, and is brought
+    /// back side by side. Once, until something changes.
+    fn move_out(&mut self) {
+        if self.writing.is_empty() && self.reading.is_empty() && self.moving == Moving::No {
+            self.moving = Moving::Out;
         }
-        may && self.make_way(len, &[])
+    }
+
+    /// Whether all that can leave memory has.
+    fn has_moved_out(&mut self) -> bool {
+        while self.free_one(&[]) && !mutant!("W26") {}
+        while self.write_one(&[]) {}
+        let is_out = self.writing.is_empty() && !self.is_pausing;
+        if is_out || mutant!("W26") {
+            self.moving = Moving::Back;
+        }
+        is_out || mutant!("W26")
     }
 
     /// More than the mark is used: room is made before somebody needs it.

@@ -245,6 +245,32 @@ fn what_is_needed_together_is_laid_side_by_side() {
 }
 
 #[test]
+fn all_that_lies_in_the_way_moves_aside() {
+    let mut world = World::new(64 * MB);
+    for (n, len) in [(5, 22), (1, 9), (2, 14), (3, 9), (4, 14)] {
+        world.make(n, len * MB);
+    }
+    for n in [1, 3] {
+        world.depot.discard(object(n));
+    }
+    // Neither of those that are here has a file, and there is room for the third beside neither.
+    assert!(matches!(world.depot.get(object(5)), Some(Kept::File(_))));
+    assert!(world.bring(Reader::Link(DRIVER), &[2, 4, 5]).is_some());
+}
+
+#[test]
+fn what_was_given_to_whoever_does_not_want_it_any_more_is_looked_at_by_nobody() {
+    let mut world = World::new(64 * MB);
+    world.make(1, 40 * MB);
+    let ticket = world.ticket();
+    world.depot.want_here(ticket, Reader::Task(WORKER, TaskId::root(JOB)), vec![object(1)]);
+    world.depot.cancel(&BTreeSet::from([ticket]));
+    let room = world.ask(2, 40 * MB, DRIVER);
+    world.settle();
+    assert!(world.here.is_empty() && world.rooms[&room].is_ok());
+}
+
+#[test]
 fn two_who_need_more_than_fits_together_do_not_take_it_away_from_each_other() {
     let mut world = World::new(64 * MB);
     for n in 0..4 {

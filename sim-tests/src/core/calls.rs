@@ -485,8 +485,10 @@ impl World {
     }
 
     fn joined(&mut self, machine: usize, epoch: u64, incarnation: u64) {
-        let (cpus, shards) = (self.options.cpus[machine], self.shards.len());
-        let life = super::life::Life::new(machine, incarnation, cpus, shards, self.options.store_of(machine));
+        let cpus = self.options.cpus[machine];
+        let files = &self.machines[machine].disk.files;
+        let found = files.iter().map(|(id, (file, ..))| (id.object, *file)).collect();
+        let life = super::life::Life::new(machine, incarnation, &self.options, found);
         self.machines[machine].life = Some(Box::new(life));
         self.note("joins", machine as u64, incarnation, 0, String::new);
         self.judges.cpu.has(incarnation, cpus);

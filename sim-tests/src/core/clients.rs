@@ -1,12 +1,12 @@
 //! What drivers and workers say to their daemon becomes events, as in `node::clients`.
 
-use super::life::{DRIVER, Life, Said, Told, Written};
-use super::node::{LINK, shared};
+use super::life::{DRIVER, Life, Said, Written};
+use super::node::shared;
 use super::program::{Content, JOB};
-use super::world::{What, World};
+use super::room::kept;
+use super::world::World;
 use mobula_base::{ObjectId, TaskId};
-use mobula_objstore::table::Place;
-use mobula_objstore::{Reader, StoreError};
+use mobula_objstore::Reader;
 use mobula_proto::{Failure, FailureKind, JobEnd, call, peer_msg};
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 
@@ -22,17 +22,18 @@ impl World {
         let Some(life) = self.life(machine, epoch) else { return };
         match said {
             Said::Submit(spec) => events.push(Event::Submit { client, specs: vec![*spec] }),
+            // What lies in a file is read back.
+            Said::Get { object, want_value: true } if life.look(client, object) => {}
             Said::Get { object, want_value } => {
                 events.push(Event::Get { client, job: JOB, objects: vec![object], want_value });
             }
             Said::Create { object, len } => {
-                life.rooms.push((client, object, len));
-                self.make_room(machine, epoch);
+                life.ask_room(client, object, len);
             }
             Said::Seal { object, content } => {
                 let contains = content.refs.clone();
                 if let Some(room) = life.seal_put(client, object, content) {
-                    events.push(put(client, object, shared(room), contains));
+                    events.push(put(client, object, room, contains));
                 }
             }
             Said::Put { object, content } => {
@@ -49,9 +50,14 @@ impl World {
                 events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
             }
             Said::Blocked(returned) => {
-                returned.iter().for_each(|task| life.store.task_ended(client, *task));
+                let returned = life.returned(client, returned);
                 events.push(Event::Blocked { worker: client, returned });
             }
+            Said::Stalled(returned) => {
+                let returned = life.returned(client, returned);
+                events.push(Event::Stalled { worker: client, returned });
+            }
+            Said::ArgsTaken(task) => life.store.args_taken(client, task),
             Said::NotBegun(task) => {
                 life.store.task_ended(client, task);
                 events.push(Event::NotGiven { worker: client, tasks: vec![task] });
@@ -80,61 +86,30 @@ impl World {
     }
 }
 
-impl World {
-    /// Answers who asked for room, but for those who wait for others to have written.
-    pub(super) fn make_room(&mut self, machine: usize, epoch: u64) {
-        let Some(life) = self.life(machine, epoch) else { return };
-        let mut made = Vec::new();
-        for (client, object, len) in std::mem::take(&mut life.rooms) {
-            if !life.clients.contains_key(&client) && client != DRIVER {
-                continue;
-            }
-            match life.create(client, object, len) {
-                Some(room) => made.push((client, Told::Created { object, room })),
-                None => life.rooms.push((client, object, len)),
-            }
-        }
-        for (client, told) in made {
-            self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
-        }
-    }
-}
-
 fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>) -> Event {
     Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains }
 }
 
 impl Life {
-    /// Makes room for a value. One that is here already stays while its task runs, so that it can be
-    /// reported as what the task made.
-    /// `None` while another process writes it.
-    fn create(
-        &mut self,
-        client: ClientId,
-        object: ObjectId,
-        len: u64,
-    ) -> Option<Result<Option<u32>, Failure>> {
-        Some(match self.store.create(object, len, JOB, client) {
-            Ok(_) => Ok(None),
-            Err(StoreError::Exists(there)) => {
-                self.store.pin(object, Reader::Task(client, object.task));
-                Ok(Some(there.crc))
-            }
-            Err(StoreError::Busy) => return None,
-            Err(error) => Err(Failure::new(FailureKind::FailureStoreFull, error.to_string())),
-        })
+    /// What a worker gives back, and what it was to be given.
+    fn returned(&mut self, client: ClientId, mut returned: Vec<TaskId>) -> Vec<TaskId> {
+        returned.iter().for_each(|task| self.store.task_ended(client, *task));
+        returned.extend(self.not_given(client));
+        returned
     }
 
     /// Seals a put. One that an earlier attempt of the task made is put again: its client refers to it.
-    fn seal_put(&mut self, client: ClientId, object: ObjectId, content: Content) -> Option<Place> {
+    fn seal_put(&mut self, client: ClientId, object: ObjectId, content: Content) -> Option<Value> {
         let crc = content.crc();
-        let sealed = self.store.seal(object, crc, client).ok();
-        if let Some(room) = sealed {
-            self.memory.insert(room.offset, content);
-        }
-        let room = sealed.or_else(|| self.store.seal_again(object, crc, client))?;
+        let value = match self.store.seal(object, crc, client) {
+            Ok(place) => {
+                self.memory.insert(place.offset, content);
+                shared(place)
+            }
+            Err(_) => kept(self.store.seal_again(object, crc, client)?),
+        };
         self.fresh.push(object);
-        Some(room)
+        Some(value)
     }
 
     /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).
@@ -152,7 +127,7 @@ impl Life {
                 self.fresh.push(object);
                 Ok(shared(room))
             }
-            (Err(_), Some(room)) if room.crc == crc => Ok(shared(room)),
+            (Err(_), Some(found)) if found.output().1 == crc => Ok(kept(found)),
             (Err(_), Some(_)) => Err(Failure::new(
                 FailureKind::FailureDiverged,
                 "the task made other bytes than before: it is not deterministic",
@@ -161,18 +136,10 @@ impl Life {
         }
     }
 
-    /// Somebody is told where a value lies.
-    pub(super) fn lend(&mut self, object: ObjectId, reader: Reader, value: &Value) {
-        if let Value::Shared { .. } = value {
-            let is_here = self.store.pin(object, reader);
-            debug_assert!(is_here, "{object} is told to {reader:?} and is not here");
-        }
-    }
-
     /// Whether the core goes by what the store has of an object.
     pub(super) fn is_used(&self, object: ObjectId) -> bool {
         match (self.core.keeps(object), self.store.get(object)) {
-            (Some(Value::Shared { offset, .. }), Some(room)) => *offset == room.offset,
+            (Some(Value::Shared { len, crc, .. }), Some(kept)) => kept.output() == (*len, *crc),
             (Some(Value::Inline(_)) | None, _) | (_, None) => false,
         }
     }

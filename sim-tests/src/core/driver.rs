@@ -1,14 +1,13 @@
 //! The driver: submits tasks and puts by the clock, gets some of what they make, and all of it at the end.
 
-use super::dice::Dice;
 use super::life::{DRIVER, Input, Said, Seen, Told};
 use super::node::LINK;
 use super::options::Options;
-use super::program::{self, Content, Expected, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
+use super::program::{Content, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
+use super::script::{self, Script};
 use super::worker::Client;
 use super::world::{What, World};
-use mobula_base::ids::FIRST_PUT_SLOT;
-use mobula_base::{Instant, ObjectId, TaskId};
+use mobula_base::{Instant, ObjectId};
 use mobula_proto::{JobStart, call};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -31,7 +30,7 @@ pub enum Step {
 /// The driver of the one job.
 pub struct Driver {
     /// What it does when, counted from its connection.
-    script: Vec<(Duration, Step)>,
+    script: Script,
     next: usize,
     connected: Option<Instant>,
     epoch: u64,
@@ -58,101 +57,10 @@ pub struct Driver {
     pub gone: bool,
 }
 
-/// How a group of tasks hangs together.
-#[derive(Clone, Copy)]
-enum Shape {
-    Chain,
-    FanOut,
-    FanIn,
-    Random,
-    /// All take something old, which may be lost by then.
-    Again,
-}
-
 impl Driver {
     /// Writes the script, and runs it in the oracle.
     pub fn new(options: &Options, oracle: &mut Oracle) -> Self {
-        let mut script = Vec::new();
-        let dice = &mut Dice::new(options.seed, "driver");
-        let root = TaskId::root(JOB);
-        let (mut tasks, mut puts) = (0, 0);
-        let mut known: Vec<ObjectId> = Vec::new();
-        let mut at = Duration::from_millis(200);
-        let (rate, burst) = options.rate;
-        let end = options.faults_end.saturating_sub(Duration::from_millis(300));
-        while at < end {
-            let many = dice.from_to(1, burst * 2);
-            let shape = dice.pick(&[
-                Shape::Chain,
-                Shape::FanOut,
-                Shape::FanIn,
-                Shape::Random,
-                Shape::Random,
-                Shape::Again,
-            ]);
-            let old = dice.pick(&known);
-            let mut group: Vec<ObjectId> = Vec::new();
-            for n in 0..many {
-                let mut refs = options.style.pick_refs(dice, &group);
-                if dice.permille(80) {
-                    let object = root.output(FIRST_PUT_SLOT + puts);
-                    puts += 1;
-                    let large = dice.permille(options.style.large_permille);
-                    let len = if large { dice.log_uniform(INLINE_MAX + 1, 2_000_000) } else { 16 };
-                    let content = program::put_content(dice.bits(), len, refs);
-                    oracle.objects.insert(object, Expected::Value(content.clone()));
-                    script.push((at, Step::Put { object, content }));
-                    group.push(object);
-                    continue;
-                }
-                let id = TaskId::new(JOB, root, 0, tasks);
-                tasks += 1;
-                let args = match (shape, old) {
-                    // Whoever runs it looks for it, or whoever submitted it does.
-                    (Some(Shape::Again), Some(old)) if n % 2 == 0 => {
-                        refs = vec![old];
-                        Vec::new()
-                    }
-                    (Some(Shape::Again), Some(old)) => vec![old],
-                    _ => pick_args(dice, shape.unwrap_or(Shape::Random), &group, &known, n + 1 == many),
-                };
-                let (seed, depth) = (dice.bits(), options.style.depth);
-                let task = Submission { id, parent: root, seed, depth, args, nested: refs };
-                oracle.run(&options.style, &task);
-                script.push((at, Step::Submit(task)));
-                group.push(id.output(0));
-            }
-            for object in &group {
-                if dice.permille(300) {
-                    let later = Duration::from_millis(dice.log_uniform(5, 4_000));
-                    script.push(((at + later).min(end), Step::Get(*object)));
-                }
-            }
-            // Some are wanted for what lies inside, and dropped at once.
-            let mut left = Vec::new();
-            for object in group {
-                if dice.permille(options.drop_permille / 4) {
-                    let later = (at + Duration::from_millis(dice.log_uniform(5, 4_000))).min(end);
-                    script.extend([(later, Step::Get(object)), (later, Step::Drop(object))]);
-                } else {
-                    left.push(object);
-                }
-            }
-            known.extend(left);
-            // Nothing that comes later names what is dropped here.
-            let many = known.len().saturating_sub(dice.from_to(10, 64) as usize);
-            for object in known.drain(..many) {
-                if dice.permille(options.drop_permille) {
-                    script.push((at, Step::Drop(object)));
-                }
-            }
-            at += Duration::from_millis(dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1));
-        }
-        script.extend(cancels(&script, options, end));
-        script.sort_by_key(|(at, _)| *at);
-        if !options.without.is_empty() {
-            (script, *oracle) = left_of(script, options);
-        }
+        let script = script::write(options, oracle);
         Driver {
             script,
             next: 0,
@@ -173,7 +81,7 @@ impl Driver {
     }
 
     /// What it does when, counted from its connection: for a driver of another layer.
-    pub fn into_script(self) -> Vec<(Duration, Step)> {
+    pub fn into_script(self) -> Script {
         let is_for_all = |(_, step): &(Duration, Step)| !matches!(step, Step::Cancel(..));
         self.script.into_iter().filter(is_for_all).collect()
     }
@@ -226,69 +134,6 @@ pub fn steps(options: &Options) -> usize {
     Driver::new(&all, &mut Oracle::default()).steps()
 }
 
-/// Some tasks are cancelled, before they begin, while they run, or when they have ended.
-fn cancels(script: &[(Duration, Step)], options: &Options, end: Duration) -> Vec<(Duration, Step)> {
-    let dice = &mut Dice::new(options.seed, "cancels");
-    let mut cancels = Vec::new();
-    for (at, step) in script {
-        if let Step::Submit(task) = step
-            && dice.permille(options.style.cancel_permille)
-        {
-            let later = *at + Duration::from_millis(dice.log_uniform(1, 2_000));
-            cancels.push((later.min(end), Step::Cancel(task.id.output(0), dice.permille(500))));
-        }
-    }
-    cancels
-}
-
-/// A script without some of its steps, nor what takes the values that these would have made; and what is
-/// left must come to.
-fn left_of(script: Vec<(Duration, Step)>, options: &Options) -> (Vec<(Duration, Step)>, Oracle) {
-    let (mut left, mut oracle) = (Vec::new(), Oracle::default());
-    for (number, (at, step)) in script.into_iter().enumerate() {
-        let there = |object: &ObjectId| oracle.objects.contains_key(object);
-        let possible = match &step {
-            Step::Submit(task) => task.args.iter().chain(&task.nested).all(there),
-            Step::Put { content, .. } => content.refs.iter().all(there),
-            Step::Get(object) | Step::Drop(object) | Step::Cancel(object, _) => there(object),
-        };
-        if !possible || options.without.contains(&number) {
-            continue;
-        }
-        match &step {
-            Step::Submit(task) => oracle.run(&options.style, task),
-            Step::Put { object, content } => {
-                oracle.objects.insert(*object, Expected::Value(content.clone()));
-            }
-            Step::Get(_) | Step::Drop(_) | Step::Cancel(..) => {}
-        }
-        left.push((at, step));
-    }
-    (left, oracle)
-}
-
-fn pick_args(
-    dice: &mut Dice,
-    shape: Shape,
-    group: &[ObjectId],
-    known: &[ObjectId],
-    last: bool,
-) -> Vec<ObjectId> {
-    match shape {
-        Shape::Chain => group.last().or(known.last()).copied().into_iter().collect(),
-        Shape::FanOut => group.first().copied().into_iter().collect(),
-        Shape::FanIn if last => group.to_vec(),
-        Shape::FanIn => Vec::new(),
-        Shape::Random | Shape::Again => {
-            let from: Vec<ObjectId> = known.iter().chain(group).rev().take(20).copied().collect();
-            let many = dice.below(4);
-            let mut args: Vec<ObjectId> = (0..many).filter_map(|_| dice.pick(&from)).collect();
-            args.dedup();
-            args
-        }
-    }
-}
-
 impl World {
     /// The driver's node is up: the job is committed first.
     pub fn driver_connects(&mut self, epoch: u64, incarnation: u64) {
@@ -308,6 +153,9 @@ impl World {
         self.driver.connected = Some(self.queue.now());
         self.input(machine, epoch, Input::DriverUp);
         self.queue.after(Duration::from_millis(1), What::Drive);
+        if let Some(dies) = self.options.driver_dies {
+            self.queue.after(dies, What::DriverDies);
+        }
     }
 
     /// The driver's steps that are due.
@@ -407,7 +255,9 @@ impl World {
     pub fn driver_dies(&mut self) {
         self.sometimes.hit("driver died");
         let epoch = self.driver.epoch;
-        self.driver.gone = true;
+        if std::mem::replace(&mut self.driver.gone, true) {
+            return;
+        }
         self.driver.next = self.driver.script.len();
         self.driver.made.clear();
         let Some(life) = self.life(0, epoch) else { return };
@@ -421,6 +271,25 @@ impl World {
             let epoch = self.driver.epoch;
             self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
         }
+    }
+
+    /// What it wants may lie in a file of its node.
+    fn driver_asks_again(&mut self, object: ObjectId) {
+        if self.driver.wanted.contains(&object) {
+            let epoch = self.driver.epoch;
+            self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
+        }
+    }
+
+    /// Room is short: it has read what it was told of.
+    fn driver_gives_back(&mut self, objects: Vec<ObjectId>) {
+        let pins = &mut self.driver.pins;
+        let times =
+            objects.into_iter().filter_map(|object| pins.remove(&object).map(|times| (object, times)));
+        let back: Vec<ObjectId> =
+            times.flat_map(|(object, times)| std::iter::repeat_n(object, times)).collect();
+        let epoch = self.driver.epoch;
+        self.say(0, epoch, DRIVER, Said::Unpin(back));
     }
 
     /// The driver hears from its daemon.
@@ -474,7 +343,9 @@ impl World {
                     self.driver.failures += 1;
                 }
             }
-            Told::Ready { value: Seen::Elsewhere(_), .. } | Told::Run(_) | Told::Stop { .. } => {}
+            Told::Ready { object, value: Seen::Elsewhere(_) } => self.driver_asks_again(object),
+            Told::Recall(objects) => self.driver_gives_back(objects),
+            Told::RoomWaits(_) | Told::Run(_) | Told::Stop { .. } => {}
         }
     }
 }

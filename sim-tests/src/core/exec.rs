@@ -44,6 +44,8 @@ impl World {
                 Op::Whim(seed) => self.submit_on_a_whim(machine, epoch, client, seed),
                 Op::Get(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Value),
                 Op::Wait(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Existence),
+                Op::Drop(pick) => self.forget(machine, epoch, client, pick),
+                Op::Cancel(pick, recursive) => self.cancel(machine, epoch, client, pick, recursive),
             }
         }
     }
@@ -117,6 +119,28 @@ impl World {
         }
     }
 
+    /// A task lets go of a reference: it looks no longer at the value either.
+    fn forget(&mut self, machine: usize, epoch: u64, client: ClientId, pick: u64) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let Some(object) = run.locals.forget(pick) else { return };
+        let times = run.pins.remove(&object).unwrap_or(0);
+        run.seen.remove(&object);
+        // Should it come to it again, it asks again.
+        run.asked.remove(&object);
+        self.sometimes.hit("reference dropped inside a task");
+        self.say(machine, epoch, client, Said::Unpin(vec![object; times]));
+        self.say(machine, epoch, client, Said::Dropped(vec![object]));
+    }
+
+    /// A task cancels what it has submitted.
+    fn cancel(&mut self, machine: usize, epoch: u64, client: ClientId, pick: u64, recursive: bool) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let Some(child) = run.locals.child_of(pick).map(|child| child.task) else { return };
+        self.judges.cause.cancelled(child, recursive);
+        self.sometimes.hit("task cancelled by its parent");
+        self.say(machine, epoch, client, Said::Cancel(child, recursive));
+    }
+
     /// Whether a task that waits has what it waits for; asks, and gives its CPU back, if not (R16).
     fn may_go_on(&mut self, machine: usize, epoch: u64, client: ClientId) -> bool {
         let Some(run) = self.run_of(machine, epoch, client) else { return false };
@@ -166,7 +190,8 @@ impl World {
             }
             Seen::Failed(failure) => {
                 self.judges.failed(&self.oracle, object, failure, now, &mut self.sometimes);
-                let text = format!("it needed {object}: {}", failure.message);
+                // Without the words of that failure: this one is not for trying again.
+                let text = format!("it needed {object}, of which there is none");
                 if let Some(run) = self.run_of(machine, epoch, client) {
                     run.failure = Some(Failure::new(FailureKind::FailureUserError, text));
                 }
@@ -212,9 +237,13 @@ impl World {
             return;
         }
         run.waits = None;
+        if std::mem::take(&mut run.stalled) {
+            self.say(machine, epoch, client, Said::Unblocked);
+        }
         if !object.is_put() {
             return self.report_value(machine, epoch, client, room);
         }
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
         let Some(Op::Put { seed, len, refs }) = run.body.ops.get(run.next - 1).cloned() else { return };
         let content = program::put_content(seed, len, run.locals.for_value(&refs));
         match same(room, &content) {

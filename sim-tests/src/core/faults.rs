@@ -2,6 +2,7 @@
 //! do half of the others, and most heads.
 
 use super::FAULTS_MIN;
+use super::ambush::Ambush;
 use super::dice::Dice;
 use super::net::Place;
 use super::options::Options;
@@ -47,6 +48,14 @@ pub enum Kind {
     SmallQueue,
     /// Transfers break off.
     Transfers,
+    /// The machine that keeps a task which runs on another, or that other.
+    Keeper,
+    /// A machine's disk takes no files.
+    DiskRefuses,
+    /// The file of a value that left memory is damaged.
+    Rot,
+    /// Something at the moment when a node does this or that (see `ambush`).
+    Ambush,
 }
 
 impl Kind {
@@ -67,6 +76,10 @@ impl Kind {
         Kind::StoreFull,
         Kind::SmallQueue,
         Kind::Transfers,
+        Kind::Keeper,
+        Kind::DiskRefuses,
+        Kind::Rot,
+        Kind::Ambush,
     ];
 }
 
@@ -83,21 +96,23 @@ pub enum Healing {
     Queue(usize),
 }
 
-/// The creator of what fills a store up.
-const BALLAST: u64 = u64::MAX;
+/// The creator of what fills a store up, and the ticket by which it asks.
+const BALLAST: u64 = u64::MAX - 1;
 
 /// Faults of a run.
 pub struct Faults {
     /// When, and which.
     order: Dice,
     /// What the one that strikes now is like: a stream for each, so that others may be left out.
-    dice: Dice,
+    pub(super) dice: Dice,
     /// How many were drawn.
     drawn: u64,
     /// What is planned, in the order of time, if it is.
     plan: Option<VecDeque<Planned>>,
     /// The planned one that strikes now.
-    wish: Planned,
+    pub(super) wish: Planned,
+    /// What waits for its moment.
+    pub(super) ambush: Option<Box<Ambush>>,
     /// What landed.
     pub log: Vec<Planned>,
     kinds: Vec<(Kind, u64)>,
@@ -107,6 +122,8 @@ pub struct Faults {
     ballast: u32,
     /// How many landed, by kind.
     pub landed: BTreeMap<Kind, u64>,
+    /// The driver's machine is left alone until then: one short trouble after the other would be its death.
+    spared: Instant,
     /// Machines that are down or were struck and may be declared dead.
     down: BTreeSet<usize>,
 }
@@ -123,12 +140,14 @@ impl Faults {
                 plan.into()
             }),
             wish: Planned::of(Duration::ZERO, Kind::Crash, 0),
+            ambush: None,
             log: Vec::new(),
             kinds: options.faults.clone(),
             pause_ms: options.pause_ms,
             transfers: Instant::default(),
             ballast: 0,
             landed: BTreeMap::new(),
+            spared: Instant::default(),
             down: BTreeSet::new(),
         }
     }
@@ -148,6 +167,9 @@ impl Faults {
         })
     }
 }
+
+/// The driver's machine is heard from again before the next trouble.
+const SPARED_FOR: Duration = Duration::from_secs(3);
 
 /// Faults are at least so far apart.
 const SOON: Duration = Duration::from_millis(20);
@@ -177,18 +199,17 @@ impl World {
             return;
         }
         let at = Duration::from_nanos(self.now().0);
-        let mut struck = false;
+        let before: u64 = self.faults.landed.values().sum();
         for _ in 0..8 {
             let Some(kind) = self.faults.draw() else { break };
             self.faults.drawn += 1;
-            struck = self.strike_with(Planned::of(at, kind, self.faults.drawn));
-            if struck {
+            if self.strike_with(Planned::of(at, kind, self.faults.drawn)) {
                 break;
             }
         }
         let landed: u64 = self.faults.landed.values().sum();
         let missing = FAULTS_MIN.saturating_sub(landed) as u32;
-        if !struck && missing > 0 && at > self.options.faults_end / 2 {
+        if landed == before && missing > 0 && at > self.options.faults_end / 2 {
             // What was drawn finds no target in this run; this always does.
             self.faults.drawn += 1;
             self.strike_with(Planned::of(at, Kind::Delay, self.faults.drawn));
@@ -205,11 +226,19 @@ impl World {
         let kind = planned.kind;
         self.faults.dice = Dice::new(self.options.seed, &format!("fault {}", planned.draw));
         self.faults.wish = planned.clone();
+        if kind == Kind::Ambush {
+            self.lie_in_wait(planned);
+            return true;
+        }
         let Some(what) = self.land(kind) else { return false };
+        self.has_landed(planned, kind, &what);
+        true
+    }
+
+    pub(super) fn has_landed(&mut self, planned: Planned, kind: Kind, what: &str) {
         self.faults.log.push(planned);
         *self.faults.landed.entry(kind).or_default() += 1;
         self.note("fault", 0, 0, kind as u64, || format!("{kind:?}: {what}"));
-        true
     }
 
     /// A machine: the one that is wished for, or any.
@@ -219,7 +248,7 @@ impl World {
     }
 
     /// A shard: the one that is wished for, or any.
-    fn any_shard(&mut self) -> usize {
+    pub(super) fn any_shard(&mut self) -> usize {
         let drawn = self.faults.dice.below(self.shards.len() as u64) as usize;
         self.faults.wish.shard.unwrap_or(drawn)
     }
@@ -281,6 +310,11 @@ impl World {
                 self.faults.transfers = self.until(500, 8_000);
                 Some("break off".into())
             }
+            Kind::Keeper => self.keeper(),
+            Kind::DiskRefuses => self.refuse_files(),
+            Kind::Rot => self.damage_file(),
+            // It lands when it is sprung.
+            Kind::Ambush => None,
         }
     }
 
@@ -294,7 +328,7 @@ impl World {
     }
 
     /// A machine that may go down: not the driver's, and at most half of the others are down at once.
-    fn victim(&mut self) -> Option<usize> {
+    pub(super) fn victim(&mut self) -> Option<usize> {
         let now = self.now();
         let machines = &self.machines;
         self.faults.down.retain(|machine| {
@@ -314,11 +348,15 @@ impl World {
         Some(machine)
     }
 
-    fn crash(&mut self, machine: usize) {
+    pub(super) fn crash(&mut self, machine: usize) {
         self.life_ends(machine);
         self.machines[machine].session = None;
         self.machines[machine].next_call = 1;
         self.machines[machine].paused = Instant::default();
+        if self.faults.dice.permille(300) && !self.machines[machine].disk.files.is_empty() {
+            self.sometimes.hit("disk lost with its machine");
+            self.machines[machine].disk.files.clear();
+        }
         let back = self.faults.dice.log_uniform(30, 8_000);
         self.queue.after(Duration::from_millis(back), What::Heal(Healing::Restart(machine)));
     }
@@ -327,14 +365,28 @@ impl World {
         // The driver's machine stands still for a moment only: it must not be taken for dead.
         if self.faults.dice.permille(150) {
             let until = self.until(20, 500);
+            self.spares_the_driver(until)?;
             self.machines[0].paused = until;
             return Some(format!("machine 0 until {until:?}"));
         }
+        self.pause_machine()
+    }
+
+    pub(super) fn pause_machine(&mut self) -> Option<String> {
         let machine = self.victim()?;
         let long = self.faults.dice.permille(700);
         let until = if long { self.until(1_600, 9_000) } else { self.until(20, 1_500) };
         self.machines[machine].paused = until;
         Some(format!("machine {machine} until {until:?}"))
+    }
+
+    /// The driver's machine may be struck until then, and not again for a while; nothing if it was a moment ago.
+    fn spares_the_driver(&mut self, until: Instant) -> Option<()> {
+        let may = self.faults.spared <= self.now();
+        if may {
+            self.faults.spared = until + SPARED_FOR;
+        }
+        may.then_some(())
     }
 
     fn cut_nodes(&mut self) -> Option<String> {
@@ -364,6 +416,9 @@ impl World {
         let machine = if machine == 0 { 0 } else { self.victim()? };
         // See `pause`.
         let until = if machine == 0 { self.until(50, 700) } else { self.until(300, 6_000) };
+        if machine == 0 {
+            self.spares_the_driver(until)?;
+        }
         let one_way = self.faults.dice.below(3);
         let heads: Vec<usize> = (0..self.heads.len()).filter(|_| self.faults.dice.permille(600)).collect();
         for head in &heads {
@@ -426,6 +481,25 @@ impl World {
         Some(format!("{object} on machines {on:?}"))
     }
 
+    /// A task runs on one machine, and who submitted it waits on another: either goes. What is left of the two goes
+    /// on without the other.
+    fn keeper(&mut self) -> Option<String> {
+        let mut runs: BTreeMap<TaskId, (usize, TaskId)> = BTreeMap::new();
+        for (number, machine) in self.machines.iter().enumerate() {
+            let clients = machine.life.iter().flat_map(|life| life.clients.values());
+            let here = clients.filter_map(|client| client.run.as_ref());
+            runs.extend(here.map(|run| (run.task, (number, run.parent))));
+        }
+        let pairs = runs.values().filter_map(|(child, parent)| Some((runs.get(parent)?.0, *child)));
+        let apart: Vec<(usize, usize)> = pairs.filter(|(keeper, runner)| keeper != runner).collect();
+        let (keeper, runner) = self.faults.dice.pick(&apart)?;
+        let wish = if self.faults.dice.permille(700) { keeper } else { runner };
+        self.faults.wish.machine = Some(self.faults.wish.machine.unwrap_or(wish));
+        let machine = self.victim()?;
+        self.crash(machine);
+        Some(format!("machine {machine}; {keeper} keeps what runs on {runner}"))
+    }
+
     fn kill_worker(&mut self) -> Option<String> {
         let doom = self.faults.dice.pick(&[
             Doom::BeforeStart,
@@ -457,10 +531,36 @@ impl World {
         let epoch = self.machines[machine].epoch;
         let life = self.machines[machine].life.as_mut()?;
         let (used, all) = life.store.usage();
-        life.store.create(ballast, (all - used).saturating_sub(slack), JobId(u64::MAX), BALLAST).ok()?;
-        self.judges.cause.store_full = true;
+        life.store.want_room(BALLAST, ballast, (all - used).saturating_sub(slack), JobId(u64::MAX), BALLAST);
+        let mut events = Vec::new();
+        self.turn_store(machine, epoch, &mut events);
+        for event in events {
+            self.input(machine, epoch, super::life::Input::Core(event));
+        }
+        let life = self.machines[machine].life.as_mut()?;
+        // It does not wait in line.
+        life.store.cancel(&BTreeSet::from([BALLAST]));
+        self.judges.cause.store_full |= self.options.disk_us.is_none();
         self.queue.at(until, What::Heal(Healing::Room { machine, epoch, ballast }));
         Some(format!("machine {machine} until {until:?}"))
+    }
+
+    fn refuse_files(&mut self) -> Option<String> {
+        self.options.disk_us?;
+        let (machine, until) = (self.any_machine(), self.until(500, 8_000));
+        self.machines[machine].disk.refuses = until;
+        Some(format!("machine {machine} until {until:?}"))
+    }
+
+    fn damage_file(&mut self) -> Option<String> {
+        let disks = self.machines.iter().enumerate();
+        let files = disks.flat_map(|(n, machine)| machine.disk.files.keys().map(move |id| (n, *id)));
+        let files: Vec<_> = files.collect();
+        let (machine, id) = self.faults.dice.pick(&files)?;
+        let (.., whole) = self.machines[machine].disk.files.get_mut(&id)?;
+        *whole = false;
+        self.judges.cause.damaged(id.object);
+        Some(format!("machine {machine}: {}", id.object))
     }
 
     /// Something heals.
@@ -479,6 +579,7 @@ impl World {
             Healing::Room { machine, epoch, ballast } => {
                 if let Some(life) = self.life(machine, epoch) {
                     life.store.abort(ballast, BALLAST);
+                    self.input(machine, epoch, super::life::Input::Core(mobula_scheduler::Event::Tick));
                 }
             }
             Healing::Queue(shard) => self.shards[shard].queue_max = usize::MAX,
@@ -498,6 +599,7 @@ impl World {
         }
         for machine in &mut self.machines {
             machine.slow = (Instant::default(), 1);
+            machine.disk.refuses = Instant::default();
             if let Some(life) = &mut machine.life {
                 life.clients.values_mut().for_each(|client| client.doom = None);
             }

@@ -1,13 +1,17 @@
 //! One life of a node: the production core and object table, and the state of the shell around them.
 
+use super::options::Options;
 use super::program::Content;
+use super::room::Waiting;
 use super::worker::Client;
 use mobula_base::{Incarnation, Instant, ObjectId, Resources, ShardId};
-use mobula_objstore::Store;
+use mobula_objstore::Depot;
+use mobula_objstore::depot::File;
 use mobula_proto::{ClusterView, Failure, HoldingRequest, Output, PeerMsg, StreamBatch, TaskSpec, peer_msg};
 use mobula_scheduler::{ClientId, Config, Core, Event, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 /// The driver's link.
 pub const DRIVER: ClientId = 1;
@@ -39,6 +43,10 @@ pub enum Said {
     },
     /// Waits inside its task; these come back.
     Blocked(Vec<mobula_base::TaskId>),
+    /// Waits inside its task for room; these come back.
+    Stalled(Vec<mobula_base::TaskId>),
+    /// Has read the arguments of a task.
+    ArgsTaken(mobula_base::TaskId),
     /// Has not made what this task needs.
     NotBegun(mobula_base::TaskId),
     /// Goes on.
@@ -86,6 +94,10 @@ pub enum Told {
     Stop { task: mobula_base::TaskId, attempt: u32 },
     /// An object exists (or never will).
     Ready { object: ObjectId, value: Seen },
+    /// There is no room for an object yet.
+    RoomWaits(ObjectId),
+    /// What it does not look at just now it had better give back.
+    Recall(Vec<ObjectId>),
     /// There is room, or the object is there already, with this checksum; or there is none.
     Created { object: ObjectId, room: Result<Option<u32>, Failure> },
 }
@@ -118,8 +130,18 @@ pub enum Input {
     FromPeer { from: Incarnation, msgs: Vec<PeerMsg> },
     /// A view.
     View(Rc<ClusterView>),
-    /// The bytes of a transfer have come.
-    Arrived { object: ObjectId, from: Incarnation, content: Content, large: bool },
+    /// A transfer has begun: its bytes take so long, once there is room, and may break off.
+    Arrived { object: ObjectId, from: Incarnation, content: Content, takes: Duration, breaks: bool },
+    /// A transfer has filled its room, or broke off.
+    Filled { object: ObjectId, from: Incarnation, offset: u64, content: Content, breaks: bool },
+    /// A file is durable, or was not taken.
+    FileWritten { object: ObjectId, outcome: Result<(), ()> },
+    /// An object is in memory again, or its file is damaged.
+    FileRead { object: ObjectId, outcome: Result<(), ()> },
+    /// A file was found damaged when it was sent to another node.
+    FileDamaged { object: ObjectId, file: File },
+    /// The disk may take files again.
+    DiskAgain,
     /// A shard wants all holdings, for this term.
     ReportAll { shard: ShardId, term: u64, deaths: u64 },
     /// A report is due: which copies has nobody here a use for?
@@ -195,8 +217,16 @@ pub struct Life {
     pub incarnation: Incarnation,
     /// What decides.
     pub core: Core,
-    /// The object table.
-    pub store: Store,
+    /// What it holds, in memory and files.
+    pub store: Depot,
+    /// Who waits for it.
+    pub waiting: Waiting,
+    /// What an earlier life has left on the disk, until that is taken up.
+    pub found: Option<Vec<(ObjectId, File)>>,
+    /// What was taken up, and not compared with what is on record yet.
+    pub attached: BTreeSet<ObjectId>,
+    /// Reports that were asked for before.
+    pub early_reports: Vec<(ShardId, u64, u64)>,
     /// What lies where in its memory.
     pub memory: BTreeMap<u64, Content>,
     /// What has come and not been looked at.
@@ -247,8 +277,6 @@ pub struct Life {
     pub fresh: Vec<ObjectId>,
     /// What tasks made in this turn, of that which was missed.
     pub made_anew: Vec<ObjectId>,
-    /// Requests for room of what another process is writing.
-    pub rooms: Vec<(ClientId, ObjectId, u64)>,
     /// Events for the core, kept for its memory.
     pub events: Vec<Event>,
     /// Bytes of its store when its memory was looked at last, and how often that was.
@@ -257,7 +285,8 @@ pub struct Life {
 
 impl Life {
     /// A node that has just joined.
-    pub fn new(machine: usize, incarnation: u64, cpus: u64, shards: usize, store_bytes: u64) -> Self {
+    pub fn new(machine: usize, incarnation: u64, options: &Options, found: Vec<(ObjectId, File)>) -> Self {
+        let (cpus, shards) = (options.cpus[machine], options.shards);
         let config = Config {
             incarnation: Incarnation(incarnation),
             shards: shards as u32,
@@ -265,13 +294,21 @@ impl Life {
             resources: Resources::cpus_milli(cpus * 1000),
             labels: [("zone".to_owned(), super::program::label_of(machine).to_owned())].into(),
             workers: cpus as u32,
-            linger: crate::linger::of(incarnation),
+            linger: options.linger.unwrap_or_else(|| crate::linger::of(incarnation)),
             crc: super::program::crc,
         };
+        let mut store = Depot::new(options.store_of(machine), options.disk_us.is_some());
+        found.iter().for_each(|(_, file)| store.skip_number(file.number));
+        let mut core = Core::new(config);
+        core.bend(options.bends);
         Life {
             incarnation: Incarnation(incarnation),
-            core: Core::new(config),
-            store: Store::new(store_bytes),
+            core,
+            store,
+            waiting: Waiting::default(),
+            found: (!found.is_empty()).then_some(found),
+            attached: BTreeSet::new(),
+            early_reports: Vec::new(),
             memory: BTreeMap::new(),
             inbox: Vec::new(),
             turning: false,
@@ -297,7 +334,6 @@ impl Life {
             next_transfer: 0,
             fresh: Vec::new(),
             made_anew: Vec::new(),
-            rooms: Vec::new(),
             events: Vec::new(),
             used: (0, 0),
         }

@@ -9,17 +9,18 @@
 //! Read it in this order:
 //!
 //! - [`queue`], [`dice`], [`trace`], [`sometimes`] — time, draws, what happened, what was reached.
-//! - [`program`] — random programs and the interpreter that knows their answers.
+//! - [`style`], [`program`] — random programs and the interpreter that knows their answers.
 //! - [`options`] — what a seed decides before it begins.
 //! - [`world`] — all there is, and the loop over its events.
-//! - [`life`], [`node`], [`clients`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`driver`]
+//! - [`life`], [`node`], [`clients`], [`room`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`script`], [`driver`]
 //!   — what runs the programs.
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
 //! - [`shard`], [`server`], [`duties`], [`references`], [`snapshots`] — the control store.
-//! - [`faults`] — what goes wrong. [`judge`] — what must hold all the same, a file each.
+//! - [`faults`], [`ambush`] — what goes wrong. [`judge`] — what must hold all the same, a file each.
 //! - [`scenario`] — a run as a file; [`shrink`] — a failing one made small; [`explain`], [`report`] — what led to it.
 //! - [`command`], [`tools`] — the command line.
 
+pub mod ambush;
 pub mod calls;
 pub mod clients;
 pub mod command;
@@ -39,12 +40,15 @@ pub mod program;
 pub mod queue;
 pub mod references;
 pub mod report;
+pub mod room;
 pub mod scenario;
+pub mod script;
 pub mod server;
 pub mod shard;
 pub mod shrink;
 pub mod snapshots;
 pub mod sometimes;
+pub mod style;
 pub mod tools;
 pub mod trace;
 pub mod worker;

@@ -1,14 +1,17 @@
 //! The shell around a node's core, as `node` has it: what comes in becomes events, effects are performed.
 
 use super::calls::IDLE_EVERY;
-use super::life::{DRIVER, Given, Input, Seen, TRANSFER, Told};
+use super::judge::Judges;
+use super::life::{DRIVER, Given, Input, Seen, Told};
 use super::program::{Content, GARBAGE, JOB};
+use super::room::Asked;
 use super::world::{What, World};
 use mobula_base::{Incarnation, JobId, ObjectId};
+use mobula_objstore::Reader;
+use mobula_objstore::depot::Kept;
 use mobula_objstore::table::Place as Room;
-use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    ClusterView, PeerMsg, TaskSpec, arg, object_bytes, object_id, peer_msg, task_bytes, task_id,
+    ClusterView, Output, PeerMsg, TaskSpec, arg, object_bytes, object_id, peer_msg, task_bytes, task_id,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::rc::Rc;
@@ -62,15 +65,40 @@ impl World {
         if life.fenced {
             return self.rejoin(machine);
         }
+        // What is not in the store after all is news for the core; mostly there is none.
+        loop {
+            self.step(machine, epoch, &mut events);
+            if events.is_empty() {
+                break;
+            }
+        }
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.events = events;
+        life.forget_freed();
+        let waiting = life.core.urgent_waiting();
+        self.judges.outrank.stepped(incarnation, waiting);
+        let Some(life) = self.life(machine, epoch) else { return };
+        life.acted = life.view_version;
+        if std::mem::take(&mut life.has_buried) {
+            self.poke_reporters(machine, epoch, Duration::ZERO);
+        }
+        self.schedule_tick(machine, epoch);
+        self.ask_about_idle(machine, epoch);
+    }
+
+    /// The core takes events, and what it decides is done; what the store has to say of that are events again.
+    fn step(&mut self, machine: usize, epoch: u64, events: &mut Vec<Event>) {
+        let now = self.now();
+        let Some(life) = self.life(machine, epoch) else { return events.clear() };
+        let incarnation = life.incarnation.0;
         let mut effects = Vec::new();
         if self.trace.wants_details() {
-            for event in &events {
+            for event in events.iter() {
                 self.trace.detail(now, machine as u64, incarnation, super::explain::event_text(event));
             }
         }
         let Some(life) = self.life(machine, epoch) else { return };
         life.core.step(events.drain(..), now, &mut effects);
-        life.events = events;
         for effect in effects {
             if self.trace.wants_details() {
                 self.trace.detail(now, machine as u64, incarnation, super::explain::effect_text(&effect));
@@ -80,17 +108,7 @@ impl World {
         self.made_after_all(machine, epoch);
         let Some(life) = self.life(machine, epoch) else { return };
         life.discard_strays();
-        life.forget_freed();
-        let waiting = life.core.urgent_waiting();
-        self.judges.outrank.stepped(incarnation, waiting);
-        self.make_room(machine, epoch);
-        let Some(life) = self.life(machine, epoch) else { return };
-        life.acted = life.view_version;
-        if std::mem::take(&mut life.has_buried) {
-            self.poke_reporters(machine, epoch, Duration::ZERO);
-        }
-        self.schedule_tick(machine, epoch);
-        self.ask_about_idle(machine, epoch);
+        self.turn_store(machine, epoch, events);
     }
 
     fn schedule_tick(&mut self, machine: usize, epoch: u64) {
@@ -136,6 +154,7 @@ impl World {
             Input::Hello { worker } => events.push(Event::WorkerUp { worker, job: JOB }),
             Input::Closed { client } => {
                 life.store.creator_gone(client);
+                life.forget_asker(client);
                 events.push(match client {
                     DRIVER => Event::ClientGone { client },
                     worker => Event::WorkerGone { worker },
@@ -157,9 +176,21 @@ impl World {
                 }
             }
             Input::View(view) => self.take_view(machine, epoch, &view, events),
-            Input::Arrived { object, from, content, large } => {
-                events.push(self.arrived(machine, object, from, content, large));
+            Input::Arrived { object, from, content, takes, breaks } => {
+                if !life.has_job {
+                    let why = FetchError::Unreachable;
+                    return events.push(Event::FetchFailed { object, from, why });
+                }
+                let len = content.len;
+                life.reserve(object, Asked::Transfer { object, from, content, takes, breaks }, len);
             }
+            Input::Filled { object, from, offset, content, breaks } => {
+                events.push(self.filled(machine, object, from, (offset, content), breaks));
+            }
+            Input::FileWritten { object, outcome } => life.store.written(object, outcome),
+            Input::FileRead { object, outcome } => life.store.read(object, outcome),
+            Input::FileDamaged { object, file } => life.store.damaged(file, object),
+            Input::DiskAgain => life.store.try_disk_again(),
             Input::Idle { shard } => {
                 let reporter = &mut life.reporters[shard.0 as usize];
                 let due = reporter.idle_from <= now;
@@ -168,51 +199,15 @@ impl World {
                 self.report_changes(machine, epoch, shard, &idle);
             }
             Input::Served { object, transfer } => life.store.unpin(object, Reader::Transfer(transfer)),
+            // What an earlier life has left is part of it.
+            Input::ReportAll { shard, term, deaths } if life.found.is_some() => {
+                life.early_reports.push((shard, term, deaths));
+            }
             Input::ReportAll { shard, term, deaths } => {
                 let (map, all) = (life.core.slots_epoch(), life.core.held(shard));
                 self.report_all(machine, epoch, shard, term, deaths, map, &all);
             }
             Input::Fenced => life.fenced = true,
-        }
-    }
-
-    /// The bytes of a transfer have come: they are sealed here, if there is room.
-    fn arrived(
-        &mut self,
-        machine: usize,
-        object: ObjectId,
-        from: Incarnation,
-        content: Content,
-        large: bool,
-    ) -> Event {
-        let failed = |why| Event::FetchFailed { object, from, why };
-        let Some(life) = self.machines[machine].life.as_deref_mut() else {
-            return failed(FetchError::Unreachable);
-        };
-        if !large {
-            return Event::Fetched { object, value: Value::Inline(content.encode()) };
-        }
-        if !life.has_job {
-            return failed(FetchError::Unreachable);
-        }
-        match life.store.create(object, content.len, JOB, TRANSFER) {
-            Ok(offset) => {
-                let crc = content.crc();
-                life.memory.insert(offset, content);
-                match life.store.seal(object, crc, TRANSFER) {
-                    Ok(room) => {
-                        life.fresh.push(object);
-                        Event::Fetched { object, value: shared(room) }
-                    }
-                    Err(_) => failed(FetchError::NotFound),
-                }
-            }
-            Err(StoreError::Exists(room)) => Event::Fetched { object, value: shared(room) },
-            Err(StoreError::Busy) => failed(FetchError::Unreachable),
-            Err(error) => {
-                self.sometimes.hit("store full");
-                failed(FetchError::StoreFull(error.to_string()))
-            }
         }
     }
 
@@ -222,6 +217,7 @@ impl World {
             return;
         }
         life.view_version = view.version;
+        let life_number = life.incarnation.0;
         for node in &view.nodes {
             if node.alive {
                 life.addresses.insert(node.incarnation, node.address.parse().unwrap_or(usize::MAX));
@@ -242,25 +238,37 @@ impl World {
             }
         }
         events.push(Event::View((**view).clone()));
+        // As new as this life, so every job is in it of which an earlier one can have left something.
+        if view.nodes.iter().any(|node| node.alive && node.incarnation == life_number) {
+            self.attach_found(machine, epoch, events);
+        }
     }
 
     fn perform(&mut self, machine: usize, epoch: u64, effect: Effect) {
+        self.is_watched(machine, &effect);
         match effect {
             Effect::Run { worker, spec, attempt, args, made, devices: _ } => {
                 let mut spec = Arc::unwrap_or_clone(spec);
+                let (node, now) =
+                    (self.life(machine, epoch).map_or(0, |life| life.incarnation.0), self.now());
                 self.judges.once.given(&spec, attempt);
-                self.lend_args(machine, epoch, worker, &spec, &args);
+                self.judges.limits.given(&spec, node, now);
                 let object = |at: u32| match &spec.args.get(at as usize)?.arg {
                     Some(arg::Arg::Object(id)) => Some((at as usize, object_id(id).ok()?)),
                     Some(arg::Arg::Value(_)) | None => None,
                 };
                 let made = made.into_iter().filter_map(object).collect();
+                let objects = shared_args(&spec, &args);
+                let Ok(task) = task_id(&spec.id) else { return };
                 // The program's own argument travels; the core's copy has the rest.
                 spec.args.truncate(1);
-                let told = Told::Run(Given { spec: Box::new(spec), attempt, args, made });
-                self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+                let given = Given { spec: Box::new(spec), attempt, args, made };
+                self.give(machine, epoch, worker, task, given, objects);
             }
             Effect::Stop { worker, task, attempt } => {
+                let (node, now) =
+                    (self.life(machine, epoch).map_or(0, |life| life.incarnation.0), self.now());
+                self.judges.stopped(&self.oracle, task, node, now);
                 let told = Told::Stop { task, attempt };
                 self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
             }
@@ -300,6 +308,7 @@ impl World {
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Assign(assign));
             }
             Effect::Result { to, result } => {
+                self.judge_leaves(&result);
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
             }
             Effect::Durable { to, task, attempt } => {
@@ -308,17 +317,14 @@ impl World {
             }
             Effect::Send { shard, batch } => self.send_batch(machine, epoch, shard, batch),
             Effect::Locate { shard, objects } => self.locate(machine, epoch, shard, objects),
-            Effect::Fetch { object, from, .. } => self.fetch(machine, epoch, object, from),
+            Effect::Fetch { object, from, output, .. } => self.fetch(machine, epoch, object, from, output),
             Effect::Ready { client, object, ready } => {
                 let Some(life) = self.life(machine, epoch) else { return };
                 if !life.clients.contains_key(&client) {
                     return;
                 }
                 let value = match ready {
-                    Ready::Here(value) => {
-                        life.lend(object, Reader::Link(client), &value);
-                        Seen::Here(value)
-                    }
+                    Ready::Here(value) => life.lend(object, client, value),
                     Ready::Elsewhere(output) => Seen::Elsewhere(output),
                     Ready::Failed(failure) => Seen::Failed(failure),
                 };
@@ -354,6 +360,15 @@ impl World {
         }
     }
 
+    /// A node tells another what a task came to.
+    fn judge_leaves(&mut self, result: &mobula_proto::PeerResult) {
+        let Ok(task) = task_id(&result.task) else { return };
+        if result.failure.is_none() {
+            let Judges { edges, order, .. } = &mut self.judges;
+            edges.leaves(&self.oracle, order, task);
+        }
+    }
+
     fn free_job(&mut self, machine: usize, epoch: u64, job: JobId) {
         let Some(life) = self.life(machine, epoch) else { return };
         life.has_job = false;
@@ -370,7 +385,7 @@ impl World {
     }
 
     /// Asks a holder for an object's bytes.
-    fn fetch(&mut self, machine: usize, epoch: u64, object: ObjectId, from: Incarnation) {
+    fn fetch(&mut self, machine: usize, epoch: u64, object: ObjectId, from: Incarnation, want: Output) {
         let now = self.now();
         let Some(life) = self.life(machine, epoch) else { return };
         let holder = life.addresses.get(&from.0).copied();
@@ -379,7 +394,7 @@ impl World {
         match holder.filter(|_| reached) {
             Some(to) => {
                 let takes = self.net.latency(here, Self::place(to), now) * 2;
-                self.queue.after(takes, What::Fetch { machine, epoch, from: (to, from.0), object });
+                self.queue.after(takes, What::Fetch { machine, epoch, from: (to, from.0), object, want });
             }
             None => {
                 let why = FetchError::Unreachable;
@@ -392,65 +407,86 @@ impl World {
     }
 
     /// The holder answers a fetch: it takes as long as there are bytes, and may break off.
-    pub fn fetched(&mut self, machine: usize, epoch: u64, from: (usize, u64), object: ObjectId) {
+    pub fn fetched(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        from: (usize, u64),
+        object: ObjectId,
+        want: Output,
+    ) {
         let (to, incarnation) = from;
         let now = self.now();
         let back = self.net.latency(Self::place(to), Self::place(machine), now);
         let there = self.machines[to].epoch;
         let is_there = self.life(to, there).is_some_and(|life| life.incarnation.0 == incarnation);
-        let failed = |why| Input::Core(Event::FetchFailed { object, from: Incarnation(incarnation), why });
-        let (takes, input) = if !is_there {
+        let from = Incarnation(incarnation);
+        let failed = |why| Input::Core(Event::FetchFailed { object, from, why });
+        // What breaks off on the way is noticed after a while.
+        let breaks = self.faults.breaks_transfer(&mut self.dice)
+            || !self.net.joined(Self::place(machine), Self::place(to), now);
+        let input = if !is_there {
             // The process is gone, or another one listens there: the hello is turned away.
             self.sometimes.hit("fetch from the dead");
-            (back, failed(FetchError::Unreachable))
+            failed(FetchError::Unreachable)
         } else {
-            match self.look_up_bytes(to, there, object) {
+            match self.look_up_bytes(to, there, object, want) {
                 None => {
                     self.sometimes.hit("fetch of nothing");
-                    (back, failed(FetchError::NotFound))
+                    failed(FetchError::NotFound)
                 }
-                Some((content, large, transfer)) => {
-                    let bytes = if large { content.len } else { 16 };
-                    let takes = back + self.slowed(to, Duration::from_nanos(bytes * 10));
+                Some(Lent { content, large: false, .. }) if !breaks => {
+                    Input::Core(Event::Fetched { object, value: Value::Inline(content.encode()) })
+                }
+                Some(Lent { large: false, .. }) => {
+                    self.sometimes.hit("fetch repeated");
+                    failed(FetchError::Unreachable)
+                }
+                Some(Lent { content, transfer, .. }) => {
+                    let takes = self.slowed(to, Duration::from_nanos(content.len * 10));
                     let served = Input::Served { object, transfer };
-                    self.queue.after(takes, What::Input { machine: to, epoch: there, input: served });
-                    let from = Incarnation(incarnation);
-                    (takes, Input::Arrived { object, from, content, large })
+                    self.queue.after(back + takes, What::Input { machine: to, epoch: there, input: served });
+                    let takes = if breaks { takes / 2 } else { takes };
+                    Input::Arrived { object, from, content, takes, breaks }
                 }
             }
         };
-        // What breaks off on the way is noticed after a while.
-        if self.faults.breaks_transfer(&mut self.dice)
-            || !self.net.joined(Self::place(machine), Self::place(to), now)
-        {
-            let input = failed(FetchError::Unreachable);
-            self.sometimes.hit("fetch repeated");
-            return self.queue.after(takes / 2, What::Input { machine, epoch, input });
-        }
-        self.queue.after(takes, What::Input { machine, epoch, input });
+        self.queue.after(back, What::Input { machine, epoch, input });
     }
 
     /// The bytes that another node asks for, pinned while they travel.
-    fn look_up_bytes(
-        &mut self,
-        machine: usize,
-        epoch: u64,
-        object: ObjectId,
-    ) -> Option<(Content, bool, u64)> {
+    fn look_up_bytes(&mut self, machine: usize, epoch: u64, object: ObjectId, want: Output) -> Option<Lent> {
+        self.check_attached(machine, epoch, object, want);
         let life = self.life(machine, epoch)?;
         life.next_transfer += 1;
         let transfer = life.next_transfer;
         let value = life.core.value_of(object).cloned();
-        let found = value.and_then(|value| {
-            let large = matches!(value, Value::Shared { .. });
-            let is_here = !large || life.store.pin(object, Reader::Transfer(transfer));
-            is_here.then(|| (life.content(&value).unwrap_or(GARBAGE), large, transfer))
-        });
+        let lent = match value {
+            Some(Value::Inline(bytes)) => Content::decode(&bytes).map(|content| (content, false)),
+            Some(Value::Shared { .. }) => match life.store.lend(object, Reader::Transfer(transfer)) {
+                Some(Kept::Memory(place)) => {
+                    Some((life.memory.get(&place.offset).cloned().unwrap_or(GARBAGE), true))
+                }
+                Some(Kept::File(file)) => {
+                    let stored = self.machines[machine].disk.files.get(&file.id(object));
+                    let whole = stored.filter(|(_, _, whole)| *whole).map(|(_, content, _)| content.clone());
+                    if whole.is_none() {
+                        self.input(machine, epoch, Input::FileDamaged { object, file });
+                        return None;
+                    }
+                    self.sometimes.hit("value sent from its file");
+                    whole.map(|content| (content, true))
+                }
+                None => None,
+            },
+            None => None,
+        };
         // One that is not told yet is here, and will be.
-        if found.is_none() && life.core.keeps(object).is_none() {
+        let life = self.life(machine, epoch)?;
+        if lent.is_none() && life.core.keeps(object).is_none() {
             self.missed(machine, epoch, object);
         }
-        found
+        lent.map(|(content, large)| Lent { content, large, transfer })
     }
 
     /// A copy was asked for that is not here: its home is told.
@@ -473,24 +509,11 @@ impl World {
     }
 
     /// A copy has come, or gone.
-    fn tell_home(&mut self, machine: usize, epoch: u64, object: ObjectId, is_here: bool) {
+    pub(super) fn tell_home(&mut self, machine: usize, epoch: u64, object: ObjectId, is_here: bool) {
         let Some(life) = self.life(machine, epoch) else { return };
         let shard = life.core.shard_of(object.task).0 as usize;
         life.reporters[shard].held.insert(object, is_here);
         self.poke_reporter(machine, epoch, shard, Duration::from_millis(100));
-    }
-
-    /// A task is told where its arguments lie; it looks at them until it ends.
-    fn lend_args(&mut self, machine: usize, epoch: u64, worker: ClientId, spec: &TaskSpec, values: &[Value]) {
-        let Some(life) = self.life(machine, epoch) else { return };
-        let (true, Ok(task)) = (life.clients.contains_key(&worker), task_id(&spec.id)) else { return };
-        for (argument, value) in spec.args.iter().zip(values) {
-            if let Some(arg::Arg::Object(bytes)) = &argument.arg
-                && let Ok(object) = object_id(bytes)
-            {
-                life.lend(object, Reader::Task(worker, task), value);
-            }
-        }
     }
 
     fn discard(&mut self, machine: usize, epoch: u64, object: ObjectId) {
@@ -512,6 +535,23 @@ impl World {
     pub fn view_comes(&mut self, machine: usize, epoch: u64, view: Rc<ClusterView>) {
         self.input(machine, epoch, Input::View(view));
     }
+}
+
+/// What another node is sent.
+struct Lent {
+    content: Content,
+    large: bool,
+    transfer: u64,
+}
+
+/// Those arguments of a task that lie in shared memory, in their order.
+fn shared_args(spec: &TaskSpec, values: &[Value]) -> Vec<ObjectId> {
+    let args = spec.args.iter().zip(values).filter(|(_, value)| matches!(value, Value::Shared { .. }));
+    let object = |argument: &mobula_proto::Arg| match &argument.arg {
+        Some(arg::Arg::Object(id)) => object_id(id).ok(),
+        Some(arg::Arg::Value(_)) | None => None,
+    };
+    args.filter_map(|(argument, _)| object(argument)).collect()
 }
 
 fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Event>) {

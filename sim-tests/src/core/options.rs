@@ -4,6 +4,7 @@ use super::dice::Dice;
 use super::faults::Kind;
 use super::program::Style;
 use super::scenario::Planned;
+use mobula_scheduler::Bends;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -37,6 +38,10 @@ pub struct Options {
     pub shards: usize,
     /// Bytes of a node's store; the driver's has room for all.
     pub store_bytes: u64,
+    /// Sizes of the nodes' cores that are not the usual ones.
+    pub bends: Bends,
+    /// Values that find no room in memory leave it for files, each of which takes so many microseconds.
+    pub disk_us: Option<(u64, u64)>,
     /// Bytes of runs that a shard keeps in memory.
     pub hot_bytes: usize,
     /// An entry commits after so many microseconds.
@@ -53,8 +58,10 @@ pub struct Options {
     pub counts: bool,
     /// Whoever leads a shard next has started from a snapshot, so many times in a thousand.
     pub snapshot_permille: u64,
-    /// The driver dies in the end, and its job with it, instead of waiting for all that it made.
-    pub driver_dies: bool,
+    /// The driver dies so long after its connection, and its job with it, instead of waiting for all that it made.
+    pub driver_dies: Option<Duration>,
+    /// How long records linger that nobody waits for; without, each life has another (see `linger`).
+    pub linger: Option<Duration>,
     /// Kinds of faults with their weights.
     pub faults: Vec<(Kind, u64)>,
     /// Pause between faults, in milliseconds.
@@ -72,9 +79,10 @@ pub struct Options {
 }
 
 impl Options {
-    /// Bytes of a machine's store: a program whose put finds no room cannot go on as written.
+    /// Bytes of a machine's store: a program whose put finds no room cannot go on as written. Where there is a disk,
+    /// it waits.
     pub fn store_of(&self, machine: usize) -> u64 {
-        if machine == 0 { AMPLE } else { self.store_bytes }
+        if machine == 0 && self.disk_us.is_none() { AMPLE } else { self.store_bytes }
     }
 
     /// Draws a run.
@@ -87,10 +95,23 @@ impl Options {
             _ => Profile::Calm,
         };
         let profile = profile.unwrap_or(drawn);
-        let nodes = dice.from_to(3, 10) as usize;
+        // Few nodes are hit again and again.
+        let nodes = if dice.permille(300) { dice.from_to(2, 3) } else { dice.from_to(3, 10) } as usize;
         let mut cpus: Vec<u64> = (0..nodes).map(|_| dice.from_to(1, 4)).collect();
+        let disk_us = dice.permille(500).then(|| dice.pick(&[(50, 500), (1_000, 20_000)])).flatten();
+        let store_bytes = match disk_us {
+            Some(_) => dice.pick(&[6 << 20, 12 << 20, 40 << 20]).unwrap_or(AMPLE),
+            None if dice.permille(100) => 16 << 20,
+            None => AMPLE,
+        };
         // Whatever happens to the others, the driver's node can run everything.
         cpus[0] = cpus[0].max(2);
+        let driver_dies = dice.permille(120).then(|| dice.ms(50_000, 61_000));
+        let mut style = Style::draw(dice);
+        if driver_dies.is_some() {
+            // What has not run by then never will.
+            style.work_us = style.work_us.min(WORK_BEFORE_DEATH_US);
+        }
         Options {
             seed,
             profile,
@@ -98,7 +119,9 @@ impl Options {
             cpus,
             heads: 3,
             shards: dice.pick(&[1, 2, 4, 4, 8]).unwrap_or(4),
-            store_bytes: if dice.permille(80) { 16 << 20 } else { AMPLE },
+            bends: bends(dice),
+            store_bytes,
+            disk_us,
             hot_bytes: if dice.permille(80) { 1 << 20 } else { 8 << 20 },
             commit_us: dice.pick(&[(300, 2_000), (1_000, 8_000), (5_000, 60_000)]).unwrap_or((300, 2_000)),
             latency_us: dice.pick(&[(50, 300), (200, 2_000), (1_000, 15_000)]).unwrap_or((50, 300)),
@@ -107,24 +130,44 @@ impl Options {
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
             counts: !dice.permille(100),
             snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
-            driver_dies: dice.permille(120),
+            driver_dies,
+            linger: dice
+                .pick(&[None, None, Some(0), Some(300), Some(1_500)])
+                .flatten()
+                .map(Duration::from_millis),
             faults: faults(dice, profile),
             pause_ms: pause_ms(dice, profile),
             warm_up: Duration::from_millis(dice.from_to(1_000, 3_000)),
             faults_end: Duration::from_secs(dice.from_to(61, 66)),
-            style: Style::draw(dice),
+            style,
             without: BTreeSet::new(),
             plan: None,
         }
     }
 }
 
+/// How long tasks run at most whose driver dies.
+const WORK_BEFORE_DEATH_US: (u64, u64) = (2_000, 80_000);
+
 /// A store that nothing fills.
 pub const AMPLE: u64 = 4 << 30;
 
+/// Draws sizes of the cores: mostly the usual ones.
+fn bends(dice: &mut Dice) -> Bends {
+    let mut few = |of: &[usize]| if dice.permille(250) { dice.pick(of) } else { None };
+    Bends {
+        batch_items: few(&[1, 2, 3, 7]),
+        fetches: few(&[1, 2]),
+        locates: few(&[1, 3]),
+        idle: few(&[16, 64]),
+    }
+}
+
 /// Draws the pause between faults. One kind alone often finds nothing to strike: then it tries again soon.
 fn pause_ms(dice: &mut Dice, profile: Profile) -> (u64, u64) {
-    let drawn = dice.pick(&[(300, 3_000), (1_000, 6_000), (2_000, 9_000)]).unwrap_or((1_000, 6_000));
+    // Now and then the next one comes before anybody has got over the last.
+    let pauses = [(20, 600), (300, 3_000), (300, 3_000), (1_000, 6_000), (2_000, 9_000)];
+    let drawn = dice.pick(&pauses).unwrap_or((1_000, 6_000));
     if profile == Profile::Single { (300, 2_000) } else { drawn }
 }
 
@@ -139,7 +182,9 @@ fn faults(dice: &mut Dice, profile: Profile) -> Vec<(Kind, u64)> {
             dice.pick(Kind::ALL).map(|kind| (kind, 20)).into_iter().chain(Some((Kind::Crash, 1))).collect()
         }
         Profile::Swarm => {
-            let many = dice.from_to(2, Kind::ALL.len() as u64);
+            // Few kinds come together as often as many do.
+            let most = if dice.permille(500) { 4 } else { Kind::ALL.len() as u64 };
+            let many = dice.from_to(2, most);
             let mut kinds = Kind::ALL.to_vec();
             while kinds.len() as u64 > many {
                 kinds.remove(dice.below(kinds.len() as u64) as usize);

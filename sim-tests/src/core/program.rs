@@ -4,71 +4,16 @@
 //! hash over all that went into it, so a wrong, stale or doubled input shows. [`Oracle`] runs a program
 //! one step after the other, without a cluster.
 
-use super::dice::Dice;
+pub use super::style::{Body, End, First, INLINE_MAX, Op, Place, Style, label_of};
 use super::trace::mix;
 use bytes::Bytes;
 use mobula_base::ids::FIRST_PUT_SLOT;
 use mobula_base::{JobId, ObjectId, TaskId};
-use mobula_proto::{
-    Arg, LabelOp, LabelTerm, NodeAffinity, Placement, TaskOptions, TaskSpec, arg, object_bytes, task_bytes,
-};
+use mobula_proto::{Arg, TaskSpec, arg, object_bytes, task_bytes};
 use std::collections::BTreeMap;
 
 /// The one job of a run.
 pub const JOB: JobId = JobId(7);
-
-/// What a seed's programs are like.
-#[derive(Clone, Debug)]
-pub struct Style {
-    /// Tasks nest so deep.
-    pub depth: u8,
-    /// Tasks that submit others, in a thousand.
-    pub nest_permille: u64,
-    /// Values that are large, in a thousand.
-    pub large_permille: u64,
-    /// Tasks that may not be repeated, in a thousand.
-    pub once_permille: u64,
-    /// Tasks that end with an error of their own, in a thousand.
-    pub error_permille: u64,
-    /// Tasks that kill their worker, in a thousand.
-    pub poison_permille: u64,
-    /// Values that have references in them, in a thousand.
-    pub refs_permille: u64,
-    /// Tasks that kill their worker the first time, in a thousand.
-    pub stumble_permille: u64,
-    /// Tasks that make other bytes each time, in a thousand.
-    pub moody_permille: u64,
-    /// The job accepts that (G3).
-    pub accepts: bool,
-    /// The job's tasks begin once their records are committed.
-    pub commits: bool,
-    /// A task runs so long, in microseconds.
-    pub work_us: (u64, u64),
-    /// Tasks that may not run everywhere, or are to be spread, in a thousand.
-    pub placed_permille: u64,
-    /// Tasks of the driver that it cancels, in a thousand.
-    pub cancel_permille: u64,
-    /// Tasks that one worker is given; 0 for any number.
-    pub reuse: u32,
-}
-
-/// One step of a task. What it refers to is a pick among the references it has by then.
-#[derive(Clone, Debug)]
-pub enum Op {
-    /// Computes for so many nanoseconds.
-    Work(u64),
-    /// Submits a task; some references are arguments, others lie in an argument given by value.
-    Submit { seed: u64, args: Vec<u64>, nested: Vec<u64> },
-    /// Waits for a value, and takes the references in it.
-    Get(u64),
-    /// Waits until something exists.
-    Wait(u64),
-    /// Stores a value with references in it.
-    Put { seed: u64, len: u64, refs: Vec<u64> },
-    /// Submits another task each time under the same number (R2), waits until it has ended, and goes on
-    /// whatever came of it.
-    Whim(u64),
-}
 
 /// Depth of a task that was submitted on a whim: it is like all of its kind.
 pub const WHIM: u8 = u8::MAX;
@@ -95,12 +40,16 @@ pub struct Locals {
     /// Those that come from a child to which the task has given something that it put itself. Such a
     /// reference in a value of the task would be a ring, which nobody can let go of before the job ends.
     rings: Vec<ObjectId>,
+    /// What it has submitted.
+    children: Vec<ObjectId>,
+    /// What it has let go of.
+    dropped: Vec<ObjectId>,
 }
 
 impl Locals {
     /// A task that is given these.
     pub fn new(task: TaskId, given: Vec<ObjectId>) -> Self {
-        Locals { task, all: given, rings: Vec::new() }
+        Locals { task, all: given, ..Locals::default() }
     }
 
     /// What comes out of a value of `from` (of another task's, when there is none); those that are new.
@@ -116,6 +65,7 @@ impl Locals {
     /// A child, with what it was given.
     pub fn child(&mut self, child: ObjectId, given: &[ObjectId]) {
         self.all.push(child);
+        self.children.push(child);
         if given.iter().any(|id| id.task == self.task || self.rings.contains(id)) {
             self.rings.push(child);
         }
@@ -126,234 +76,28 @@ impl Locals {
         self.all.push(object);
     }
 
+    /// One that the task lets go of, if it has any.
+    pub fn forget(&mut self, pick: u64) -> Option<ObjectId> {
+        let object = picked(&self.all, pick)?;
+        self.all.retain(|id| *id != object);
+        self.dropped.push(object);
+        Some(object)
+    }
+
+    /// One that it has submitted, if any.
+    pub fn child_of(&self, pick: u64) -> Option<ObjectId> {
+        picked(&self.children, pick)
+    }
+
+    /// All that it refers to, or did.
+    fn ever(self) -> Vec<ObjectId> {
+        [self.all, self.dropped].concat()
+    }
+
     /// References for a value of the task.
     pub fn for_value(&self, picks: &[u64]) -> Vec<ObjectId> {
         let fit: Vec<ObjectId> = self.all.iter().copied().filter(|id| !self.rings.contains(id)).collect();
         picked_all(&fit, picks)
-    }
-}
-
-/// How a task ends.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum End {
-    /// With a value.
-    Value,
-    /// With an error.
-    Error,
-    /// With its worker.
-    Poison,
-}
-
-/// Where a task may run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// It does not matter.
-    Anywhere,
-    /// Where there is least to do.
-    Spread,
-    /// On this machine if that can be.
-    Rather(usize),
-    /// On this machine only.
-    Only(usize),
-    /// Where the label is that of machine 0, or this.
-    OneOf(&'static str),
-    /// Where the label is not this.
-    AllBut(&'static str),
-}
-
-/// The label `zone` of a machine.
-pub fn label_of(machine: usize) -> &'static str {
-    ["a", "b", "c"][machine % 3]
-}
-
-impl Place {
-    fn options(self) -> Option<Box<TaskOptions>> {
-        let mut placement = Placement::default();
-        let mut label = |op: LabelOp, values: &[&str]| {
-            let values = values.iter().map(|value| (*value).to_owned()).collect();
-            placement.labels.push(LabelTerm { key: "zone".into(), op: op as i32, values });
-        };
-        let affinity =
-            |machine, soft| Some(NodeAffinity { name: format!("node-{machine}"), incarnation: 0, soft });
-        match self {
-            Place::Anywhere => return None,
-            Place::Spread => placement.spread = true,
-            Place::Rather(machine) => placement.node = affinity(machine, true),
-            Place::Only(machine) => placement.node = affinity(machine, false),
-            Place::OneOf(zone) => {
-                label(LabelOp::LabelIn, &[label_of(0), zone]);
-                label(LabelOp::LabelExists, &[]);
-            }
-            Place::AllBut(zone) => label(LabelOp::LabelNotIn, &[zone]),
-        }
-        Some(Box::new(TaskOptions { placement: Some(placement), ..TaskOptions::default() }))
-    }
-}
-
-/// A task, spelled out.
-#[derive(Clone, Debug)]
-pub struct Body {
-    /// Where it may run.
-    pub place: Place,
-    /// What it does before it ends.
-    pub ops: Vec<Op>,
-    /// Bytes of its value.
-    pub len: u64,
-    /// References that lie in its value.
-    pub returns: Vec<u64>,
-    /// How it ends.
-    pub end: End,
-    /// How often it may be repeated.
-    pub retries: u32,
-    /// What it needs.
-    pub cpu_milli: u32,
-    /// Which function it is.
-    pub function: u64,
-    /// It makes other bytes each time, though nothing that comes of its value differs.
-    pub moody: bool,
-    /// It kills its worker the first time, having done all that it does.
-    pub stumbles: bool,
-}
-
-/// Values beyond this are large.
-pub const INLINE_MAX: u64 = mobula_proto::INLINE_MAX as u64;
-
-impl Style {
-    /// Draws a style.
-    pub fn draw(dice: &mut Dice) -> Self {
-        Style {
-            depth: dice.below(4) as u8,
-            nest_permille: dice.from_to(50, 350),
-            large_permille: dice.from_to(0, 400),
-            once_permille: dice.pick(&[0, 0, 50, 200]).unwrap_or(0),
-            error_permille: dice.pick(&[0, 0, 10, 40]).unwrap_or(0),
-            poison_permille: dice.pick(&[0, 0, 0, 5]).unwrap_or(0),
-            refs_permille: dice.pick(&[0, 100, 400, 800]).unwrap_or(0),
-            stumble_permille: dice.pick(&[0, 0, 20, 60]).unwrap_or(0),
-            moody_permille: dice.pick(&[0, 0, 0, 20, 80]).unwrap_or(0),
-            accepts: dice.permille(500),
-            commits: dice.permille(150),
-            // Very short ones queue up at their workers.
-            work_us: dice
-                .pick(&[(5, 100), (500, 20_000), (2_000, 80_000), (10_000, 300_000), (20_000, 1_000_000)])
-                .unwrap_or((500, 20_000)),
-            placed_permille: dice.pick(&[0, 100, 600]).unwrap_or(0),
-            cancel_permille: dice.pick(&[0, 0, 20, 100]).unwrap_or(0),
-            reuse: dice.pick(&[0, 0, 0, 1, 5]).unwrap_or(0),
-        }
-    }
-
-    /// Where a task may run: of a stream of its own. Machine 0, which is the driver's, always may.
-    fn place(&self, seed: u64, depth: u8) -> Place {
-        let dice = &mut Dice::new(seed, "place");
-        if depth == WHIM || !dice.permille(self.placed_permille) {
-            return Place::Anywhere;
-        }
-        let machine = dice.below(10) as usize;
-        match dice.below(6) {
-            0 | 1 => Place::Spread,
-            2 => Place::Rather(machine),
-            3 => Place::OneOf(label_of(machine)),
-            4 => Place::AllBut(label_of(dice.from_to(1, 2) as usize)),
-            _ => Place::Only(0),
-        }
-    }
-
-    fn len(&self, dice: &mut Dice) -> u64 {
-        if dice.permille(self.large_permille) {
-            dice.log_uniform(INLINE_MAX + 1, 2_000_000)
-        } else {
-            dice.log_uniform(8, 2_000)
-        }
-    }
-
-    /// Spells out a task.
-    pub fn body(&self, seed: u64, depth: u8) -> Body {
-        let dice = &mut Dice::new(seed, "body");
-        let work = |dice: &mut Dice| Op::Work(dice.log_uniform(self.work_us.0, self.work_us.1) * 1000);
-        let mut ops = vec![work(dice)];
-        if depth == WHIM {
-            let (end, function) = (End::Value, seed % 5 + 1);
-            let returns = Vec::new();
-            return Body {
-                place: Place::Anywhere,
-                ops,
-                len: 16,
-                returns,
-                end,
-                retries: 3,
-                cpu_milli: 500,
-                function,
-                moody: false,
-                stumbles: false,
-            };
-        }
-        // Of what it was given as a reference it wants the first.
-        if dice.permille(300) {
-            ops.push(Op::Get(0));
-        }
-        let moody = dice.permille(self.moody_permille);
-        if moody && depth > 0 && dice.permille(500) {
-            ops.push(Op::Whim(dice.bits()));
-        }
-        if depth > 0 && dice.permille(self.nest_permille) {
-            self.nest(dice, &mut ops);
-            ops.push(work(dice));
-        }
-        let end = match dice.below(1000) {
-            n if n < self.error_permille => End::Error,
-            n if n < self.error_permille + self.poison_permille => End::Poison,
-            _ => End::Value,
-        };
-        let retries = if dice.permille(self.once_permille) { 0 } else { dice.from_to(2, 6) as u32 };
-        let stumbles = retries > 0 && dice.permille(self.stumble_permille);
-        let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
-        let returns = self.refs(dice);
-        Body {
-            place: self.place(seed, depth),
-            ops,
-            len: self.len(dice),
-            returns,
-            end,
-            retries,
-            cpu_milli,
-            function: seed % 5 + 1,
-            moody,
-            stumbles,
-        }
-    }
-
-    /// Some of `among`, or mostly none.
-    pub fn pick_refs(&self, dice: &mut Dice, among: &[ObjectId]) -> Vec<ObjectId> {
-        let picks = self.refs(dice);
-        picked_all(among, &picks)
-    }
-
-    /// Some references, or mostly none.
-    fn refs(&self, dice: &mut Dice) -> Vec<u64> {
-        let many = if dice.permille(self.refs_permille) { dice.from_to(1, 3) } else { 0 };
-        (0..many).map(|_| dice.bits()).collect()
-    }
-
-    /// Children, some of which take earlier ones as arguments, and gets of some of them.
-    fn nest(&self, dice: &mut Dice, ops: &mut Vec<Op>) {
-        for _ in 0..dice.from_to(1, 4) {
-            let refs = self.refs(dice);
-            if dice.permille(200) {
-                ops.push(Op::Put { seed: dice.bits(), len: self.len(dice), refs });
-            } else {
-                let many = dice.below(3);
-                let args = (0..many).map(|_| dice.bits()).collect();
-                ops.push(Op::Submit { seed: dice.bits(), args, nested: refs });
-            }
-        }
-        for _ in 0..dice.from_to(1, 4) {
-            match dice.below(10) {
-                0 => {}
-                1 => ops.push(Op::Wait(dice.bits())),
-                _ => ops.push(Op::Get(dice.bits())),
-            }
-        }
     }
 }
 
@@ -458,7 +202,7 @@ impl Submission {
             replay,
             accept_divergence: style.accepts,
             commit_first: style.commits,
-            options: body.place.options(),
+            options: body.options(),
             ..TaskSpec::default()
         };
         spec.digest = spec.compute_digest();
@@ -494,6 +238,8 @@ pub struct Known {
     pub retries: u32,
     /// Whether it kills its workers.
     pub poison: bool,
+    /// It may only run for so long, and whether it runs again then.
+    pub limit: Option<bool>,
     /// It makes other bytes each time.
     pub moody: bool,
     /// Whether it may fail because of that.
@@ -504,7 +250,8 @@ impl Known {
     /// A task that was submitted on a whim.
     fn whim() -> Self {
         let (args, uses, children) = (Vec::new(), Vec::new(), Vec::new());
-        Known { args, uses, children, retries: 3, poison: false, moody: false, diverges: false }
+        let (poison, limit, moody, diverges) = (false, None, false, false);
+        Known { args, uses, children, retries: 3, poison, limit, moody, diverges }
     }
 }
 
@@ -536,7 +283,8 @@ impl Oracle {
         let given = args.iter().all(|object| self.take(*object, &mut inputs, &mut locals, false));
         for op in if given { &body.ops[..] } else { &[] } {
             match op {
-                Op::Work(_) | Op::Wait(_) => {}
+                Op::Work(_) | Op::Wait(_) | Op::Cancel(..) => {}
+                Op::Drop(pick) => drop(locals.forget(*pick)),
                 Op::Submit { seed, args, nested } => {
                     let child = TaskId::new(JOB, *id, 0, children.len() as u64);
                     let (args, nested) = (picked_all(&locals.all, args), picked_all(&locals.all, nested));
@@ -575,8 +323,9 @@ impl Oracle {
         };
         let poison = given && body.end == End::Poison;
         let diverges = body.moody && !style.accepts;
-        let (args, uses, retries) = (args.clone(), locals.all, body.retries);
-        let known = Known { args, uses, children, retries, poison, moody: body.moody, diverges };
+        let limit = (body.limit_ms > 0).then_some(body.again);
+        let (args, uses, retries) = (args.clone(), locals.ever(), body.retries);
+        let known = Known { args, uses, children, retries, poison, limit, moody: body.moody, diverges };
         self.tasks.insert(*id, known);
         self.objects.insert(id.output(0), value);
     }

@@ -138,6 +138,10 @@ impl World {
         let term = self.shards[shard].term;
         self.note("applies", 1000 + shard as u64, term, digest, || describe(&entry.command));
         self.judges.applied(shard, index, &entry.command, &reply, &mut self.sometimes);
+        if let (Some(Op::Stream(batch)), Some(reply::Reply::Stream(ack))) = (&entry.command.op, &reply.reply)
+        {
+            self.judge_references(batch, ack);
+        }
         if let Caller::Ends { from, round } = entry.caller
             && let Some(reply::Reply::Unnames(ack)) = &reply.reply
         {
@@ -253,6 +257,7 @@ impl World {
             self.sometimes.hit("parked question answered early");
         }
         for located in &answers {
+            self.judges.lost.of_put(shard, located, &self.shards[shard], &self.machines);
             let Some(Where::Lost(attempt)) = located.answer else { continue };
             self.sometimes.hit("lost said");
             self.judges.settled.said(shard, located, &self.shards[shard], &self.machines);

@@ -3,9 +3,11 @@
 use super::life::Input;
 use super::life::{Given, Said, Seen, Told, Written};
 use super::node::LINK;
-use super::program::{self, Body, Content, End, GARBAGE, INLINE_MAX, Locals};
+use super::program::{self, Body, Content, End, First, GARBAGE, INLINE_MAX, Locals};
+use super::style::{DRAWN, FLAKY};
 use super::world::{What, World};
 use mobula_base::{ObjectId, TaskId};
+use mobula_objstore::depot::Kept;
 use mobula_proto::{Failure, FailureKind, TaskSpec, arg, task_id};
 use mobula_scheduler::{ClientId, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -63,6 +65,8 @@ pub struct Run {
     pub task: TaskId,
     /// Which attempt.
     pub attempt: u32,
+    /// Who submitted it.
+    pub parent: TaskId,
     /// Its children are looked up first.
     pub(super) replay: bool,
     pub(super) seed: u64,
@@ -84,6 +88,8 @@ pub struct Run {
     pub was_blocked: bool,
     /// It waits now, without its CPU.
     pub blocked: bool,
+    /// It waits for room now, and keeps its CPU.
+    pub stalled: bool,
     /// What it needs.
     pub cpu_milli: u64,
     pub(super) failure: Option<Failure>,
@@ -158,10 +164,11 @@ impl World {
         };
         match told {
             Told::Run(given) => {
-                if worker.run.as_ref().is_some_and(|run| run.blocked) {
+                if let Some(run) = worker.run.as_ref().filter(|run| run.blocked || run.stalled) {
                     let returned = task_id(&given.spec.id).into_iter().collect();
+                    let said = if run.stalled { Said::Stalled(returned) } else { Said::Blocked(returned) };
                     self.sometimes.hit("worker bounced a task");
-                    return self.say(machine, epoch, client, Said::Blocked(returned));
+                    return self.say(machine, epoch, client, said);
                 }
                 worker.queue.push_back(given);
                 self.next_run(machine, epoch, client);
@@ -181,8 +188,41 @@ impl World {
                     self.go_on(machine, epoch, client);
                 }
             }
+            Told::RoomWaits(object) => self.stall(machine, epoch, client, object),
+            Told::Recall(objects) => self.give_back(machine, epoch, client, &objects),
             Told::Stop { task, attempt } => self.stop(machine, epoch, client, task, attempt),
             Told::Created { object, room } => self.created(machine, epoch, client, object, room),
+        }
+    }
+
+    /// There is no room yet for what a task makes: it waits, and nothing else begins here meanwhile.
+    fn stall(&mut self, machine: usize, epoch: u64, client: ClientId, object: ObjectId) {
+        let Some(worker) = self.life(machine, epoch).and_then(|life| life.clients.get_mut(&client)) else {
+            return;
+        };
+        let waits = |run: &&mut Run| run.waits == Some(Waits::Room(object)) && !run.stalled;
+        let Some(run) = worker.run.as_mut().filter(waits) else { return };
+        run.stalled = true;
+        let returned = worker.queue.drain(..).filter_map(|given| task_id(&given.spec.id).ok()).collect();
+        self.sometimes.hit("worker waited for room");
+        self.say(machine, epoch, client, Said::Stalled(returned));
+    }
+
+    /// Room is short: what the task does not look at just now it can ask for again.
+    fn give_back(&mut self, machine: usize, epoch: u64, client: ClientId, objects: &[ObjectId]) {
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        let mut given_back = Vec::new();
+        for object in objects {
+            let times = run.pins.remove(object).unwrap_or(0);
+            if times > 0 {
+                run.seen.remove(object);
+                run.asked.remove(object);
+                given_back.extend(std::iter::repeat_n(*object, times));
+            }
+        }
+        if !given_back.is_empty() {
+            self.sometimes.hit("value given back for room");
+            self.say(machine, epoch, client, Said::Unpin(given_back));
         }
     }
 
@@ -255,6 +295,7 @@ impl World {
             run.mood = self.dice.bits();
         }
         let (task, attempt) = (run.task, run.attempt);
+        self.say(machine, epoch, client, Said::ArgsTaken(task));
         self.judges.started(task, attempt, incarnation, self.queue.now(), &mut self.sometimes);
         let what = super::trace::mix(task.run.0 as u64, u64::from(attempt));
         self.note("runs", machine as u64, incarnation, what, || format!("{task} attempt {attempt}"));
@@ -278,6 +319,18 @@ impl World {
         life.and_then(|life| life.content(value)).unwrap_or(GARBAGE)
     }
 
+    /// What a machine's store has of an object.
+    fn content_of(&self, machine: usize, object: ObjectId) -> Option<Content> {
+        let machine = &self.machines[machine];
+        let life = machine.life.as_deref()?;
+        match life.store.get(object)? {
+            Kept::Memory(place) => life.memory.get(&place.offset).cloned(),
+            Kept::File(file) => {
+                machine.disk.files.get(&file.id(object)).map(|(_, content, _)| content.clone())
+            }
+        }
+    }
+
     pub(super) fn run_of(&mut self, machine: usize, epoch: u64, client: ClientId) -> Option<&mut Run> {
         self.life(machine, epoch)?.clients.get_mut(&client)?.run.as_mut()
     }
@@ -290,12 +343,17 @@ impl World {
     pub(super) fn end_run(&mut self, machine: usize, epoch: u64, client: ClientId) {
         let doomed = self.doom_of(machine, epoch, client) == Some(Doom::BeforeReport);
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let stumbles = run.body.stumbles && run.attempt == 1;
-        if run.failure.is_none() && (run.body.end == End::Poison || stumbles) {
-            return self.worker_dies(machine, epoch, client);
-        }
-        if run.failure.is_none() && run.body.end == End::Error {
-            run.failure = Some(Failure::new(FailureKind::FailureUserError, "drawn"));
+        let first = if run.attempt == 1 { run.body.first } else { First::Same };
+        if run.failure.is_none() {
+            let error = |text| Some(Failure::new(FailureKind::FailureUserError, text));
+            match (run.body.end, first) {
+                (End::Poison, _) | (_, First::Dies) => return self.worker_dies(machine, epoch, client),
+                // It is told to stop, or killed.
+                (End::Hang, _) | (_, First::Hangs) => return self.sometimes.hit("task hangs"),
+                (End::Error, _) => run.failure = error(DRAWN),
+                (_, First::Fails) => run.failure = error(FLAKY),
+                (End::Value, First::Same) => {}
+            }
         }
         let (object, len) = (run.task.output(0), run.body.len);
         if run.failure.is_none() && len > INLINE_MAX {
@@ -332,9 +390,7 @@ impl World {
             && *crc != content.crc()
         {
             // What an earlier attempt made stands.
-            let life = self.machines[machine].life.as_deref();
-            let there = life.and_then(|life| life.memory.get(&life.store.get(object)?.offset).cloned());
-            content = there.unwrap_or(GARBAGE);
+            content = self.content_of(machine, object).unwrap_or(GARBAGE);
         }
         let value = same(room, &content).map(|()| Written::Shared(content));
         self.finish(machine, epoch, client, value);
@@ -370,6 +426,12 @@ impl World {
             self.say(machine, epoch, client, said);
         }
         let (task, attempt, ran_ns) = (run.task, run.attempt, run.ran_ns.max(1));
+        if let Err(failure) = &value
+            && run.body.goes_on_after(&failure.message)
+        {
+            self.judges.tries_again(task);
+            self.sometimes.hit("task failed and may run again");
+        }
         self.judge_returned(task, attempt, run.replay, incarnation, &inside);
         self.judges.ended.finished(task, attempt, incarnation);
         self.say(machine, epoch, client, Said::Finished { task, attempt, value, contains, ran_ns });
@@ -409,6 +471,7 @@ impl Run {
         Some(Run {
             task,
             attempt,
+            parent: task_id(&spec.parent).unwrap_or_default(),
             replay: spec.replay || attempt > 1,
             seed,
             depth,
@@ -425,6 +488,7 @@ impl Run {
             waits: None,
             was_blocked: false,
             blocked: false,
+            stalled: false,
             failure: None,
             ran_ns: 0,
             mood: 0,

@@ -8,14 +8,15 @@ use super::judge::Judges;
 use super::life::{Input, Life, Told};
 use super::net::{Net, Place};
 use super::options::Options;
-use super::program::{JOB, Oracle};
+use super::program::{Content, JOB, Oracle};
 use super::queue::Queue;
 use super::shard::{Key, Shard};
 use super::sometimes::Sometimes;
 use super::trace::Trace;
-use mobula_base::Instant;
+use mobula_base::{Instant, ObjectId};
 use mobula_gcs::core::beats::Beats;
 use mobula_gcs::core::silence::Court;
+use mobula_objstore::depot::File;
 use mobula_proto::{ClusterView, PeerMsg};
 use mobula_scheduler::ClientId;
 use std::collections::VecDeque;
@@ -46,6 +47,8 @@ pub enum What {
     Worked { machine: usize, epoch: u64, client: ClientId, run: u64 },
     /// The driver's next step.
     Drive,
+    /// Its process is gone.
+    DriverDies,
     /// A frame reaches another node.
     Frame {
         from: (usize, u64, u64),
@@ -75,7 +78,11 @@ pub enum What {
     /// A question is asked.
     Locate { machine: usize, epoch: u64, id: u64 },
     /// The fetch of an object reaches its holder.
-    Fetch { machine: usize, epoch: u64, from: (usize, u64), object: mobula_base::ObjectId },
+    Fetch { machine: usize, epoch: u64, from: (usize, u64), object: ObjectId, want: mobula_proto::Output },
+    /// A file has been written, or not taken.
+    FileWritten { machine: usize, epoch: u64, object: ObjectId, file: File, content: Content },
+    /// A file has been read.
+    FileRead { machine: usize, epoch: u64, object: ObjectId, file: File, offset: u64 },
     /// An entry may have committed.
     Commit { shard: usize, term: u64 },
     /// A leader is elected.
@@ -102,6 +109,8 @@ pub enum What {
     ViewComes { machine: usize, epoch: u64, view: Rc<ClusterView> },
     /// A fault is drawn.
     Strike,
+    /// A fault that waited for its moment strikes.
+    Sprung(Box<super::ambush::Sprung>),
     /// Something heals.
     Heal(super::faults::Healing),
     /// All heals; nothing new is begun.
@@ -134,6 +143,8 @@ pub struct Machine {
     pub calls: VecDeque<mobula_proto::call::Op>,
     /// Which try the first is at.
     pub call_tries: u64,
+    /// Where values lie that left memory.
+    pub disk: super::room::Disk,
 }
 
 /// A simulated cluster.
@@ -195,6 +206,7 @@ impl World {
             next_call: 1,
             calls: VecDeque::new(),
             call_tries: 0,
+            disk: super::room::Disk::default(),
         };
         let mut world = World {
             queue: Queue::default(),
@@ -217,7 +229,9 @@ impl World {
             happened: 0,
             options,
         };
-        world.judges.cause.store_full = world.options.store_bytes < super::options::AMPLE;
+        // Where there is a disk, whoever finds no room waits.
+        let (small, disk) = (world.options.store_bytes < super::options::AMPLE, world.options.disk_us);
+        world.judges.cause.store_full = small && disk.is_none();
         world.queue.after(Duration::ZERO, What::Begin);
         world
     }
@@ -293,10 +307,12 @@ impl World {
             | What::Report { machine, .. }
             | What::Beat { machine, .. }
             | What::Locate { machine, .. }
+            | What::FileWritten { machine, .. }
+            | What::FileRead { machine, .. }
             | What::ViewComes { machine, .. } => *machine,
             What::Frame { to, .. } => to.0,
             What::Fetch { from, .. } => from.0,
-            What::Drive => 0,
+            What::Drive | What::DriverDies => 0,
             What::Begin
             | What::Arrive { .. }
             | What::Commit { .. }
@@ -311,6 +327,7 @@ impl World {
             | What::Forget
             | What::Fence { .. }
             | What::Strike
+            | What::Sprung(_)
             | What::Heal(_)
             | What::Quiet
             | What::Check
@@ -332,6 +349,7 @@ impl World {
             What::WorkerUp { machine, epoch } => self.worker_up(machine, epoch),
             What::Worked { machine, epoch, client, run } => self.worked(machine, epoch, client, run),
             What::Drive => self.drive(),
+            What::DriverDies => self.driver_dies(),
             What::Frame { from, to, connection, first_seq, msgs } => {
                 self.frame(from, to, connection, first_seq, &msgs);
             }
@@ -347,7 +365,15 @@ impl World {
             What::Report { machine, epoch, shard } => self.report(machine, epoch, shard),
             What::Beat { machine, epoch } => self.beat(machine, epoch),
             What::Locate { machine, epoch, id } => self.locate_again(machine, epoch, id),
-            What::Fetch { machine, epoch, from, object } => self.fetched(machine, epoch, from, object),
+            What::Fetch { machine, epoch, from, object, want } => {
+                self.fetched(machine, epoch, from, object, want);
+            }
+            What::FileWritten { machine, epoch, object, file, content } => {
+                self.file_written(machine, epoch, object, file, content);
+            }
+            What::FileRead { machine, epoch, object, file, offset } => {
+                self.file_read(machine, epoch, object, file, offset);
+            }
             What::Commit { shard, term } => self.commit(shard, term),
             What::Elected { shard, term, head } => self.elected(shard, term, head),
             What::Wake { shard } => self.wake(shard),
@@ -361,6 +387,7 @@ impl World {
             What::Forget => self.forget_jobs(),
             What::ViewComes { machine, epoch, view } => self.view_comes(machine, epoch, view),
             What::Strike => self.strike(),
+            What::Sprung(sprung) => self.sprung(*sprung),
             What::Heal(healing) => self.heal(healing),
             What::Quiet => self.go_quiet(),
             What::Check => self.check(),
@@ -390,9 +417,8 @@ impl World {
         self.quiet = true;
         self.note("quiet", 0, 0, 0, String::new);
         self.heal_all();
-        match self.options.driver_dies {
-            true => self.driver_dies(),
-            false => self.driver.want_all(),
+        if self.options.driver_dies.is_none() {
+            self.driver.want_all();
         }
         self.queue.after(Duration::from_millis(1), What::Drive);
         self.queue.after(super::judge::LOOK, What::Check);

@@ -123,6 +123,11 @@ impl Draw {
         // Tasks that differ from one time to the next are for the core layer; so are those that run long,
         // since its time costs less.
         program.style.moody_permille = 0;
+        // What runs out of its time, or tries again by itself, is for that layer, too.
+        program.style.limit_permille = 0;
+        program.style.hang_permille = 0;
+        program.style.again_permille = 0;
+        program.driver_dies = None;
         program.style.work_us.1 = program.style.work_us.1.min(WORK_US_MAX);
         program.style.work_us.0 = program.style.work_us.0.min(WORK_US_MAX / 30);
         let nodes = dice.from_to(3, 5);

@@ -152,8 +152,9 @@ impl Run {
                         self.gets(object).await?;
                     }
                 }
-                // No task of this layer has moods: see `draw`.
-                Op::Whim(_) => {}
+                // No task of this layer has moods: see `draw`. Cancels are left out of its programs, too.
+                Op::Whim(_) | Op::Cancel(..) => {}
+                Op::Drop(pick) => drop(self.locals.forget(pick).map(|object| self.refs.remove(&object))),
                 Op::Wait(pick) => {
                     if let Some(object) = picked(&self.locals.all, pick) {
                         let reference = self.refs[&object].clone();
@@ -170,7 +171,8 @@ impl Run {
                 self.worker.die().await;
                 Err(Error::Value("nobody hears this".into()))
             }
-            End::Value => {
+            // None hangs, see there.
+            End::Value | End::Hang => {
                 let ids = self.locals.for_value(&self.body.returns);
                 let inputs = self.inputs.iter().copied();
                 let content = program::task_content(self.seed, inputs, self.body.len, ids);

@@ -144,6 +144,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R8c", "R8", "what is still to come may go when the first holder lets go of it", CORE),
     product("R8d", "R8", "what a reference was taken out of goes with the worker that took it", CORE),
     product("R8e", "R8", "who submits again what its node took over does not hold it", CORE),
+    product("R8f", "R8", "what a running task has put goes although others name it", CORE),
     product("R9a", "R9", "what no node has reported is lost, whoever has not reported yet", BOTH),
     product("R9b", "R9", "lost is said before all nodes have confirmed a death", BOTH),
     product("R9c", "R9", "a copy that was gone and is made again counts as gone", CORE),
@@ -216,6 +217,15 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W24", "G3", "what stands behind an attempt that does not count is made of its value", CORE),
+    product("W25", "G5", "a spare copy goes although a task has come to use it", CORE),
+    product("W26", "G5", "of what lies in the way of itself in a store only a part moves aside", CORE),
+    product(
+        "W27",
+        "G8",
+        "what was given to whoever does not want it any more stays where it is looked at",
+        CORE,
+    ),
+    product("W28", "G5", "a task goes on whose put was damaged, and may wait for whoever needs that", CORE),
 ];
 
 /// The bug of this name.

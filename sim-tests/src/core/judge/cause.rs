@@ -2,7 +2,7 @@
 //! fault that landed.* So without faults nothing fails that should not.
 
 use super::{Found, object as objects_to};
-use crate::core::program::{Expected, Oracle};
+use crate::core::program::{Expected, JOB, Oracle};
 use crate::core::sometimes::Sometimes;
 use mobula_base::{Instant, ObjectId, TaskId};
 use mobula_proto::{Failure, FailureKind};
@@ -15,6 +15,7 @@ pub struct Cause {
     died: BTreeMap<TaskId, u32>,
     assigned: BTreeMap<u64, Vec<TaskId>>,
     dead: BTreeSet<u64>,
+    /// What the driver could not put, or may have lost since a file of it was damaged.
     no_puts: BTreeSet<ObjectId>,
     /// How often each began.
     began: BTreeMap<TaskId, u32>,
@@ -33,7 +34,7 @@ impl Cause {
     }
 
     /// Whether a task was cancelled, itself or with the one that it descends from.
-    fn was_cancelled(&self, oracle: &Oracle, task: TaskId) -> bool {
+    pub(super) fn was_cancelled(&self, oracle: &Oracle, task: TaskId) -> bool {
         let mut line: Vec<TaskId> =
             self.cancelled.iter().filter(|(_, recursive)| **recursive).map(|(task, _)| *task).collect();
         let mut seen = BTreeSet::new();
@@ -86,6 +87,13 @@ impl Cause {
         self.no_puts.insert(object);
     }
 
+    /// A file of a value is damaged: what nothing makes again may be gone with the other copy.
+    pub fn damaged(&mut self, object: ObjectId) {
+        if object.task == TaskId::root(JOB) {
+            self.no_puts.insert(object);
+        }
+    }
+
     /// A failure is told.
     pub fn failed(
         &mut self,
@@ -123,9 +131,16 @@ impl Cause {
                     || self.may_be_gone(oracle, object)
                     || self.explains(oracle, task, &mut BTreeSet::new())
             }
+            FailureKind::FailureObjectLost => self.no_puts.contains(&object),
             FailureKind::FailureCancelled => {
                 sometimes.hit("task cancelled");
                 self.was_cancelled(oracle, task)
+            }
+            // One that runs again then has had all the attempts that it may have.
+            FailureKind::FailureTimedOut => {
+                sometimes.hit("time over");
+                let limit = oracle.tasks.get(&task).and_then(|known| known.limit);
+                limit.is_some_and(|again| !again || died > retries || self.was_cancelled(oracle, task))
             }
             FailureKind::FailureUnspecified
             | FailureKind::FailurePanic
@@ -133,8 +148,6 @@ impl Cause {
             | FailureKind::FailureBadArguments
             | FailureKind::FailureInfeasible
             | FailureKind::FailureUnknownObject
-            | FailureKind::FailureObjectLost
-            | FailureKind::FailureTimedOut
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull
             | FailureKind::FailureGroupRemoved
@@ -163,7 +176,11 @@ impl Cause {
         }
         let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
         let died = self.died.get(&task).copied().unwrap_or(0) > known.retries;
-        if died || self.may_have_diverged(oracle, task) || self.was_cancelled(oracle, task) {
+        if died
+            || known.limit.is_some()
+            || self.may_have_diverged(oracle, task)
+            || self.was_cancelled(oracle, task)
+        {
             return true;
         }
         known.args.iter().chain(&known.uses).any(|arg| {

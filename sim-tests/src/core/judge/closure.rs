@@ -19,7 +19,7 @@ pub struct Closure {
 impl World {
     /// Follows every reference of the driver.
     pub fn judge_closure(&mut self) {
-        if !self.options.counts || self.judges.closure.found.is_some() {
+        if !self.options.counts || self.driver.lost || self.judges.closure.found.is_some() {
             return;
         }
         let mut open: Vec<ObjectId> = self.driver.held().collect();

@@ -3,9 +3,14 @@
 //! either before the new record comes: what it says costs an execution then, and loses nothing.
 
 use super::{Found, object as objects_to};
+use crate::core::program::JOB;
 use crate::core::world::World;
 use bytes::Bytes;
 use mobula_base::{ObjectId, TaskId};
+use mobula_proto::item_outcome::Outcome;
+use mobula_proto::stream_item::Item;
+use mobula_proto::{ItemOutcome, StreamAck, StreamBatch};
+use std::collections::BTreeSet;
 
 /// Looks at what homes let go.
 #[derive(Default)]
@@ -22,6 +27,34 @@ impl World {
                     format!("shard {shard} lets {node} drop {object}, to which the driver refers")
                 });
             }
+        }
+    }
+
+    /// A batch was applied: edges come in their order, and what a node lets go of stays while the driver refers to it.
+    pub fn judge_references(&mut self, batch: &StreamBatch, ack: &StreamAck) {
+        let Some(life) = self.machines[0].life.as_deref().filter(|_| self.options.counts) else { return };
+        let driver = life.incarnation.0;
+        self.judges.edges.applied(&self.oracle, driver, batch);
+        let stays = |outcome: &ItemOutcome| !matches!(outcome.outcome, Some(Outcome::Kept(false)) | None);
+        let kept: BTreeSet<u64> =
+            ack.outcomes.iter().filter(|said| stays(said)).map(|said| said.seq).collect();
+        let mut seq = batch.first_seq;
+        for item in &batch.items {
+            if let Some(Item::Release(release)) = &item.item
+                && batch.incarnation != driver
+                && !kept.contains(&seq)
+                && let Some(object) = ObjectId::from_bytes(&release.object)
+                && object.task == TaskId::root(JOB)
+                && self.driver.refers_to(object)
+            {
+                objects_to(&mut self.judges.drops.found, || {
+                    format!(
+                        "{} lets go of {object} for everybody, to which the driver refers",
+                        batch.incarnation
+                    )
+                });
+            }
+            seq += mobula_gcs::core::seqs_of(item);
         }
     }
 

@@ -174,9 +174,11 @@ impl World {
             let life = machine.life.as_deref()?;
             let held: usize =
                 (0..self.shards.len() as u32).map(|shard| life.core.held(ShardId(shard)).len()).sum();
-            let bytes = life.store.usage().0;
-            if held > 0 || bytes > 0 {
-                return Some(format!("machine {number} still has {held} objects, {bytes} bytes"));
+            let (bytes, files) = (life.store.usage().0, machine.disk.files.len());
+            if held > 0 || bytes > 0 || files > 0 {
+                return Some(format!(
+                    "machine {number} still has {held} objects, {bytes} bytes, {files} files"
+                ));
             }
         }
         None

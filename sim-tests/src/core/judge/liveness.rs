@@ -44,8 +44,21 @@ impl World {
             .filter_map(|run| run.waits_for())
             .map(|(task, object)| format!("{task} waits for {}", self.why(object)))
             .collect();
+        let lives = self.machines.iter().filter_map(|machine| machine.life.as_deref());
+        let stores: Vec<String> = lives
+            .filter(|life| life.store.waiting() > 0)
+            .map(|life| {
+                let (n, store) = (life.incarnation, &life.store);
+                format!(
+                    "{n}: {} wait for room, {:?} used, {:?}",
+                    store.waiting(),
+                    store.usage(),
+                    store.count()
+                )
+            })
+            .collect();
         let text = format!(
-            "{count} gets have no answer {past:?} after the last fault: {}; at work: {}; {}",
+            "{count} gets have no answer {past:?} after the last fault: {}; stores: {stores:?}; at work: {}; {}",
             open.join("; "),
             busy.join("; "),
             waits.join("; ")

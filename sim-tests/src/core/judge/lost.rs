@@ -1,11 +1,14 @@
 //! R9: *no answer says lost while a live node has reported a copy, or the done-record names one that has it.*
 
 use super::{Found, object as objects_to};
+use crate::core::life::Life;
 use crate::core::shard::Shard;
 use crate::core::world::Machine;
 use mobula_base::ObjectId;
+use mobula_gcs::core::holdings::Made;
 use mobula_gcs::core::run::State;
-use mobula_proto::{HoldingRequest, Located};
+use mobula_proto::located::Answer;
+use mobula_proto::{FailureKind, HoldingRequest, Located};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Remembers what was reported to the leaders that are.
@@ -30,6 +33,28 @@ impl Lost {
             held.remove(&object);
         }
         held.extend(report.add.iter().filter_map(|id| ObjectId::from_bytes(id)));
+    }
+
+    /// A leader says that a put of a driver is lost: whoever put it has it, until it says otherwise.
+    pub fn of_put(&mut self, number: usize, located: &Located, shard: &Shard, machines: &[Machine]) {
+        let Some(Answer::Failed(failure)) = &located.answer else { return };
+        let Some(object) = ObjectId::from_bytes(&located.object) else { return };
+        let Some(put) = shard.state.puts.get(&object) else { return };
+        if failure.kind() != FailureKind::FailureObjectLost {
+            return;
+        }
+        let mut lives = machines.iter().filter_map(|machine| machine.life.as_deref());
+        let told_gone = |node| shard.holdings.is_gone(object, node, Made::default());
+        let has_it = |life: &&Life| {
+            let who = life.incarnation.0;
+            who == put.by && life.core.value_of(object).is_some() && !told_gone(who)
+        };
+        if let Some(life) = lives.find(has_it) {
+            let who = life.incarnation;
+            objects_to(&mut self.found, || {
+                format!("shard {number} says that {object} is lost, but {who}, which put it, has it")
+            });
+        }
     }
 
     /// A leader says that an object is lost.

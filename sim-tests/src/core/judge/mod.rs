@@ -8,9 +8,11 @@ pub mod closure;
 pub mod cpu;
 pub mod drops;
 pub mod durable;
+pub mod edges;
 pub mod ended;
 pub mod fenced;
 pub mod leak;
+pub mod limits;
 pub mod liveness;
 pub mod lost;
 pub mod once;
@@ -121,6 +123,10 @@ pub struct Judges {
     pub placed: placed::Placed,
     /// Re-executions come first.
     pub outrank: outrank::Outrank,
+    /// Edges come before what follows from them.
+    pub edges: edges::Edges,
+    /// Nothing is stopped before its time.
+    pub limits: limits::Limits,
     /// Everything ends.
     pub liveness: liveness::Liveness,
     /// Nothing stays.
@@ -142,7 +148,7 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 23] = [
+        let all: [(&Found, &'static str, &'static str, Class); 25] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -162,6 +168,8 @@ impl Judges {
             (&self.settled.found, "settled", "R9", Safety),
             (&self.drops.found, "drops", "R13", Safety),
             (&self.outrank.found, "outrank", "R16", Safety),
+            (&self.edges.found, "edges", "R5, R6", Safety),
+            (&self.limits.found, "limits", "limits", Safety),
             (&self.snapshot, "snapshot", "S6, R14", Safety),
             (&self.diverged, "diverged", "R1, R2, G3", Safety),
             (&self.liveness.found, "liveness", "G5, R16", Liveness),
@@ -198,6 +206,20 @@ impl Judges {
         self.once.started(task, attempt, node, now);
         self.cause.began(task);
         self.redo.started(task, sometimes);
+    }
+
+    /// An attempt does not come through, and there may be another.
+    pub fn tries_again(&mut self, task: TaskId) {
+        self.cause.died(task);
+        self.redo.died(task);
+    }
+
+    /// An attempt on a node is told to stop.
+    pub fn stopped(&mut self, oracle: &Oracle, task: TaskId, node: u64, now: Instant) {
+        if !self.cause.was_cancelled(oracle, task) {
+            self.limits.stopped(task, node, now);
+            self.tries_again(task);
+        }
     }
 
     /// A failure is told.

@@ -64,6 +64,11 @@ impl Order {
         self.committed.contains(&task)
     }
 
+    /// Whether a task ever had a record, or came and went without anybody else knowing.
+    pub fn had_record(&self, task: TaskId) -> bool {
+        self.committed.contains(&task) || self.elided.contains(&task)
+    }
+
     /// Whether a task that had a record was submitted again on a node since, whose record of it has not come.
     pub fn comes_anew(&self, task: TaskId, node: u64) -> bool {
         let asked = self.asked.get(&(task, node));

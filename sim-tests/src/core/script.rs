@@ -1,0 +1,226 @@
+//! What the driver of a run does when: seeded groups of tasks, and what is got, dropped and cancelled of them.
+
+use super::dice::Dice;
+use super::driver::Step;
+use super::options::Options;
+use super::program::{self, Expected, INLINE_MAX, JOB, Oracle, Submission};
+use mobula_base::ids::FIRST_PUT_SLOT;
+use mobula_base::{ObjectId, TaskId};
+use std::time::Duration;
+
+/// Steps, and when each is due, counted from the driver's connection.
+pub type Script = Vec<(Duration, Step)>;
+
+/// How a group of tasks hangs together.
+#[derive(Clone, Copy)]
+enum Shape {
+    Chain,
+    FanOut,
+    FanIn,
+    Random,
+    /// All take something old, which may be lost by then.
+    Again,
+}
+
+const SHAPES: [Shape; 5] = [Shape::Chain, Shape::FanOut, Shape::FanIn, Shape::Random, Shape::Again];
+
+/// A seed's script in the making.
+struct Writer<'a> {
+    options: &'a Options,
+    oracle: &'a mut Oracle,
+    dice: Dice,
+    script: Script,
+    tasks: u64,
+    puts: u32,
+    /// What later steps may name.
+    known: Vec<ObjectId>,
+    end: Duration,
+}
+
+/// Writes the script, and runs it in the oracle.
+pub fn write(options: &Options, oracle: &mut Oracle) -> Script {
+    let end = options.driver_dies.unwrap_or(options.faults_end).saturating_sub(Duration::from_millis(300));
+    let dice = Dice::new(options.seed, "driver");
+    let (script, known) = (Vec::new(), Vec::new());
+    let mut writer = Writer { options, oracle, dice, script, tasks: 0, puts: 0, known, end };
+    let mut at = Duration::from_millis(200);
+    let (rate, burst) = options.rate;
+    while at < end {
+        let many = writer.dice.from_to(1, burst * 2);
+        writer.group(at, many);
+        let pause = writer.dice.from_to(1, 2 * 1000 * (burst + 1).div_ceil(2) / rate).max(1);
+        at += Duration::from_millis(pause);
+    }
+    if options.driver_dies.is_some() {
+        // Much is in flight then.
+        writer.group(end, LAST_GROUP);
+    }
+    let mut script = writer.script;
+    script.extend(cancels(&script, options, end));
+    script.sort_by_key(|(at, _)| *at);
+    if !options.without.is_empty() {
+        (script, *oracle) = left_of(script, options);
+    }
+    script
+}
+
+/// Tasks that a driver submits just before it dies.
+const LAST_GROUP: u64 = 60;
+
+impl Writer<'_> {
+    fn shape(&mut self) -> Shape {
+        let weights = self.options.style.shapes;
+        let mut drawn = self.dice.below(weights.iter().sum());
+        for (shape, weight) in SHAPES.into_iter().zip(weights) {
+            if drawn < weight {
+                return shape;
+            }
+            drawn = drawn.saturating_sub(weight);
+        }
+        Shape::Random
+    }
+
+    /// A group of tasks and puts, and what becomes of them.
+    fn group(&mut self, at: Duration, many: u64) {
+        let shape = self.shape();
+        let old = self.dice.pick(&self.known);
+        let mut group: Vec<ObjectId> = Vec::new();
+        for n in 0..many {
+            let mut refs = self.options.style.pick_refs(&mut self.dice, &group);
+            if self.dice.permille(80) {
+                group.push(self.put(at, refs));
+                continue;
+            }
+            let args = match (shape, old) {
+                // Whoever runs it looks for it, or whoever submitted it does.
+                (Shape::Again, Some(old)) if n % 2 == 0 => {
+                    refs = vec![old];
+                    Vec::new()
+                }
+                (Shape::Again, Some(old)) => vec![old],
+                _ => pick_args(&mut self.dice, shape, &group, &self.known, n + 1 == many),
+            };
+            group.push(self.submit(at, args, refs));
+        }
+        for object in &group {
+            if self.dice.permille(300) {
+                let later = self.later(at, 4_000);
+                self.script.push((later, Step::Get(*object)));
+            }
+        }
+        self.let_go(at, group);
+    }
+
+    fn later(&mut self, at: Duration, most_ms: u64) -> Duration {
+        (at + Duration::from_millis(self.dice.log_uniform(5, most_ms))).min(self.end.max(at))
+    }
+
+    fn put(&mut self, at: Duration, refs: Vec<ObjectId>) -> ObjectId {
+        let object = TaskId::root(JOB).output(FIRST_PUT_SLOT + self.puts);
+        self.puts += 1;
+        let large = self.dice.permille(self.options.style.large_permille);
+        let len = if large { self.dice.log_uniform(INLINE_MAX + 1, 2_000_000) } else { 16 };
+        let content = program::put_content(self.dice.bits(), len, refs);
+        self.oracle.objects.insert(object, Expected::Value(content.clone()));
+        self.script.push((at, Step::Put { object, content }));
+        object
+    }
+
+    fn submit(&mut self, at: Duration, args: Vec<ObjectId>, nested: Vec<ObjectId>) -> ObjectId {
+        let root = TaskId::root(JOB);
+        let id = TaskId::new(JOB, root, 0, self.tasks);
+        self.tasks += 1;
+        let (seed, depth) = (self.dice.bits(), self.options.style.depth);
+        let task = Submission { id, parent: root, seed, depth, args, nested };
+        self.oracle.run(&self.options.style, &task);
+        self.script.push((at, Step::Submit(task)));
+        id.output(0)
+    }
+
+    /// Some of a group is dropped at once, some is wanted for what lies inside and dropped then, some stays for a
+    /// while.
+    fn let_go(&mut self, at: Duration, group: Vec<ObjectId>) {
+        for object in group {
+            if self.dice.permille(self.options.style.hasty_permille) {
+                let later = at + Duration::from_millis(self.dice.log_uniform(1, 256) - 1);
+                self.script.push((later.min(self.end.max(at)), Step::Drop(object)));
+            } else if self.dice.permille(self.options.drop_permille / 4) {
+                let later = self.later(at, 4_000);
+                self.script.extend([(later, Step::Get(object)), (later, Step::Drop(object))]);
+            } else {
+                self.known.push(object);
+            }
+        }
+        // Nothing that comes later names what is dropped here.
+        let keep = self.dice.from_to(10, 64) as usize;
+        let many = self.known.len().saturating_sub(keep);
+        for object in self.known.drain(..many) {
+            if self.dice.permille(self.options.drop_permille) {
+                self.script.push((at, Step::Drop(object)));
+            }
+        }
+    }
+}
+
+/// Some tasks are cancelled, before they begin, while they run, or when they have ended.
+fn cancels(script: &Script, options: &Options, end: Duration) -> Script {
+    let dice = &mut Dice::new(options.seed, "cancels");
+    let mut cancels = Vec::new();
+    for (at, step) in script {
+        if let Step::Submit(task) = step
+            && dice.permille(options.style.cancel_permille)
+        {
+            let later = *at + Duration::from_millis(dice.log_uniform(1, 2_000));
+            cancels.push((later.min(end.max(*at)), Step::Cancel(task.id.output(0), dice.permille(500))));
+        }
+    }
+    cancels
+}
+
+/// A script without some of its steps, nor what takes the values that these would have made; and what is
+/// left must come to.
+fn left_of(script: Script, options: &Options) -> (Script, Oracle) {
+    let (mut left, mut oracle) = (Vec::new(), Oracle::default());
+    for (number, (at, step)) in script.into_iter().enumerate() {
+        let there = |object: &ObjectId| oracle.objects.contains_key(object);
+        let possible = match &step {
+            Step::Submit(task) => task.args.iter().chain(&task.nested).all(there),
+            Step::Put { content, .. } => content.refs.iter().all(there),
+            Step::Get(object) | Step::Drop(object) | Step::Cancel(object, _) => there(object),
+        };
+        if !possible || options.without.contains(&number) {
+            continue;
+        }
+        match &step {
+            Step::Submit(task) => oracle.run(&options.style, task),
+            Step::Put { object, content } => {
+                oracle.objects.insert(*object, Expected::Value(content.clone()));
+            }
+            Step::Get(_) | Step::Drop(_) | Step::Cancel(..) => {}
+        }
+        left.push((at, step));
+    }
+    (left, oracle)
+}
+
+fn pick_args(
+    dice: &mut Dice,
+    shape: Shape,
+    group: &[ObjectId],
+    known: &[ObjectId],
+    last: bool,
+) -> Vec<ObjectId> {
+    match shape {
+        Shape::Chain => group.last().or(known.last()).copied().into_iter().collect(),
+        Shape::FanOut => group.first().copied().into_iter().collect(),
+        Shape::FanIn if last => group.to_vec(),
+        Shape::FanIn => Vec::new(),
+        Shape::Random | Shape::Again => {
+            let from: Vec<ObjectId> = known.iter().chain(group).rev().take(20).copied().collect();
+            let many = dice.below(4);
+            let mut args: Vec<ObjectId> = (0..many).filter_map(|_| dice.pick(&from)).collect();
+            args.dedup();
+            args
+        }
+    }
+}
