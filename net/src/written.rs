@@ -21,10 +21,11 @@ const BUFFER_KEPT_MAX: usize = 1 << 20;
 const PREFIX: usize = 4;
 
 struct Frames<T> {
-    bytes: BytesMut,
-    /// Where the last frame begins, while another message may be added to it.
-    open: Option<usize>,
-    /// Messages in that frame.
+    /// Those that are full: each in a buffer of its own, so that a long queue is not moved as it grows.
+    full: Vec<BytesMut>,
+    /// The one that messages are added to; empty if there is none.
+    open: BytesMut,
+    /// Messages in that one.
     count: usize,
     /// What comes after all of that, and may still be added to.
     last: Option<T>,
@@ -33,13 +34,13 @@ struct Frames<T> {
 
 impl<T> Default for Frames<T> {
     fn default() -> Self {
-        Frames { bytes: BytesMut::new(), open: None, count: 0, last: None, closed: false }
+        Frames { full: Vec::new(), open: BytesMut::new(), count: 0, last: None, closed: false }
     }
 }
 
 impl<T: Message> Frames<T> {
     fn is_empty(&self) -> bool {
-        self.bytes.is_empty() && self.last.is_none()
+        self.open.is_empty() && self.full.is_empty() && self.last.is_none()
     }
 
     fn add_message(&mut self, message: &T) {
@@ -53,33 +54,32 @@ impl<T: Message> Frames<T> {
         }
     }
 
-    /// Takes all frames, and leaves `empty` in their place.
-    fn take(&mut self, empty: &mut BytesMut) -> Option<BytesMut> {
+    /// Takes all frames, and leaves `empty` for the next one.
+    fn take(&mut self, empty: &mut BytesMut) -> Vec<BytesMut> {
         self.settle();
-        (self.open, self.count) = (None, 0);
-        (!self.bytes.is_empty()).then(|| std::mem::replace(&mut self.bytes, std::mem::take(empty)))
+        if !self.open.is_empty() {
+            self.full.push(std::mem::replace(&mut self.open, std::mem::take(empty)));
+        }
+        std::mem::take(&mut self.full)
     }
 
     /// Adds a message of `len` bytes to the last frame, or begins another.
     fn add(&mut self, len: usize, write: impl FnOnce(&mut BytesMut)) {
-        let is_full =
-            |begin: usize| self.count == BATCH_MAX || self.bytes.len() - begin + len > BATCH_BYTES_MAX;
-        let begin = match self.open.filter(|begin| !is_full(*begin)) {
-            Some(begin) => begin,
-            None => {
-                self.count = 0;
-                let begin = self.bytes.len();
-                self.bytes.put_bytes(0, PREFIX);
-                self.open = Some(begin);
-                begin
-            }
-        };
-        encode_key(BATCH_FIELD, WireType::LengthDelimited, &mut self.bytes);
-        encode_varint(len as u64, &mut self.bytes);
-        write(&mut self.bytes);
+        let is_full = self.count == BATCH_MAX || self.open.len() + len > BATCH_BYTES_MAX;
+        if is_full && !self.open.is_empty() {
+            let next = BytesMut::with_capacity(self.open.len());
+            self.full.push(std::mem::replace(&mut self.open, next));
+        }
+        if self.open.is_empty() {
+            self.open.put_bytes(0, PREFIX);
+            self.count = 0;
+        }
+        encode_key(BATCH_FIELD, WireType::LengthDelimited, &mut self.open);
+        encode_varint(len as u64, &mut self.open);
+        write(&mut self.open);
         self.count += 1;
-        let frame = (self.bytes.len() - begin - PREFIX) as u32;
-        self.bytes[begin..begin + PREFIX].copy_from_slice(&frame.to_le_bytes());
+        let frame = (self.open.len() - PREFIX) as u32;
+        self.open[..PREFIX].copy_from_slice(&frame.to_le_bytes());
     }
 }
 
@@ -158,8 +158,8 @@ impl<T: Message> Written<T> {
         self.queue.1.notify_one();
     }
 
-    /// Takes all frames that are queued, if there are any, and leaves `empty` in their place.
-    pub fn try_take(&self, empty: &mut BytesMut) -> Option<BytesMut> {
+    /// Takes all frames that are queued, and leaves `empty` for the next one.
+    pub fn try_take(&self, empty: &mut BytesMut) -> Vec<BytesMut> {
         self.frames().take(empty)
     }
 
@@ -186,9 +186,9 @@ impl<T: Message> Written<T> {
     pub async fn write_to<W: AsyncWrite + Unpin>(&self, mut writer: W) -> io::Result<()> {
         let mut empty = BytesMut::new();
         while self.wait().await {
-            if let Some(frames) = self.try_take(&mut empty) {
-                writer.write_all(&frames).await?;
-                empty = emptied(frames);
+            for frame in self.try_take(&mut empty) {
+                writer.write_all(&frame).await?;
+                empty = emptied(frame);
             }
         }
         writer.shutdown().await
@@ -255,9 +255,9 @@ mod tests {
             });
         };
         let read = || {
-            let frames = written.try_take(&mut BytesMut::new()).unwrap_or_default();
+            let frames = written.try_take(&mut BytesMut::new());
             let mut decoder = frame::Decoder::default();
-            decoder.buffer().extend_from_slice(&frames);
+            frames.iter().for_each(|frame| decoder.buffer().extend_from_slice(frame));
             let frame = decoder.next_message::<ToClient>().expect("a frame");
             frame.map_or(Vec::new(), |frame| frame.msgs)
         };
@@ -284,6 +284,6 @@ mod tests {
         }
         let mut expected = BytesMut::new();
         frame::encode(&ToClient { msgs }, &mut expected);
-        assert_eq!(frames.bytes, expected);
+        assert_eq!(frames.take(&mut BytesMut::new()), [expected]);
     }
 }

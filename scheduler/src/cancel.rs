@@ -29,7 +29,7 @@ fn cancelled() -> Failure {
 }
 
 /// How long an attempt may run.
-fn time_limit(spec: &TaskSpec) -> Option<Duration> {
+pub(crate) fn time_limit(spec: &TaskSpec) -> Option<Duration> {
     let limit = spec.options.as_deref()?.timeout_ms;
     (limit > 0).then(|| Duration::from_millis(limit))
 }
@@ -157,6 +157,9 @@ impl Core {
 
     /// A worker goes on to the first of its tasks: from here on its time runs.
     pub(crate) fn watch_time(&mut self, worker: ClientId) {
+        if self.timed == 0 {
+            return;
+        }
         let Some(task) = self.workers.get(&worker).and_then(|w| w.queue.front()).copied() else { return };
         let now = self.now;
         let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) else { return };

@@ -140,6 +140,8 @@ pub struct Core {
     pub(crate) objects: RunMap<ObjectId, Object>,
     pub(crate) kept: RunMap<TaskId, Kept>,
     pub(crate) runs: RunMap<TaskId, Run>,
+    /// Runs that may take so long only.
+    pub(crate) timed: u64,
     pub(crate) classes: Vec<Class>,
     pub(crate) workers: BTreeMap<ClientId, Worker>,
     /// Tasks of which a worker has an attempt that does not count any more.
@@ -226,6 +228,7 @@ impl Core {
             objects: RunMap::default(),
             kept: RunMap::default(),
             runs: RunMap::default(),
+            timed: 0,
             classes: Vec::new(),
             workers: BTreeMap::new(),
             strays: BTreeSet::new(),

@@ -123,7 +123,7 @@ impl Core {
             self.effects.push(Effect::Committed { client, task, revision: 0 });
         }
         self.recheck = true;
-        self.take_kept(task);
+        self.forget_kept(task);
         self.forget(task.output(0));
         true
     }

@@ -1,5 +1,6 @@
 //! Tasks on this node: arguments, workers, leases, results.
 
+use crate::cancel::time_limit;
 use crate::core::Core;
 use crate::groups;
 use crate::objects::State;
@@ -141,6 +142,7 @@ impl Core {
         let job = JobId(spec.job);
         let class = self.class_of(&spec.demand(), groups::of_run(&spec).as_ref());
         self.groups.runs += u64::from(self.classes[class].group.is_some());
+        self.timed += u64::from(time_limit(&spec).is_some());
         let objects: Vec<_> = arg_objects(&spec).collect();
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
@@ -281,6 +283,7 @@ impl Core {
     pub(crate) fn take_run(&mut self, task: TaskId) -> Option<Run> {
         let run = self.runs.remove(&task)?;
         self.groups.runs -= u64::from(self.classes[run.class].group.is_some());
+        self.timed -= u64::from(time_limit(&run.spec).is_some());
         self.stopping.remove(&task);
         if run.missing > 0 {
             self.arriving.remove(&task);

@@ -201,6 +201,23 @@ impl<K: Key, V> RunMap<K, V> {
         Some(value)
     }
 
+    /// Drops the value of a key where it lies, without moving it out; whether there was one.
+    pub fn discard(&mut self, key: &K) -> bool {
+        let Some((run, place)) = key.place() else { return self.others.remove(key).is_some() };
+        let Some(number) = self.run(run) else { return false };
+        let places = &mut self.places[number];
+        let at = places.at.get_mut(place).map_or(0, std::mem::take);
+        let Some(at) = (at as usize).checked_sub(1) else { return false };
+        places.taken -= 1;
+        let is_last = places.taken == 0;
+        self.chunks[at / CHUNK][at % CHUNK] = None;
+        self.free.push(at as u32);
+        if is_last {
+            self.remove_run(run);
+        }
+        true
+    }
+
     /// How many there are.
     pub fn len(&self) -> usize {
         // All but the last are full.
@@ -259,12 +276,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_is_a_map(steps in prop::collection::vec((key(), any::<u8>(), 0..4u8), 1..400)) {
+        fn it_is_a_map(steps in prop::collection::vec((key(), any::<u8>(), 0..5u8), 1..400)) {
             let (mut map, mut model) = (RunMap::default(), BTreeMap::new());
             for (key, value, step) in steps {
                 match step {
                     0 => prop_assert_eq!(map.insert(key, value), model.insert(key, value)),
                     1 => prop_assert_eq!(map.remove(&key), model.remove(&key)),
+                    4 => prop_assert_eq!(map.discard(&key), model.remove(&key).is_some()),
                     2 => prop_assert_eq!(
                         map.get_or_insert_with(key, || value),
                         model.entry(key).or_insert(value)

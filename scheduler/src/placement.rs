@@ -409,7 +409,7 @@ impl Core {
         {
             self.unplace(task, node);
         }
-        self.take_kept(task);
+        self.forget_kept(task);
         // Whoever referred to its value may have gone while it was kept.
         self.to_tidy.push_back(task.output(0));
     }

@@ -206,7 +206,7 @@ impl Core {
                     }
                     outcome @ (Some(_) | None) => {
                         if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
-                            self.take_kept(task);
+                            self.forget_kept(task);
                             self.to_tidy.push_back(task.output(0));
                             if let Some(item_outcome::Outcome::Refused(view)) = &outcome {
                                 self.made_by_another(task, view);

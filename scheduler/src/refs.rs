@@ -5,7 +5,7 @@
 //! itself; else a `Name` says so, and a `Release` ends it. Whatever nobody here has a use for is
 //! *tidied*: elided with its task (see [`crate::elide`]), released, kept as an idle copy, or forgotten.
 
-use crate::core::{Core, Kept, KeptState, Record};
+use crate::core::{Core, KeptState, Record};
 use crate::objects::{Object, State};
 use crate::stream::{About, Ticket};
 use crate::submit::named_objects;
@@ -257,23 +257,25 @@ impl Core {
     }
 
     /// Takes a task out of what this node keeps, with its claims on what it names.
-    pub(crate) fn take_kept(&mut self, task: TaskId) -> Option<Kept> {
-        let mut kept = self.kept.remove(&task)?;
+    pub(crate) fn forget_kept(&mut self, task: TaskId) {
+        let Some(kept) = self.kept.get_mut(&task) else { return };
+        let (record, names) =
+            (std::mem::replace(&mut kept.record, Record::Sent), std::mem::take(&mut kept.names));
+        self.kept.discard(&task);
         self.cancelled.remove(&task);
-        if let Record::Waits(waits) = &kept.record {
+        if let Record::Waits(waits) = record {
             // It was never sent, and will not be.
             self.streams.give_up(waits.ticket);
             self.awaiting_edges.remove(&task);
             self.recheck = true;
-            self.unname(task, &kept.names);
+            self.unname(task, &names);
         }
-        for Named { id, .. } in std::mem::take(&mut kept.names) {
+        for Named { id, .. } in names {
             if let Some(object) = self.objects.get_mut(&id) {
                 object.refs.named = object.refs.named.saturating_sub(1);
                 self.to_tidy.push_back(id);
             }
         }
-        Some(kept)
     }
 
     /// The record of a task will not come: its edges go, those that wait unsent.
@@ -428,7 +430,7 @@ impl Core {
     /// Forgets an object, and its value with it.
     pub(crate) fn forget(&mut self, id: ObjectId) {
         self.discard(id);
-        self.objects.remove(&id);
+        self.objects.discard(&id);
         self.idle.remove(&id);
         self.spare.remove(&id);
     }

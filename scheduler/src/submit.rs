@@ -135,7 +135,7 @@ impl Core {
         // That it took over an attempt of it, and has told its end, goes on for itself.
         let told = self.kept.get(&task).map(|told| told.attempt);
         if told.is_some() {
-            self.take_kept(task);
+            self.forget_kept(task);
         }
         let attempt = told.unwrap_or(1);
         let (names, edges) = self.name_for(task, &spec);

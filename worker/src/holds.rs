@@ -179,9 +179,9 @@ mod tests {
     /// What has been said since the last look: `S` a submission, `P` a put, `H`, `D`, `U` with how many.
     fn said(client: &Client) -> String {
         let mut said = Vec::new();
-        let frames = client.shell.outbox.try_take(&mut BytesMut::new()).unwrap_or_default();
+        let frames = client.shell.outbox.try_take(&mut BytesMut::new());
         let mut decoder = Decoder::default();
-        decoder.buffer().extend_from_slice(&frames);
+        frames.iter().for_each(|frame| decoder.buffer().extend_from_slice(frame));
         while let Some(frame) = decoder.next_message::<ToDaemon>().expect("a frame") {
             for ClientMsg { msg } in frame.msgs {
                 said.push(match msg {

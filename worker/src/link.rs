@@ -187,10 +187,11 @@ impl Line {
 
     /// Writes what is queued by now. Of a daemon that is gone the reading thread hears.
     pub(crate) fn flush(&mut self, outbox: &Written<ClientMsg>) -> io::Result<()> {
-        let Some(frames) = outbox.try_take(&mut self.empty) else { return Ok(()) };
-        let written = self.stream.write_all(&frames);
-        self.empty = emptied(frames);
-        written
+        for frame in outbox.try_take(&mut self.empty) {
+            self.stream.write_all(&frame)?;
+            self.empty = emptied(frame);
+        }
+        Ok(())
     }
 }
 
