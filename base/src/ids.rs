@@ -189,6 +189,11 @@ impl TaskPrefix {
         (self.first..=self.last).contains(&run) && self.place.is_none_or(|place| place == task.place)
     }
 
+    /// Whether it begins every id.
+    pub fn is_empty(self) -> bool {
+        self.first == 0 && self.last == u128::MAX
+    }
+
     /// The task that it names, if it is a whole id.
     pub fn whole(self) -> Option<TaskId> {
         self.place.map(|place| TaskId { run: RunId(self.first), place })

@@ -23,10 +23,12 @@ pub struct Explained {
 
 impl Core {
     /// Up to `limit` of the tasks that this node keeps or runs and whose ids begin so, sorted, and whether there
-    /// are more. Looks at every task that there is.
+    /// are more. Those that have ended are told of only if their ids are asked for. Looks at every task.
     pub fn explain(&self, prefix: TaskPrefix, limit: usize) -> (Vec<Explained>, bool) {
+        let counts = |kept: &Kept| kept.state != KeptState::Finishing || !prefix.is_empty();
+        let kept = self.kept.iter().filter(|(_, kept)| counts(kept)).map(|(task, _)| task);
         let mut tasks: Vec<TaskId> =
-            self.kept.keys().chain(self.runs.keys()).filter(|task| prefix.begins(**task)).copied().collect();
+            kept.chain(self.runs.keys()).filter(|task| prefix.begins(**task)).copied().collect();
         tasks.sort_unstable();
         tasks.dedup();
         let more = tasks.len() > limit;

@@ -60,13 +60,17 @@ pub fn run(settings: &Settings, args: &ExplainArgs) -> Outcome {
                 say!(output, "no node keeps or runs a task");
                 Ok(exit::OK)
             }
-            true => Err(format!(
-                "no node that answers keeps or runs a task whose id begins with {text:?}: it has ended, or never \
-                 was; with its whole id the control store is asked, too"
-            )
-            .into()),
+            true => Err(unknown(text, prefix).into()),
         }
     })
+}
+
+fn unknown(text: &str, prefix: TaskPrefix) -> String {
+    let store = match prefix.whole() {
+        Some(_) => "and the control store has no record of it: it has been pruned, or never was there",
+        None => "it has ended, or never was there; of a whole id the control store is asked, too",
+    };
+    format!("no node that answers keeps or runs a task whose id begins with {text:?}, {store}")
 }
 
 /// What all nodes say, who does not answer, and whether any of them has more to say.

@@ -30,10 +30,12 @@ pub fn drive_if_asked() {
         files: vec![(home.join("extra"), "tools/extra".into())],
         working_dir: Some(home.join("shipped")),
     };
+    // Replaced by another build while it runs, say. Workers start as soon as a node hears of the job: none finds
+    // the driver where it lay.
+    std::fs::remove_file(std::env::current_exe().expect("a path")).expect("removed");
     let client =
         Client::connect(ConnectOptions { socket, runtime, ..Default::default() }).expect("connected");
-    // Replaced by another build while it runs, say; and what was shipped has changed.
-    std::fs::remove_file(std::env::current_exe().expect("a path")).expect("removed");
+    // What was shipped has changed since.
     std::fs::write(home.join("shipped/data/said.txt"), "something else").expect("written");
     for node in [2, 1] {
         let task = looks_around::task().resource(&format!("only-{node}"), 1.0);
