@@ -216,6 +216,8 @@ pub(crate) struct Life {
     pub view_version: u64,
     /// The same, once all that follows from it is done.
     acted: watch::Sender<u64>,
+    /// Whether some link has not been told of tasks that were elided.
+    pub has_elided: bool,
     /// Whether a death has been learnt of in this turn.
     pub has_buried: bool,
     pub spawned: BTreeMap<u64, (JobId, JoinHandle<()>)>,
@@ -318,6 +320,7 @@ impl Life {
             early: BTreeMap::new(),
             view_version: 0,
             acted,
+            has_elided: false,
             has_buried: false,
             spawned: BTreeMap::new(),
             next_token: 1,

@@ -425,6 +425,7 @@ impl Life {
             }
             Effect::Committed { client, revision: 0, .. } => {
                 self.open.get_mut(&client).into_iter().for_each(|link| link.elided += 1);
+                self.has_elided = true;
             }
             Effect::Committed { client, task, revision } => {
                 let committed = Committed { task: task_bytes(task), revision, elided: 0 };
@@ -478,6 +479,9 @@ impl Life {
 
     /// Tells clients how many of their tasks have come and gone in this turn before their records were sent (R4).
     pub(crate) fn tell_elided(&mut self) {
+        if !std::mem::take(&mut self.has_elided) {
+            return;
+        }
         for link in self.open.values_mut().filter(|link| link.elided > 0) {
             let elided = std::mem::take(&mut link.elided);
             let committed = Committed { elided, ..Committed::default() };

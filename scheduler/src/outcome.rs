@@ -4,7 +4,7 @@ use crate::cancel::wants_retry;
 use crate::core::{Core, KeptState};
 use crate::elide::Later;
 use crate::objects::State;
-use crate::stream::{About, Content, Made, Ticket};
+use crate::stream::{About, Content, PlainDone, Ticket};
 use crate::submit::arg_objects;
 use crate::types::{Effect, Value};
 use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
@@ -187,8 +187,8 @@ impl Core {
         let holder = |inline: bool| if inline && executor != me { me } else { Incarnation(0) };
         match result {
             Ok((output, inline)) if contains.is_empty() => {
-                let made = Made { attempt, executor, output, holder: holder(inline) };
-                Later { item: Content::Made(made), bytes: Made::BYTES, about }
+                let done = PlainDone { attempt, executor, output, holder: holder(inline) };
+                Later { item: Content::Done(done), bytes: PlainDone::BYTES, about }
             }
             result => {
                 let contains = contains.iter().copied().map(object_bytes).collect();

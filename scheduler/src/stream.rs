@@ -80,14 +80,14 @@ pub(crate) enum Content {
     Record(Arc<TaskSpec>),
     /// The done-record of a task that made a value with no references inside: most are withdrawn again, and
     /// never written.
-    Made(Made),
+    Done(PlainDone),
     /// Anything else.
     Item(Box<StreamItem>),
 }
 
 /// What a plain done-record says of its task.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Made {
+pub(crate) struct PlainDone {
     pub attempt: u32,
     pub executor: Incarnation,
     pub output: Output,
@@ -95,7 +95,7 @@ pub(crate) struct Made {
     pub holder: Incarnation,
 }
 
-impl Made {
+impl PlainDone {
     /// Bytes of such a record, at most.
     pub const BYTES: usize = 80;
 
@@ -125,7 +125,7 @@ impl Content {
             Content::Record(spec) => {
                 StreamItem { item: Some(stream_item::Item::Submit(Arc::unwrap_or_clone(spec))) }
             }
-            Content::Made(made) => made.of(about.task()),
+            Content::Done(done) => done.of(about.task()),
             Content::Item(item) => *item,
         }
     }
