@@ -192,7 +192,10 @@ impl Core {
 
     fn item_acked(&mut self, about: About, revision: u64, outcome: Option<ItemOutcome>) {
         match (about, outcome.and_then(|o| o.outcome)) {
-            (About::Submit(task), None) => self.submit_committed(task, revision),
+            (About::Submit(task), None) => {
+                self.counts_anew(task);
+                self.submit_committed(task, revision);
+            }
             (About::Submit(task), Some(outcome)) => self.submit_answered(task, revision, outcome),
             (About::Done(task), outcome) => {
                 if let Some(item_outcome::Outcome::DivergedDone(view)) = &outcome {
@@ -279,6 +282,14 @@ impl Core {
         }
     }
 
+    /// The record is new: it counts from 1, whatever an earlier one of that name had come to.
+    fn counts_anew(&mut self, task: TaskId) {
+        let kept = self.kept.get_mut(&task).filter(|kept| kept.state == KeptState::AwaitCommit);
+        if let Some(kept) = kept.filter(|_| !mutant!("R7f")) {
+            kept.attempt = 1;
+        }
+    }
+
     /// The record is there, but edges of an earlier one of that name have yet to end elsewhere, and what was told
     /// meanwhile goes with them: the task waits, so that nothing is told of what it makes.
     fn came_early(&mut self, task: TaskId, revision: u64) {
@@ -356,7 +367,10 @@ impl Core {
         let job = self.kept.get(&task).map(|k| JobId(k.spec.job));
         match outcome {
             item_outcome::Outcome::Known(view) => self.already_known(task, view),
-            item_outcome::Outcome::Early(_) => self.came_early(task, revision),
+            item_outcome::Outcome::Early(_) => {
+                self.counts_anew(task);
+                self.came_early(task, revision);
+            }
             item_outcome::Outcome::Failed(failure) => self.fail_submitted(task, job, failure),
             item_outcome::Outcome::Diverged(view) => {
                 let message = format!(

@@ -132,7 +132,8 @@ impl Core {
 
     /// Begins to keep a task: sends its edges and its record, and looks for its arguments.
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
-        // That it took over an attempt of it, and has told its end, goes on for itself.
+        // That it took over an attempt of it, and has told its end, goes on for itself. Whether that is still on
+        // record is to be seen: one that is not begins anew.
         let told = self.kept.get(&task).map(|told| told.attempt);
         if told.is_some() {
             self.forget_kept(task);
@@ -149,7 +150,8 @@ impl Core {
             run.waits_for(ticket.shard, ticket.number);
         }
         let commits = spec.commit_first && !mutant!("R4e");
-        let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay || commits;
+        let again = told.is_some() && !mutant!("R7f");
+        let wait = (spec.max_retries == 0 && !mutant!("R7d")) || spec.replay || commits || again;
         if wait {
             self.streams.hurry_for(ticket.shard, ticket.number);
         }

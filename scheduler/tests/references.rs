@@ -926,8 +926,12 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
             node.ack(done, |_| None);
             let record = node.batch();
             assert_eq!(told(&items(&record)), [('s', out(a))]);
+            node.effects.clear();
             node.ack(record, |_| None);
-            node.finish(a, 2, small(), &[]);
+            // The earlier record went with its end: this one is new, and its attempts count from 1.
+            let is_first = |effect: &Effect| matches!(effect, Effect::Run { attempt: 1, .. });
+            assert!(node.effects.iter().any(is_first), "{:?}", node.effects);
+            node.finish(a, 1, small(), &[]);
         }
         assert!(matches!(node.settle()[..], [Item::Done(_)]));
         node.drop_refs(WORKER, &[out(a)]);
