@@ -1,8 +1,9 @@
 //! Length-prefixed messages: `u32` little-endian length, then the protobuf bytes.
 //!
-//! A connection has one [`Outbox`]. Whoever has something to say pushes it; the connection's
-//! writer takes everything that has queued up and makes one write of it. So batches are as large
-//! as the peer is slow, and no larger.
+//! A connection has one queue: an [`Outbox`], where messages are kept until they are acknowledged, or a
+//! [`Written`](crate::written::Written). Whoever has something to say pushes it; the connection's writer takes
+//! everything that has queued up and makes one write of it. So batches are as large as the peer is slow, and no
+//! larger.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use mobula_proto::FRAME_MAX;
@@ -173,19 +174,6 @@ impl<T> Outbox<T> {
         }
     }
 
-    /// Changes what is queued: for messages that can be merged with one that still waits.
-    pub fn edit(&self, change: impl FnOnce(&mut Vec<T>)) {
-        let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
-        if queue.closed {
-            return;
-        }
-        let was_empty = queue.items.is_empty();
-        change(&mut queue.items);
-        if was_empty && !queue.items.is_empty() {
-            self.queue.1.notify_one();
-        }
-    }
-
     /// Queues many messages.
     pub fn extend(&self, items: impl IntoIterator<Item = T>) {
         let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
@@ -213,13 +201,13 @@ impl<T> Outbox<T> {
     }
 
     /// Takes everything that is queued, if anything is.
-    pub fn try_take(&self) -> Option<Vec<T>> {
+    fn try_take(&self) -> Option<Vec<T>> {
         let mut queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");
         (!queue.items.is_empty()).then(|| std::mem::take(&mut queue.items))
     }
 
     /// Waits until something is queued; false once closed and empty.
-    pub async fn wait(&self) -> bool {
+    async fn wait(&self) -> bool {
         loop {
             {
                 let queue = self.queue.0.lock().expect("never poisoned: nothing panics under this lock");

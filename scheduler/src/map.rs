@@ -185,37 +185,36 @@ impl<K: Key, V> RunMap<K, V> {
         }
     }
 
-    /// Takes the value of a key out.
-    pub fn remove(&mut self, key: &K) -> Option<V> {
-        let Some((run, place)) = key.place() else { return self.others.remove(key) };
+    /// Empties the entry of a place.
+    fn vacate<R>(
+        &mut self,
+        run: RunId,
+        place: usize,
+        empty: impl FnOnce(&mut Option<(K, V)>) -> R,
+    ) -> Option<R> {
         let number = self.run(run)?;
         let places = &mut self.places[number];
         let at = (std::mem::take(places.at.get_mut(place)?) as usize).checked_sub(1)?;
         places.taken -= 1;
         let is_last = places.taken == 0;
-        let (_, value) = self.chunks[at / CHUNK][at % CHUNK].take()?;
+        let emptied = empty(&mut self.chunks[at / CHUNK][at % CHUNK]);
         self.free.push(at as u32);
         if is_last {
             self.remove_run(run);
         }
-        Some(value)
+        Some(emptied)
+    }
+
+    /// Takes the value of a key out.
+    pub fn remove(&mut self, key: &K) -> Option<V> {
+        let Some((run, place)) = key.place() else { return self.others.remove(key) };
+        self.vacate(run, place, Option::take).flatten().map(|(_, value)| value)
     }
 
     /// Drops the value of a key where it lies, without moving it out; whether there was one.
     pub fn discard(&mut self, key: &K) -> bool {
         let Some((run, place)) = key.place() else { return self.others.remove(key).is_some() };
-        let Some(number) = self.run(run) else { return false };
-        let places = &mut self.places[number];
-        let at = places.at.get_mut(place).map_or(0, std::mem::take);
-        let Some(at) = (at as usize).checked_sub(1) else { return false };
-        places.taken -= 1;
-        let is_last = places.taken == 0;
-        self.chunks[at / CHUNK][at % CHUNK] = None;
-        self.free.push(at as u32);
-        if is_last {
-            self.remove_run(run);
-        }
-        true
+        self.vacate(run, place, |entry| *entry = None).is_some()
     }
 
     /// How many there are.
