@@ -67,7 +67,7 @@ pub(crate) struct Kept {
     /// Objects that it names, each once.
     pub names: ThinVec<Named>,
     pub record: Record,
-    /// Its done-record, once that is queued.
+    /// Its done-record, once that is queued; of a task that was submitted again since, until that is answered.
     pub done: Option<Ticket>,
     /// Others may know of it: it was given to another node, or has put something.
     pub shared: bool,

@@ -208,6 +208,7 @@ impl Core {
                         self.done_refused(task);
                     }
                     outcome @ (Some(_) | None) => {
+                        self.end_is_answered(task);
                         if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
                             self.forget_kept(task);
                             self.to_tidy.push_back(task.output(0));
@@ -224,6 +225,13 @@ impl Core {
                 self.released(id, matches!(outcome, Some(item_outcome::Outcome::Kept(true))));
             }
             (About::Next(_) | About::Put(_) | About::Name(_) | About::Unname(_), _) => {}
+        }
+    }
+
+    /// Whoever submitted the task again meanwhile does not wait for this end any more.
+    fn end_is_answered(&mut self, task: TaskId) {
+        if let Some(kept) = self.kept.get_mut(&task).filter(|kept| kept.state == KeptState::AwaitCommit) {
+            kept.done = None;
         }
     }
 
@@ -408,6 +416,7 @@ impl Core {
         if pending && view.keeper == self.config.incarnation.0 && view.attempt == kept.attempt {
             let waits = kept.early == Early::Waits && kept.state == KeptState::AwaitCommit;
             match (view.early, waits) {
+                (false, false) if kept.done.is_some() && !mutant!("R7g") => self.has_ended(task),
                 (true, _) => self.came_early(task, view.revision),
                 (false, true) => self.early_no_more(task, view.revision),
                 (false, false) => self.submit_committed(task, view.revision),
@@ -428,6 +437,19 @@ impl Core {
         }
         for id in self.recovering.remove(&task).unwrap_or_default() {
             self.forget_place(id);
+        }
+    }
+
+    /// The attempt that the shard has down for this node ended here before the task was submitted again, and its
+    /// end is on its way behind what was asked: that is waited for, as if nobody had submitted it.
+    fn has_ended(&mut self, task: TaskId) {
+        if self.kept[&task].state != KeptState::AwaitCommit {
+            return;
+        }
+        self.set_kept_state(task, KeptState::Finishing);
+        let output = task.output(0);
+        if !self.objects.get(&output).is_some_and(|o| matches!(o.state, State::Here(_))) {
+            self.forget_place(output);
         }
     }
 

@@ -134,11 +134,11 @@ impl Core {
     fn keep(&mut self, client: ClientId, task: TaskId, spec: TaskSpec) {
         // That it took over an attempt of it, and has told its end, goes on for itself. Whether that is still on
         // record is to be seen: one that is not begins anew.
-        let told = self.kept.get(&task).map(|told| told.attempt);
+        let told = self.kept.get(&task).map(|told| (told.attempt, told.done));
         if told.is_some() {
             self.forget_kept(task);
         }
-        let attempt = told.unwrap_or(1);
+        let (attempt, done) = told.unwrap_or((1, None));
         let (names, edges) = self.name_for(task, &spec);
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
@@ -167,7 +167,7 @@ impl Core {
             contains: ThinVec::new(),
             names: names.into(),
             record,
-            done: None,
+            done,
             shared: false,
             early: Early::No,
             waited: false,

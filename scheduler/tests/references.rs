@@ -47,9 +47,13 @@ impl Node {
     }
 
     fn step(&mut self, event: Event) {
+        self.step_all(vec![event]);
+    }
+
+    fn step_all(&mut self, events: Vec<Event>) {
         self.now = self.now + Duration::from_millis(1);
         let mut out = Vec::new();
-        self.core.step([event], self.now, &mut out);
+        self.core.step(events, self.now, &mut out);
         for effect in out {
             match effect {
                 Effect::Send { shard, batch } => self.batches.push_back((shard, batch)),
@@ -937,6 +941,41 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
         node.drop_refs(WORKER, &[out(a)]);
         assert_eq!(told(&node.settle()), [('r', out(a))]);
     }
+}
+
+#[test]
+fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
+    located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
+    let next = node.batch();
+    let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
+    node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
+    node.effects.clear();
+    // Records go before ends in a batch, so the shard sees the task submitted again before it sees its end.
+    let outcome = TaskOutcome { task: a, attempt: 2, value: small(), ran_ns: 5_000, contains: Vec::new() };
+    let again = Event::Submit { client: WORKER, specs: vec![TaskSpec { replay: true, ..spec(a, &[]) }] };
+    let both = vec![Event::Finished { worker: WORKER, outcomes: vec![outcome] }, again];
+    node.step_all(both);
+    let sent = node.batch();
+    assert!(matches!(items(&sent)[..], [Item::Submit(_), Item::Done(_)]), "{sent:?}");
+    let state = TaskState::TaskPending as i32;
+    let pending = TaskView { task: task_bytes(a), attempt: 2, keeper: ME.0, state, ..TaskView::default() };
+    node.ack(sent, |item| match item {
+        Item::Submit(_) => Some(item_outcome::Outcome::Known(pending.clone())),
+        _ => None,
+    });
+    let runs = |effect: &Effect| matches!(effect, Effect::Run { .. });
+    assert!(!node.effects.iter().any(runs), "{:?}", node.effects);
+    node.settle();
+    assert!(
+        node.core.census().kept.iter().all(|(_, count)| *count == 0),
+        "its end was recorded: nobody keeps it any more"
+    );
+    node.step(Event::Get { client: WORKER, job: JOB, objects: vec![out(a)], want_value: true });
+    assert!(node.effects.iter().any(|e| matches!(e, Effect::Ready { object, .. } if *object == out(a))));
 }
 
 #[test]

@@ -113,14 +113,21 @@ impl Tasks {
     /// # Errors
     /// The cold store cannot be read.
     pub fn look<T>(&self, id: RunId, look: impl FnOnce(&Run) -> T) -> io::Result<Option<T>> {
+        Ok(self.run(id)?.map(|run| look(&run)))
+    }
+
+    /// The run `id` as it is now; whoever looks at many of its records asks once.
+    ///
+    /// # Errors
+    /// The cold store cannot be read.
+    pub fn run(&self, id: RunId) -> io::Result<Option<Arc<Run>>> {
         if let Some(hot) = self.hot.get(&id) {
-            return Ok(Some(look(&hot.run)));
+            return Ok(Some(hot.run.clone()));
         }
         if self.cold_runs == 0 {
             return Ok(None);
         }
-        let Some(bytes) = self.cold.get(id)? else { return Ok(None) };
-        Ok(Some(look(&Run::decode(bytes)?)))
+        self.cold.get(id)?.map(|bytes| Run::decode(bytes).map(Arc::new)).transpose()
     }
 
     /// The run `id`, in memory, to change; `None` when it has no record.

@@ -140,6 +140,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("R7d", "R7", "a task without retries starts before its record is committed", BOTH),
     product("R7e", "R7", "one retry fewer than the task has", BOTH),
     product("R7f", "R7", "a record that comes anew goes on with the attempt of the one before", CORE),
+    product("R7g", "R7", "what ended and is submitted again before its end is recorded runs once more", CORE),
     product("R8a", "R8", "whoever lets go of an object lets go of it for everybody", CORE),
     product("R8b", "R8", "what a reference was taken out of may go before the reference is held", CORE),
     product("R8c", "R8", "what is still to come may go when the first holder lets go of it", CORE),

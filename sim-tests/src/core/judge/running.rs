@@ -5,6 +5,7 @@
 //! has no record to belong to; also when the record has come anew meanwhile, elsewhere, and ended.
 
 use super::Found;
+use super::closure::Records;
 use crate::core::world::World;
 use mobula_base::{ObjectId, RunId, TaskId};
 use mobula_gcs::core::places::Places;
@@ -115,6 +116,7 @@ impl World {
             return;
         }
         let mut gone = None;
+        let mut records = Records::of(self);
         for machine in &self.machines {
             let Some(life) = machine.life.as_deref() else { continue };
             let who = life.incarnation.0;
@@ -123,7 +125,7 @@ impl World {
             }
             let runs = life.clients.values().filter_map(|client| client.run.as_ref());
             for run in runs.filter(|run| !run.replay && self.is_current(run.task, run.attempt)) {
-                let lost = run.locals.all.iter().find(|object| self.stands(**object, false).is_none());
+                let lost = run.locals.all.iter().find(|object| records.stands(**object, false).is_none());
                 let lost = lost.filter(|_| !self.comes_from_nobody(run.task));
                 gone = gone.or(lost.map(|object| (*object, run.task, who)));
             }
@@ -146,7 +148,8 @@ impl World {
         if !counts || self.judges.fenced.is_dead_somewhere(node) {
             return;
         }
-        let lost = inside.iter().find(|object| self.stands(**object, false).is_none());
+        let mut records = Records::of(self);
+        let lost = inside.iter().find(|object| records.stands(**object, false).is_none());
         if let Some(object) = lost.filter(|_| !self.comes_from_nobody(task)) {
             self.has_gone(*object, task, node);
         }
