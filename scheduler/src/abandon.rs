@@ -9,7 +9,7 @@ use crate::core::{Core, KeptState, Record};
 use crate::objects::State;
 use crate::submit::arg_objects;
 use mobula_base::{Instant, JobId, ObjectId, TaskId, mutant};
-use mobula_proto::{Failure, FailureKind, NextAttempt, located, task_bytes};
+use mobula_proto::{NextAttempt, located, task_bytes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -46,13 +46,10 @@ impl Unknowns {
 }
 
 impl Core {
-    /// A home knows nothing of an object that is needed here; whether all nodes have told it what they hold.
+    /// A home knows nothing of an object that is needed here.
     #[cold]
-    pub(crate) fn nobody_knows(&mut self, id: ObjectId, settled: bool) {
+    pub(crate) fn nobody_knows(&mut self, id: ObjectId) {
         let so_long = self.unknowns.say(id, self.now);
-        if settled && so_long >= ABANDON_AFTER && self.has_no_record(id) {
-            return self.lose_put(id);
-        }
         self.end_vain_readers(id);
         if !self.unknowns.bereft {
             return;
@@ -64,24 +61,6 @@ impl Core {
                 self.abandon(task, id);
             }
         }
-    }
-
-    /// Whether a driver has put it, in a job that began before its cluster counted references: of a large one there
-    /// are only copies.
-    fn has_no_record(&self, id: ObjectId) -> bool {
-        let job = self.objects.get(&id).map(|object| object.job);
-        job.is_some_and(|job| id.is_put() && id.task == TaskId::root(job) && !self.counts(job))
-    }
-
-    /// Nobody has a copy, and a put cannot be made again.
-    fn lose_put(&mut self, id: ObjectId) {
-        let message = format!(
-            "no node has had a copy of {id} for {} s, and a put cannot be made again: put it again",
-            ABANDON_AFTER.as_secs()
-        );
-        let failure = Failure::new(FailureKind::FailureObjectLost, message);
-        self.set_object_state(id, State::Failed(failure.into()));
-        self.announce(id);
     }
 
     /// It is known after all.

@@ -141,12 +141,12 @@ impl Core {
                 self.announce(id);
                 true
             }
-            Some(located::Answer::Unknown(settled)) => {
+            Some(located::Answer::Unknown(_)) => {
                 // Whoever asked for a second copy has none, and its home knows of none by now.
                 if let Some(object) = self.objects.get_mut(&id) {
                     object.replica = false;
                 }
-                self.nobody_knows(id, settled);
+                self.nobody_knows(id);
                 false
             }
             // Moved: by the time it is asked for again, the map that says where is known or will be.

@@ -979,32 +979,6 @@ fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
 }
 
 #[test]
-fn a_drivers_large_put_without_a_record_is_lost_when_no_node_has_had_a_copy_for_long() {
-    let told = |counted: bool, settled: bool| {
-        let mut node = Node::new();
-        let job = JobId(8);
-        node.step(Event::JobStarted { job, counted });
-        let put = ObjectId { task: TaskId::root(job), slot: mobula_base::ids::FIRST_PUT_SLOT };
-        node.step(Event::Get { client: DRIVER, job, objects: vec![put], want_value: true });
-        for _ in 0..12 {
-            node.now = node.now + Duration::from_secs(1);
-            located(&mut node, put, mobula_proto::located::Answer::Unknown(settled));
-        }
-        let is_lost = |effect: &Effect| match effect {
-            Effect::Ready { object, ready: Ready::Failed(failure), .. } => {
-                *object == put && failure.kind() == FailureKind::FailureObjectLost
-            }
-            _ => false,
-        };
-        node.effects.iter().any(is_lost)
-    };
-    assert!(told(false, true));
-    // Whoever has it may not have said so yet; what is counted has a record, which may be on its way.
-    assert!(!told(false, false));
-    assert!(!told(true, true));
-}
-
-#[test]
 fn what_waits_for_a_lost_argument_takes_no_room_from_others() {
     let mut node = Node::new();
     let (lost, after) = (task_in(1, 0), task_in(1, 1));

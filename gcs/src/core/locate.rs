@@ -141,7 +141,7 @@ impl<'a> Facts<'a> {
                 let made = Made { revision: record.revision, attempt: record.standing.attempt };
                 (record.standing, made)
             }
-            Ok(None) => return self.here(copies, None).unwrap_or(Answer::Unknown(self.settled)),
+            Ok(None) => return self.here(copies, None).unwrap_or(Answer::Unknown(true)),
             // Nothing is known: neither that it is there nor that it is lost.
             Err(error) => {
                 tracing::error!(%error, "cold lineage cannot be read");
