@@ -37,6 +37,10 @@ const PROBE_DEADLINE: Duration = Duration::from_millis(300);
 const JOIN_DEADLINE: Duration = Duration::from_secs(2);
 /// Pause between rounds.
 const ROUND: Duration = Duration::from_millis(50);
+/// Pause between the first rounds: mostly all heads are started at once.
+const EARLY_ROUND: Duration = Duration::from_millis(5);
+/// How many rounds are early: for about half a second.
+const EARLY_ROUNDS: u32 = 60;
 /// Every so many rounds the log says what is missing.
 const SAY_EVERY: u32 = 100;
 
@@ -116,9 +120,13 @@ pub async fn agree(site: &Site, disk: &dyn Disk) -> Result<Identity, Error> {
             tracing::info!("{waiting}");
             said = waiting;
         }
-        tokio::time::sleep(ROUND).await;
+        tokio::time::sleep(pause_after(round)).await;
     }
     unreachable!("the loop above only returns")
+}
+
+fn pause_after(round: u32) -> Duration {
+    if round <= EARLY_ROUNDS { EARLY_ROUND } else { ROUND }
 }
 
 enum Joined {
@@ -212,7 +220,7 @@ pub fn foreign(known: &Identity, stranger: &str) -> Error {
 pub async fn initialize(site: Arc<Site>, cluster: u64, groups: Arc<Vec<Arc<Group>>>) {
     let members: BTreeMap<u64, BasicNode> =
         (1..).zip(site.founders.iter().map(|address| BasicNode::new(address.clone()))).collect();
-    loop {
+    for round in 1u32.. {
         // Only this head initializes, so what it has not initialized nobody has.
         let mut left = Vec::new();
         for group in groups.iter() {
@@ -230,12 +238,14 @@ pub async fn initialize(site: Arc<Site>, cluster: u64, groups: Arc<Vec<Arc<Group
         };
         let some_run = left.len() < groups.len();
         if some_run || ask_all(&site).await.iter().all(ready) {
-            for group in left {
-                if let Err(error) = group.raft.initialize(members.clone()).await {
-                    tracing::warn!(shard = group.shard, %error, "shard not initialized yet");
-                }
-            }
+            join_all(left.into_iter().map(|group| initialize_one(group, &members))).await;
         }
-        tokio::time::sleep(ROUND).await;
+        tokio::time::sleep(pause_after(round)).await;
+    }
+}
+
+async fn initialize_one(group: &Group, members: &BTreeMap<u64, BasicNode>) {
+    if let Err(error) = group.raft.initialize(members.clone()).await {
+        tracing::warn!(shard = group.shard, %error, "shard not initialized yet");
     }
 }
