@@ -226,17 +226,17 @@ impl Core {
             // Every node begins behind itself: else all would send what they have to the same few.
             let turn = node > if spread { self.last_spread } else { me };
             // The first of equals: the order of the members decides.
-            let rank = (best, near, fits, fits && !spread && node == me, Reverse(full), turn, Reverse(node));
+            let rank = (fits, best, near, fits && !spread && node == me, Reverse(full), turn, Reverse(node));
             (urgent || fits).then_some(rank)
         };
         let here = rank((me, &self.me));
         // Nothing is better than this, and there may be a thousand others to look at.
-        if !spread && liked.is_none() && matches!(here, Some((_, true, true, ..))) {
+        if !spread && liked.is_none() && matches!(here, Some((true, _, true, ..))) {
             return Pick::Go(me);
         }
         let others = self.members.iter().filter(|(node, _)| **node != me);
         let best = here.into_iter().chain(others.filter_map(|(node, member)| rank((*node, member)))).max();
-        let Some((liked, near, .., Reverse(node))) = best else { return Pick::Full };
+        let Some((_, liked, near, .., Reverse(node))) = best else { return Pick::Full };
         if !(liked || near || urgent || kept.waited)
             && let Some((home, at_most)) = self.worth_waiting_for(kept, index, &bytes, node)
         {

@@ -3,9 +3,9 @@
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
 use mobula_proto::{
-    Arg, ClusterView, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource, NodeAffinity,
-    NodeView, Output, PeerResult, Placement, StreamAck, TaskOptions, TaskSpec, TaskView, arg, item_outcome,
-    object_bytes, stream_item, task_bytes, task_id,
+    Arg, ClusterView, Failure, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource,
+    NodeAffinity, NodeView, Output, PeerResult, Placement, StreamAck, TaskOptions, TaskSpec, TaskView, arg,
+    item_outcome, object_bytes, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::placement::INFEASIBLE_AFTER;
 use mobula_scheduler::{Config, Core, Effect, Event, Ready};
@@ -363,6 +363,31 @@ fn re_executions_go_where_there_is_room() {
     while node.ack() {}
     // Two go where there is room; the others go all the same, to both nodes alike.
     assert_eq!((node.runs(), node.assigned()), (10, [(2, 4)].into()));
+}
+
+#[test]
+fn re_executions_do_not_pile_up_where_their_data_are() {
+    let mut node = Node::new();
+    node.submit(1, Some(affinity("n3", false)), 1000);
+    while node.ack() {}
+    node.assigned();
+    node.made_at(3, 0, Duration::from_millis(10), 100_000_000);
+    node.submit_taking(8, 0);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(3, 8)].into());
+    // Four lose their workers; others take their places before the next attempts are granted.
+    for index in 1..5 {
+        let failure = Some(Failure::new(FailureKind::FailureWorkerDied, "it was killed"));
+        let result = PeerResult { task: spec(index).id, attempt: 1, failure, ..PeerResult::default() };
+        node.step(Event::PeerResult { from: Incarnation(3), result });
+    }
+    node.submit_taking(4, 0);
+    while node.ack() {}
+    assert_eq!(
+        (node.runs(), node.assigned()),
+        (4, [(3, 4)].into()),
+        "there is room here, and none at node 3"
+    );
 }
 
 #[test]
