@@ -92,6 +92,14 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let help =
         "Copies of this node that nobody here has a use for; their homes are asked whether they may go";
     gauge(registry, "objects_idle", help, idle);
+    let (all, short, awaited) = counts.core.copies;
+    let help = "Objects put with a number of copies, of which this node sees to the copies";
+    gauge(registry, "objects_replicated", help, all);
+    let help =
+        "Of these, those for which there are too few nodes: they have as many copies as there are nodes";
+    gauge(registry, "objects_short_of_copies", help, short);
+    let help = "Copies that shall be on this node and are not yet";
+    gauge(registry, "object_copies_awaited", help, awaited);
     let (queued, under_way) = counts.core.fetches;
     let by_state = [("queued", queued), ("under_way", under_way)];
     states(registry, "object_transfers", "Objects to be copied here from other nodes", &by_state);

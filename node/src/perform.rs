@@ -276,7 +276,8 @@ impl Life {
             Some(peer_msg::Msg::Replica(r)) => {
                 if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
                     let (job, holder) = (JobId(r.job), Incarnation(r.holder));
-                    events.push(Event::Replicate { object, job, holder, output });
+                    let (want, at) = (r.copies, r.at.into_iter().map(Incarnation).collect());
+                    events.push(Event::Replicate { object, job, holder, output, want, at });
                 }
             }
             Some(peer_msg::Msg::Notice(notice)) => self.notice_drivers(None, &notice),
@@ -432,12 +433,14 @@ impl Life {
                 self.tell(client, daemon_msg::Msg::Committed(committed));
             }
             Effect::Held { object } => self.tell_home(Copied::Held(object)),
-            Effect::Replicate { to, object, job, output } => {
+            Effect::Replicate { to, object, job, output, want, at } => {
                 let replica = mobula_proto::Replica {
                     object: object_bytes(object),
                     holder: self.incarnation.0,
                     output: Some(output),
                     job: job.0,
+                    copies: want,
+                    at: at.into_iter().map(|node| node.0).collect(),
                 };
                 self.tell_peer(to, peer_msg::Msg::Replica(replica));
             }

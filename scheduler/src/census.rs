@@ -26,6 +26,9 @@ pub struct Census {
     pub fetches: (u64, u64),
     /// Objects that this node knows of, and copies among them that it has no use for.
     pub objects: (u64, u64),
+    /// Objects that shall be there several times and that this node sees to; those of them with too few nodes; and
+    /// copies that shall be on this node and are not yet.
+    pub copies: (u64, u64, u64),
     /// Lineage records that their shards have not acknowledged.
     pub unacknowledged: u64,
     /// CPUs that are free, and that there are, in thousandths.
@@ -43,6 +46,7 @@ impl Core {
             infeasible: self.count_infeasible(),
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
             objects: (self.objects.len() as u64, self.idle.len() as u64),
+            copies: self.count_copies(),
             unacknowledged: self.unacknowledged(),
             cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
         }

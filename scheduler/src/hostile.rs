@@ -120,7 +120,9 @@ impl World {
                         value: Value::Shared { offset: 0, len: 9, crc: 5 },
                     });
                 }
-                Event::Replicate { object, job, holder: from, output: Default::default() }
+                let (output, want) = (Default::default(), u32::from(who) / 64);
+                let at = (0..want).map(|n| Incarnation(u64::from(n) + 1)).collect();
+                Event::Replicate { object, job, holder: from, output, want, at }
             }
             17 => Event::WatchGroup { client: DRIVER, group: message(bytes)? },
             _ => Event::Freed { objects: objects(&message(bytes)?) },

@@ -87,7 +87,7 @@ impl World {
 }
 
 fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>) -> Event {
-    Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains }
+    Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains, replicas: 0 }
 }
 
 impl Life {
