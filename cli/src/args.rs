@@ -225,6 +225,10 @@ pub struct MemberArgs {
     /// Memory to offer to tasks that ask for some, MB [default: all but the store's]
     #[arg(long, env = "MOBULA_MEMORY_MB", value_name = "MB")]
     pub memory_mb: Option<u64>,
+    /// Of all memory so many percent may be in use before workers end, the task that began last first; 100: any
+    /// [default: 95]
+    #[arg(long, env = "MOBULA_MEMORY_FULL", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub memory_full: Option<u8>,
     /// A named resource to offer, NAME=AMOUNT; may be repeated
     #[arg(long, env = "MOBULA_RESOURCE", value_delimiter = ',', value_name = "NAME=AMOUNT")]
     pub resource: Vec<String>,

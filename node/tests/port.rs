@@ -59,6 +59,7 @@ impl Node {
             late: Duration::ZERO,
             spill_dir: None,
             packages_dir: None,
+            memory_full: 1.0,
             seed: 3,
         };
         let ((tell, told), (stop, stopped)) = (oneshot::channel(), oneshot::channel());

@@ -7,6 +7,8 @@ use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, 
 mod copies;
 #[path = "real/groups.rs"]
 mod groups;
+#[path = "real/memory.rs"]
+mod memory;
 #[path = "real/options.rs"]
 mod options;
 #[path = "real/packages.rs"]
@@ -156,6 +158,7 @@ impl Cluster {
             late: Duration::ZERO,
             spill_dir: None,
             packages_dir: Some(self.dir.join(format!("node-{n}"))),
+            memory_full: 1.0,
             seed: u64::from(n),
         }
     }
@@ -532,7 +535,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 22] = [
+    let tests: [Test; 24] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -561,6 +564,11 @@ fn main() {
         (
             "bundles_of_a_node_that_is_gone_are_placed_again",
             groups::bundles_of_a_node_that_is_gone_are_placed_again,
+        ),
+        ("a_task_has_no_more_memory_than_it_may", memory::a_task_has_no_more_memory_than_it_may),
+        (
+            "a_node_without_memory_ends_who_takes_most_of_it",
+            memory::a_node_without_memory_ends_who_takes_most_of_it,
         ),
         ("copies_outlive_their_nodes", copies::copies_outlive_their_nodes),
         ("slots_move_under_a_job", slots_move_under_a_job),

@@ -8,6 +8,7 @@ use crate::elide::Later;
 use crate::execute::Run;
 use crate::groups::Groups;
 use crate::map::RunMap;
+use crate::memory::Watched;
 use crate::objects::{Object, Putting};
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
@@ -209,6 +210,7 @@ pub struct Core {
     /// Something was acknowledged or withdrawn: whoever waits for it looks again.
     pub(crate) recheck: bool,
     pub(crate) copies: Seen,
+    pub(crate) memory: Watched,
     pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
 }
@@ -271,6 +273,7 @@ impl Core {
             freed_at: BTreeMap::new(),
             recheck: false,
             copies: Seen::default(),
+            memory: Watched::default(),
             bends: Bends::default(),
             effects: Vec::new(),
         }
@@ -350,6 +353,7 @@ impl Core {
             Event::WorkerReuse { job, tasks } => self.limit_reuse(job, tasks),
             Event::JobEnded(job) => self.job_ended(job),
             Event::WatchGroup { client, group } => self.watch_group(client, group),
+            Event::Memory(measured) => self.memory_measured(measured),
             Event::Flush => self.streams.hurry(),
             Event::Tick => {}
         }

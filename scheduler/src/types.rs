@@ -1,6 +1,7 @@
 //! Events in, effects out. Both are closed: a new one should break every place that must think
 //! about it.
 
+use crate::memory::Measured;
 use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
 use mobula_proto::{
@@ -178,6 +179,8 @@ pub enum Event {
         /// Which.
         group: InGroup,
     },
+    /// What the workers of this node have of its memory.
+    Memory(Measured),
     /// A client waits until all that it submitted is durable: what lingers is sent.
     Flush,
     /// The deadline passed.

@@ -13,6 +13,7 @@ use mobula_base::resources::{GPU, MEMORY};
 use mobula_gcs::damage::MARK;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
+use mobula_node::memory::MEMORY_FULL;
 use mobula_node::{LINGER, NodeConfig};
 use rustix::process::setsid;
 use std::fs::{self, File, TryLockError};
@@ -260,6 +261,7 @@ fn node_config(
         linger: member.linger_ms.map_or(LINGER, Duration::from_millis),
         spill_dir: Some(dir.spill()),
         packages_dir: Some(dir.0.clone()),
+        memory_full: member.memory_full.map_or(MEMORY_FULL, |percent| f64::from(percent) / 100.0),
         seed,
     })
 }
