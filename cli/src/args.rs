@@ -219,7 +219,7 @@ pub struct MemberArgs {
     /// What people call it [default: the host's name]
     #[arg(long, env = "MOBULA_NAME")]
     pub name: Option<String>,
-    /// GPUs to offer, numbered from 0
+    /// GPUs to offer, numbered from 0; 0: none [default: as many as NVIDIA's driver knows, if there is one]
     #[arg(long, env = "MOBULA_GPUS", value_name = "N")]
     pub gpus: Option<u32>,
     /// Memory to offer to tasks that ask for some, MB [default: all but the store's]
