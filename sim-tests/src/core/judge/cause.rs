@@ -151,7 +151,9 @@ impl Cause {
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull
             | FailureKind::FailureGroupRemoved
-            | FailureKind::FailureNoRoom => false,
+            | FailureKind::FailureNoRoom
+            | FailureKind::FailureOutOfMemory
+            | FailureKind::FailureNodeOutOfMemory => false,
         };
         if !explained {
             objects_to(&mut self.found, || {
