@@ -143,7 +143,7 @@ mod tests {
         let path = |path: &str| Path::new(CGROUPS).join(path);
         assert_eq!(groups("1:cpu:/x\n0::/a/b\n"), [path("a/b"), path("a"), path("")]);
         assert_eq!(groups("0::/\n"), [path("")]);
-        assert_eq!(groups("4:memory:/a\n"), [PathBuf::new(); 0]);
+        assert!(groups("4:memory:/a\n").is_empty());
     }
 
     #[test]

@@ -338,6 +338,9 @@ impl World {
             Effect::Committed { .. } => {}
             Effect::Held { object } => self.tell_home(machine, epoch, object, true),
             Effect::Replicate { to, object, job, output, want, at } => {
+                if want > 0 && self.judges.cause.has_dead() {
+                    self.sometimes.hit("copies made up for");
+                }
                 let holder = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
                 let (object, output) = (object_bytes(object), Some(output));
                 let replica = mobula_proto::Replica {
