@@ -2,9 +2,10 @@
 
 use crate::client::Client;
 use crate::error::Error;
-use crate::reference::ObjectRef;
+use crate::reference::{AnyRef, ObjectRef};
 use crate::value::{self, Encoded};
-use mobula_proto::INLINE_MAX;
+use mobula_base::ObjectId;
+use mobula_proto::{INLINE_MAX, Shared};
 use serde::Serialize;
 
 /// A value is put with so many copies at most.
@@ -51,20 +52,10 @@ impl<T: Serialize> Put<'_, T> {
     /// # Errors
     /// As [`Client::put`].
     pub fn store(self) -> Result<ObjectRef<T>, Error> {
-        let Put { client, value, replicas } = self;
-        let size = value::size(value).map_err(Error::Value)?;
-        if size > INLINE_MAX {
-            let id = client.context.next_put();
-            let (placed, references) = client.place_value(id, value, size)?;
-            return Ok(client.made(
-                id,
-                Encoded { bytes: Vec::new(), references },
-                Some(placed.crc),
-                replicas,
-            ));
-        }
-        let encoded = value::encode(value).map_err(Error::Value)?;
-        Ok(client.made(client.context.next_put(), encoded, None, replicas))
+        let Some(size) = self.large()? else { return self.small() };
+        let id = self.client.context.next_put();
+        let placed = self.client.place_value(id, self.value, size)?;
+        Ok(self.placed(id, placed))
     }
 
     /// As [`Put::store`], without blocking the thread.
@@ -72,19 +63,25 @@ impl<T: Serialize> Put<'_, T> {
     /// # Errors
     /// As [`Client::put`].
     pub async fn store_async(self) -> Result<ObjectRef<T>, Error> {
-        let Put { client, value, replicas } = self;
-        let size = value::size(value).map_err(Error::Value)?;
-        if size > INLINE_MAX {
-            let id = client.context.next_put();
-            let (placed, references) = client.place_value_async(id, value, size).await?;
-            return Ok(client.made(
-                id,
-                Encoded { bytes: Vec::new(), references },
-                Some(placed.crc),
-                replicas,
-            ));
-        }
-        let encoded = value::encode(value).map_err(Error::Value)?;
-        Ok(client.made(client.context.next_put(), encoded, None, replicas))
+        let Some(size) = self.large()? else { return self.small() };
+        let id = self.client.context.next_put();
+        let placed = self.client.place_value_async(id, self.value, size).await?;
+        Ok(self.placed(id, placed))
+    }
+
+    /// Its size, if it lies in shared memory.
+    fn large(&self) -> Result<Option<usize>, Error> {
+        let size = value::size(self.value).map_err(Error::Value)?;
+        Ok(Some(size).filter(|size| *size > INLINE_MAX))
+    }
+
+    fn small(self) -> Result<ObjectRef<T>, Error> {
+        let encoded = value::encode(self.value).map_err(Error::Value)?;
+        Ok(self.client.made(self.client.context.next_put(), encoded, None, self.replicas))
+    }
+
+    fn placed(self, id: ObjectId, (placed, references): (Shared, Vec<AnyRef>)) -> ObjectRef<T> {
+        let encoded = Encoded { bytes: Vec::new(), references };
+        self.client.made(id, encoded, Some(placed.crc), self.replicas)
     }
 }
