@@ -63,6 +63,12 @@ fn scheduling(registry: &mut Registry, counts: &Counts) {
     let help = "Tasks that no known node can run; they fail if none joins";
     gauge(registry, "infeasible_tasks", help, core.infeasible);
     states(registry, "workers", "Worker processes", &core.workers);
+    let ended: Family<In, Counter> = Family::default();
+    for (state, count) in &core.ended_for_memory {
+        ended.get_or_create(&In { state }).inc_by(*count);
+    }
+    let help = "Workers that were killed for the memory they had: of their tasks' limit, or of the node";
+    registry.register("workers_ended_for_memory", help, ended);
     gauge(registry, "drivers", "Drivers attached to this node", counts.drivers);
     let help = "Lineage records that their shards have not acknowledged";
     gauge(registry, "lineage_unacknowledged", help, core.unacknowledged);

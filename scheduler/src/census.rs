@@ -20,6 +20,8 @@ pub struct Census {
     pub queues: Vec<(String, u64)>,
     /// Worker processes, by what they do.
     pub workers: Vec<(&'static str, u64)>,
+    /// Workers that ended because of the memory they had, so far, by what for.
+    pub ended_for_memory: Vec<(&'static str, u64)>,
     /// Kept tasks that no known node could ever run.
     pub infeasible: u64,
     /// Objects whose copying here is asked for, and under way.
@@ -43,6 +45,7 @@ impl Core {
             runs: self.count_runs(),
             queues: self.count_queues(),
             workers: self.count_workers(),
+            ended_for_memory: self.memory.ended(),
             infeasible: self.count_infeasible(),
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
             objects: (self.objects.len() as u64, self.idle.len() as u64),

@@ -77,9 +77,16 @@ pub(crate) struct Watched {
     ending: BTreeSet<ClientId>,
     /// When one was last told to for the sake of the node.
     relieved: Option<Instant>,
+    /// How many have ended, over their limits, and for their node.
+    ended: (u64, u64),
 }
 
 impl Watched {
+    /// Workers that have ended, by what for.
+    pub(crate) fn ended(&self) -> Vec<(&'static str, u64)> {
+        vec![("task_limit", self.ended.0), ("node_full", self.ended.1)]
+    }
+
     pub(crate) fn forget(&mut self, worker: ClientId) {
         self.seen.remove(&worker);
         self.ending.remove(&worker);
@@ -106,9 +113,13 @@ impl Core {
         for (worker, verdict) in verdicts {
             let Some(candidate) = candidates.iter().find(|c| c.worker == worker) else { continue };
             let why = match verdict {
-                Verdict::OverLimit => over_limit(candidate),
+                Verdict::OverLimit => {
+                    self.memory.ended.0 += 1;
+                    over_limit(candidate)
+                }
                 Verdict::NodeFull => {
                     self.memory.relieved = Some(self.now);
+                    self.memory.ended.1 += 1;
                     node_full(candidate, full.unwrap_or_default())
                 }
             };

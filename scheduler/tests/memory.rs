@@ -234,6 +234,7 @@ fn who_has_more_than_its_task_may_ends_with_that_failure_once() {
         assert!(failures[0].message.contains(part), "{part}: {}", failures[0].message);
     }
     assert_eq!(node.settle(&limited(0, None)), [], "it is not tried again");
+    assert_eq!(node.core.census().ended_for_memory, [("task_limit", 1), ("node_full", 0)]);
 }
 
 #[test]
@@ -301,6 +302,7 @@ fn a_full_node_ends_one_after_the_other_and_they_run_again() {
     assert_eq!(node.killed(), [3], "better it than the daemon");
     node.step(Event::WorkerGone { worker: 3 });
     assert_eq!(node.settle(&specs[2]), []);
+    assert_eq!(node.core.census().ended_for_memory, [("task_limit", 0), ("node_full", 3)]);
     let failures = node.failures();
     assert_eq!(failures.len(), 1);
     assert_eq!(failures[0].kind(), FailureKind::FailureNodeOutOfMemory);
