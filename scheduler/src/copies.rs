@@ -104,6 +104,10 @@ impl Core {
             object.state = State::Elsewhere { holders: vec![holder], output };
         }
         object.replica = !matches!(object.state, State::Here(_));
+        // A small value may have come with a task, of which its home was told nothing.
+        if want > 0 && !object.replica {
+            self.effects.push(Effect::Held { object: id });
+        }
         if want > 0 {
             let at = at.into_iter().chain([holder]).collect();
             self.note_copies(id, Copies { job, want, at, output });

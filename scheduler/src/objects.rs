@@ -309,8 +309,13 @@ impl Core {
         }
         let tasks = std::mem::take(&mut object.tasks_waiting);
         let here = !matches!(ready, Ready::Elsewhere(_));
-        // Of what will never exist there is no second copy.
-        object.replica &= !matches!(ready, Ready::Failed(_));
+        // Of what will never exist there is no second copy; and a small value may have come with a task.
+        if object.replica && here {
+            object.replica = false;
+            if let Ready::Here(_) = ready {
+                self.effects.push(Effect::Held { object: id });
+            }
+        }
         let (runs, getters) = if here {
             (std::mem::take(&mut object.runs_waiting), std::mem::take(&mut object.getters))
         } else {

@@ -5,7 +5,8 @@ use bytes::Bytes;
 use mobula_base::random::Random;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    ClusterView, Failure, FailureKind, Here, Holder, Located, NodeView, StreamAck, located, object_bytes,
+    Arg, ArgHint, Assign, ClusterView, Failure, FailureKind, Here, Holder, Located, NodeView, StreamAck,
+    TaskSpec, arg, located, object_bytes, task_bytes,
 };
 use mobula_scheduler::copies::COPY_AGAIN;
 use mobula_scheduler::{Config, Core, Effect, Event, FetchError, Value};
@@ -323,6 +324,49 @@ fn who_was_to_have_a_copy_does_not_make_the_value_again_for_itself() {
     node.step([Event::Located { asked: vec![object()], answers: vec![answer] }], now, &mut effects);
     assert!(effects.is_empty(), "it proposes no attempt: {effects:?}");
     assert_eq!((node.census().objects, node.census().copies), ((0, 0), (0, 0, 0)));
+}
+
+/// A small value may come with a task that takes it, before it is brought or before it is asked for.
+#[test]
+fn a_copy_that_comes_with_a_task_counts_and_is_let_go() {
+    for asked_first in [true, false] {
+        let mut world = World::new(2);
+        let output = mobula_proto::Output { crc: 5, size: 5 };
+        let (holder, want, at) = (Incarnation(1), 2, vec![Incarnation(1), Incarnation(2)]);
+        let ask = Event::Replicate { object: object(), job: JOB, holder, output, want, at };
+        let unreachable = Event::FetchFailed { object: object(), from: holder, why: FetchError::Unreachable };
+        let arg = Arg { arg: Some(arg::Arg::Object(object_bytes(object()))) };
+        let task = TaskId::new(JOB, TaskId::root(JOB), 0, 600);
+        let spec = TaskSpec { id: task_bytes(task), job: JOB.0, args: vec![arg], ..TaskSpec::default() };
+        let hint = ArgHint {
+            object: object_bytes(object()),
+            inline: Bytes::from_static(b"small"),
+            has_inline: true,
+            ..ArgHint::default()
+        };
+        let assign = Assign { spec: Some(spec), attempt: 1, hints: vec![hint] };
+        let assigned = Event::Assigned { from: Incarnation(1), assign };
+        let events = match asked_first {
+            true => [Some(ask), Some(unreachable), Some(assigned)],
+            false => [Some(assigned), Some(ask), None],
+        };
+        let mut effects = Vec::new();
+        let node = &mut world.nodes.get_mut(&2).expect("there").core;
+        node.step(events.into_iter().flatten(), world.now, &mut effects);
+        let told = |e: &Effect| matches!(e, Effect::Held { object: id } if *id == object());
+        assert!(effects.iter().any(told), "its home hears of it: {effects:?}");
+        assert_eq!(node.census().copies.2, 0, "it is here");
+        let gone = [
+            Event::Cancel { from: None, tasks: vec![task], recursive: false },
+            Event::Freed { objects: vec![object()] },
+        ];
+        node.step(gone, world.now, &mut effects);
+        assert_eq!(
+            (node.value_of(object()), node.census().copies),
+            (None, (0, 0, 0)),
+            "first: {asked_first}"
+        );
+    }
 }
 
 #[test]
