@@ -10,7 +10,7 @@ use crate::objects::State;
 use crate::recovery::Timer;
 use crate::types::Effect;
 use mobula_base::ids::hash64;
-use mobula_base::{Incarnation, JobId, ObjectId};
+use mobula_base::{Incarnation, JobId, ObjectId, TaskId};
 use mobula_proto::{Output, object_bytes};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,8 @@ pub(crate) struct Copies {
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     of: BTreeMap<ObjectId, Copies>,
+    /// Puts of tasks that run here, or are not durable, in which references lie: how many copies of each, later.
+    later: BTreeMap<ObjectId, (JobId, u32, Output)>,
     /// The node that joined last, of those that are known: one above it has yet to be heard of, and one below that is
     /// no member is dead.
     last_joined: Incarnation,
@@ -52,10 +54,14 @@ impl Seen {
         if !self.of.is_empty() {
             self.of.remove(&id);
         }
+        if !self.later.is_empty() {
+            self.later.remove(&id);
+        }
     }
 
     pub(crate) fn forget_job(&mut self, job: JobId) {
         self.of.retain(|_, copies| copies.job != job);
+        self.later.retain(|_, (of, ..)| *of != job);
     }
 
     /// The nodes that have copies of an object, or shall have.
@@ -69,6 +75,27 @@ impl Core {
     pub(crate) fn begin_copies(&mut self, id: ObjectId, job: JobId, want: u32, output: Output) {
         let at = BTreeSet::from([self.config.incarnation]);
         self.note_copies(id, Copies { job, want, at, output });
+    }
+
+    /// As [`Core::begin_copies`], of a task's put in which references lie. Copies of it would outlive the node before the
+    /// records of what lies inside have come, and nothing would ever make that: nobody misses the put (R4).
+    pub(crate) fn begin_copies_later(&mut self, id: ObjectId, job: JobId, want: u32, output: Output) {
+        self.copies.later.insert(id, (job, want, output));
+    }
+
+    /// All that a task has submitted here is committed, however it ended.
+    pub(crate) fn begin_later_copies(&mut self, task: TaskId) {
+        if self.copies.later.is_empty() {
+            return;
+        }
+        let of_task: Vec<ObjectId> =
+            self.copies.later.range(task.output(0)..=task.output(u32::MAX)).map(|(id, _)| *id).collect();
+        for id in of_task {
+            let later = self.copies.later.remove(&id).filter(|_| self.value_of(id).is_some());
+            if let Some((job, want, output)) = later {
+                self.begin_copies(id, job, want, output);
+            }
+        }
     }
 
     /// What another node says of copies counts beside what is known here: two that decide at the same time keep one

@@ -9,7 +9,7 @@ use mobula_proto::{
     TaskSpec, arg, located, object_bytes, task_bytes,
 };
 use mobula_scheduler::copies::COPY_AGAIN;
-use mobula_scheduler::{Config, Core, Effect, Event, FetchError, Value};
+use mobula_scheduler::{Config, Core, Effect, Event, FetchError, TaskOutcome, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -367,6 +367,56 @@ fn a_copy_that_comes_with_a_task_counts_and_is_let_go() {
             "first: {asked_first}"
         );
     }
+}
+
+/// Should its node die before the records of what lies inside have come, the task has to run again: a copy that
+/// survived would hide that.
+#[test]
+fn what_contains_references_is_copied_once_its_task_is_durable() {
+    let mut world = World::new(3);
+    let parent = TaskId::new(JOB, TaskId::root(JOB), 0, 0);
+    let spec = |id: TaskId, parent: TaskId| TaskSpec {
+        id: task_bytes(id),
+        job: JOB.0,
+        parent: task_bytes(parent),
+        function: 1,
+        cpu_milli: 1000,
+        max_retries: 3,
+        ..TaskSpec::default()
+    };
+    let node = &mut world.nodes.get_mut(&1).expect("there").core;
+    let (mut effects, now, worker) = (Vec::new(), world.now, 5);
+    let copied = |effects: &[Effect]| effects.iter().any(|e| matches!(e, Effect::Replicate { .. }));
+    node.step([Event::WorkerUp { worker, job: JOB }], now, &mut effects);
+    node.step(
+        [Event::Submit { client: DRIVER, specs: vec![spec(parent, TaskId::root(JOB))] }],
+        now,
+        &mut effects,
+    );
+    let child = TaskId::new(JOB, parent, 0, 0);
+    node.step([Event::Submit { client: worker, specs: vec![spec(child, parent)] }], now, &mut effects);
+    let (object, contains, value) = (object(), vec![child.output(0)], LARGE);
+    let put = Event::Put { client: worker, object, job: JOB, value, by_driver: false, contains, replicas: 3 };
+    node.step([put], now, &mut effects);
+    let value = Ok(Value::Inline(Bytes::from_static(b"done")));
+    let outcome = TaskOutcome { task: parent, attempt: 1, value, contains: vec![], ran_ns: 1 };
+    node.step([Event::Finished { worker, outcomes: vec![outcome] }], now, &mut effects);
+    assert!(!copied(&effects), "what it submitted is not committed: {effects:?}");
+    // All that is sent is acknowledged, until there is nothing more.
+    while !effects.is_empty() {
+        let sent: Vec<Effect> = std::mem::take(&mut effects);
+        if copied(&sent) {
+            return;
+        }
+        for effect in sent {
+            if let Effect::Send { shard, batch } = effect {
+                let mark = batch.first_seq + batch.items.len() as u64 - 1;
+                let ack = StreamAck { mark, revision: 9, outcomes: Vec::new() };
+                node.step([Event::Acked { shard, ack, moved: Vec::new() }], now, &mut effects);
+            }
+        }
+    }
+    panic!("it is never copied");
 }
 
 #[test]
