@@ -219,12 +219,16 @@ pub struct MemberArgs {
     /// What people call it [default: the host's name]
     #[arg(long, env = "MOBULA_NAME")]
     pub name: Option<String>,
-    /// GPUs to offer, numbered from 0
+    /// GPUs to offer, numbered from 0; 0: none [default: as many as NVIDIA's driver knows, if there is one]
     #[arg(long, env = "MOBULA_GPUS", value_name = "N")]
     pub gpus: Option<u32>,
     /// Memory to offer to tasks that ask for some, MB [default: all but the store's]
     #[arg(long, env = "MOBULA_MEMORY_MB", value_name = "MB")]
     pub memory_mb: Option<u64>,
+    /// Of all memory so many percent may be in use before workers end, the task that began last first; 100: any
+    /// [default: 95]
+    #[arg(long, env = "MOBULA_MEMORY_FULL", value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub memory_full: Option<u8>,
     /// A named resource to offer, NAME=AMOUNT; may be repeated
     #[arg(long, env = "MOBULA_RESOURCE", value_delimiter = ',', value_name = "NAME=AMOUNT")]
     pub resource: Vec<String>,

@@ -23,7 +23,7 @@ const CONFIG_FILE: &str = "mobula.toml";
 /// The variable that may hold the token itself.
 pub const TOKEN_VARIABLE: &str = "MOBULA_TOKEN";
 /// Every key of the file; the options have the same names, with dashes.
-pub const KEYS: [&str; 20] = [
+pub const KEYS: [&str; 21] = [
     "address",
     "data_dir",
     "token_file",
@@ -37,6 +37,7 @@ pub const KEYS: [&str; 20] = [
     "name",
     "gpus",
     "memory_mb",
+    "memory_full",
     "resource",
     "label",
     "store_mb",
@@ -65,6 +66,7 @@ struct ConfigFile {
     name: Option<String>,
     gpus: Option<u32>,
     memory_mb: Option<u64>,
+    memory_full: Option<u8>,
     resource: Words,
     label: Words,
     store_mb: Option<u64>,
@@ -182,6 +184,7 @@ impl Settings {
             name: given.name.or_else(|| file.name.clone()),
             gpus: given.gpus.or(file.gpus),
             memory_mb: given.memory_mb.or(file.memory_mb),
+            memory_full: given.memory_full.or(file.memory_full),
             resource: file.resource.or(&given.resource),
             label: file.label.or(&given.label),
             store_mb: given.store_mb.or(file.store_mb),

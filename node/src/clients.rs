@@ -89,6 +89,7 @@ impl Life {
                             value,
                             by_driver: is_driver,
                             contains: objects(&seal.contains),
+                            replicas: seal.replicas,
                         });
                     }
                 }
@@ -101,6 +102,7 @@ impl Life {
                             value: Value::Inline(put.value),
                             by_driver: is_driver,
                             contains: objects(&put.contains),
+                            replicas: put.replicas,
                         });
                     }
                 }

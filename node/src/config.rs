@@ -1,6 +1,7 @@
 //! What a node is told, and the seams it runs on.
 
 use crate::local::LocalListener;
+use crate::memory::Memory;
 use crate::packages::Packages;
 use crate::spawn::Spawner;
 use mobula_base::disk::Disk;
@@ -38,6 +39,9 @@ pub struct NodeConfig {
     pub spill_dir: Option<PathBuf>,
     /// Where executables and files of jobs are kept; `None` where processes are simulated.
     pub packages_dir: Option<PathBuf>,
+    /// Of its machine's memory, and of its control group's, this part may be in use (1: all). Beyond it workers end,
+    /// one after the other.
+    pub memory_full: f64,
     /// Seed of its random streams; production draws it from the system.
     pub seed: u64,
 }
@@ -56,6 +60,8 @@ pub struct Parts {
     pub spill: Option<Arc<dyn Disk>>,
     /// Executables and files of jobs; `None` where processes are simulated.
     pub packages: Option<Arc<Packages>>,
+    /// Measures what workers have of memory; `None` where processes are simulated.
+    pub memory: Option<Arc<dyn Memory>>,
 }
 
 /// A node that has joined.

@@ -7,6 +7,7 @@ use crate::http;
 use crate::input::{HeldReply, INBOX_MAX, Inbox, Input};
 use crate::links::{self, Links, UNACKNOWLEDGED_MAX};
 use crate::local::{LocalListener, UnixLocal};
+use crate::memory::{self, LinuxMemory, Memory};
 use crate::packages::Packages;
 use crate::peers::Peers;
 use crate::room::Waiting;
@@ -74,7 +75,8 @@ pub async fn run(
             Some(Packages::open(dir).map_err(failed)?)
         }
     };
-    let parts = Parts { net, local: Box::new(local), spawner, region, spill, packages };
+    let memory: Option<Arc<dyn Memory>> = Some(Arc::new(LinuxMemory::new()));
+    let parts = Parts { net, local: Box::new(local), spawner, region, spill, packages, memory };
     run_with(config, parts, on_ready, shutdown).await
 }
 
@@ -172,6 +174,8 @@ pub(crate) struct Link {
     pub job: JobId,
     /// A driver's job ends with its link; a worker has the token of its start.
     pub token: Option<u64>,
+    /// A worker's process.
+    pub pid: Option<u32>,
     /// Tasks of this turn that were elided, and of which it has not been told.
     pub elided: u64,
 }
@@ -183,6 +187,10 @@ pub(crate) struct Life {
     pub region: Region,
     pub spill_disk: Option<Arc<dyn Disk>>,
     pub packages: Option<Arc<Packages>>,
+    /// Measures what workers have.
+    pub memory: Option<Arc<dyn Memory>>,
+    /// The part of all memory that may be in use.
+    pub memory_full: f64,
     /// Who waits for the store.
     pub waiting: Waiting,
     /// What the store wants done, kept for its memory.
@@ -291,6 +299,8 @@ impl Life {
             region: parts.region.clone(),
             spill_disk: parts.spill.clone(),
             packages: parts.packages.clone(),
+            memory: parts.memory.clone(),
+            memory_full: config.memory_full,
             waiting: Waiting::default(),
             deeds: Vec::new(),
             found: (!found.is_empty()).then_some(found),
@@ -347,6 +357,9 @@ impl Life {
         }
         self.tasks.spawn(self.control.clone().run_heartbeats());
         self.tasks.spawn(self.control.clone().run_watch());
+        if self.memory.is_some() {
+            self.tasks.spawn(memory::run(self.inbox.clone()));
+        }
     }
 
     fn now(&self) -> Instant {

@@ -56,6 +56,8 @@ pub enum Input {
     Load { reply: oneshot::Sender<Load> },
     /// How tasks stand, and whether there are more than are told.
     Explain { prefix: TaskPrefix, reply: oneshot::Sender<(Vec<Explained>, bool)> },
+    /// It is time to measure what workers have of memory.
+    MeasureMemory,
     /// How much there is of everything, for people who watch.
     Count { reply: oneshot::Sender<Counts> },
     /// The cluster has declared this node dead (R10).

@@ -15,6 +15,7 @@
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
 //! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
 //! - [`control`] — everything towards the control store.
+//! - [`memory`] — what workers have of it.
 //! - [`spawn`] — worker processes; [`packages`] — their executables and files, brought from where the driver is.
 
 pub mod clients;
@@ -26,6 +27,7 @@ pub mod http;
 pub mod input;
 pub mod links;
 pub mod local;
+pub mod memory;
 pub mod metrics;
 pub mod packages;
 pub mod peers;

@@ -63,6 +63,12 @@ fn scheduling(registry: &mut Registry, counts: &Counts) {
     let help = "Tasks that no known node can run; they fail if none joins";
     gauge(registry, "infeasible_tasks", help, core.infeasible);
     states(registry, "workers", "Worker processes", &core.workers);
+    let ended: Family<In, Counter> = Family::default();
+    for (state, count) in &core.ended_for_memory {
+        ended.get_or_create(&In { state }).inc_by(*count);
+    }
+    let help = "Workers that were killed for the memory they had: of their tasks' limit, or of the node";
+    registry.register("workers_ended_for_memory", help, ended);
     gauge(registry, "drivers", "Drivers attached to this node", counts.drivers);
     let help = "Lineage records that their shards have not acknowledged";
     gauge(registry, "lineage_unacknowledged", help, core.unacknowledged);
@@ -92,6 +98,14 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let help =
         "Copies of this node that nobody here has a use for; their homes are asked whether they may go";
     gauge(registry, "objects_idle", help, idle);
+    let (all, short, awaited) = counts.core.copies;
+    let help = "Objects put with a number of copies, of which this node sees to the copies";
+    gauge(registry, "objects_replicated", help, all);
+    let help =
+        "Of these, those for which there are too few nodes: they have as many copies as there are nodes";
+    gauge(registry, "objects_short_of_copies", help, short);
+    let help = "Copies that shall be on this node and are not yet";
+    gauge(registry, "object_copies_awaited", help, awaited);
     let (queued, under_way) = counts.core.fetches;
     let by_state = [("queued", queued), ("under_way", under_way)];
     states(registry, "object_transfers", "Objects to be copied here from other nodes", &by_state);

@@ -39,7 +39,7 @@ impl Life {
             Input::DriverUp { client, job, start, outbox } => {
                 let (counted, tasks) = (start.counted, start.tasks_per_worker);
                 self.jobs.insert(job, start);
-                self.open.insert(client, Link { outbox, job, token: None, elided: 0 });
+                self.open.insert(client, Link { outbox, job, token: None, pid: None, elided: 0 });
                 events.push(Event::WorkerReuse { job, tasks });
                 events.push(Event::JobStarted { job, counted });
             }
@@ -109,6 +109,7 @@ impl Life {
             Input::Explain { prefix, reply } => {
                 let _ = reply.send(self.core.explain(prefix, EXPLAINED_MAX));
             }
+            Input::MeasureMemory => self.measure_memory(events),
             Input::Count { reply } => {
                 let _ = reply.send(self.counts());
             }
@@ -215,7 +216,10 @@ impl Life {
         let mut welcome = self.links.welcome.clone();
         welcome.job = job.0;
         outbox.push(&DaemonMsg { msg: Some(daemon_msg::Msg::Welcome(welcome)) });
-        self.open.insert(client, Link { outbox, job, token: Some(hello.worker_token), elided: 0 });
+        self.open.insert(
+            client,
+            Link { outbox, job, token: Some(hello.worker_token), pid: Some(hello.pid), elided: 0 },
+        );
         events.push(Event::WorkerUp { worker: client, job });
         true
     }
@@ -276,7 +280,8 @@ impl Life {
             Some(peer_msg::Msg::Replica(r)) => {
                 if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
                     let (job, holder) = (JobId(r.job), Incarnation(r.holder));
-                    events.push(Event::Replicate { object, job, holder, output });
+                    let (want, at) = (r.copies, r.at.into_iter().map(Incarnation).collect());
+                    events.push(Event::Replicate { object, job, holder, output, want, at });
                 }
             }
             Some(peer_msg::Msg::Notice(notice)) => self.notice_drivers(None, &notice),
@@ -432,12 +437,14 @@ impl Life {
                 self.tell(client, daemon_msg::Msg::Committed(committed));
             }
             Effect::Held { object } => self.tell_home(Copied::Held(object)),
-            Effect::Replicate { to, object, job, output } => {
+            Effect::Replicate { to, object, job, output, want, at } => {
                 let replica = mobula_proto::Replica {
                     object: object_bytes(object),
                     holder: self.incarnation.0,
                     output: Some(output),
                     job: job.0,
+                    copies: want,
+                    at: at.into_iter().map(|node| node.0).collect(),
                 };
                 self.tell_peer(to, peer_msg::Msg::Replica(replica));
             }
@@ -552,7 +559,7 @@ impl Life {
         if let Some((_, process)) = token.and_then(|token| self.spawned.remove(&token)) {
             tracing::warn!(
                 worker,
-                "a worker is killed: its task has not stopped in time, or is for nobody any more"
+                "a worker is killed: its task has not stopped in time, takes too much memory, or is for nobody any more"
             );
             process.abort();
         }

@@ -59,6 +59,7 @@ impl Node {
             late: Duration::ZERO,
             spill_dir: None,
             packages_dir: None,
+            memory_full: 1.0,
             seed: 3,
         };
         let ((tell, told), (stop, stopped)) = (oneshot::channel(), oneshot::channel());
@@ -181,6 +182,10 @@ async fn prometheus_reads_what_a_node_has_and_readiness_follows_the_heads() {
             ("infeasible_tasks", "gauge"),
             ("workers", "gauge"),
             ("drivers", "gauge"),
+            ("workers_ended_for_memory", "counter"),
+            ("objects_replicated", "gauge"),
+            ("objects_short_of_copies", "gauge"),
+            ("object_copies_awaited", "gauge"),
             ("lineage_unacknowledged", "gauge"),
             ("node_cpus", "gauge"),
             ("object_store_capacity_bytes", "gauge"),

@@ -3,8 +3,12 @@
 //! The test binary serves as worker binary, so it has a `main` of its own.
 
 use mobula::{Blob, Client, ConnectOptions, Error, FailureKind, Many, ObjectRef, remote};
+#[path = "real/copies.rs"]
+mod copies;
 #[path = "real/groups.rs"]
 mod groups;
+#[path = "real/memory.rs"]
+mod memory;
 #[path = "real/options.rs"]
 mod options;
 #[path = "real/packages.rs"]
@@ -140,9 +144,8 @@ impl Cluster {
         self.dir.join(format!("node-{n}.sock"))
     }
 
-    /// Starts a node that offers a resource; it ends with the first.
-    fn start_node(&self, n: u32, resource: &str) -> (oneshot::Sender<()>, std::thread::JoinHandle<()>) {
-        let config = NodeConfig {
+    fn node_config(&self, n: u32, resource: &str) -> NodeConfig {
+        NodeConfig {
             name: format!("node-{n}"),
             heads: vec![self.head.clone()],
             listen: "127.0.0.1:0".into(),
@@ -155,8 +158,14 @@ impl Cluster {
             late: Duration::ZERO,
             spill_dir: None,
             packages_dir: Some(self.dir.join(format!("node-{n}"))),
+            memory_full: 1.0,
             seed: u64::from(n),
-        };
+        }
+    }
+
+    /// Starts a node that offers a resource; it ends with the first.
+    fn start_node(&self, n: u32, resource: &str) -> (oneshot::Sender<()>, std::thread::JoinHandle<()>) {
+        let config = self.node_config(n, resource);
         let (tell, told) = mpsc::channel();
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -169,6 +178,7 @@ impl Cluster {
         (stop, thread)
     }
 
+    /// Where the node that was started as the n-th answers.
     fn address(&self, n: usize) -> String {
         self.addresses.lock().expect("not poisoned")[n - 1].clone()
     }
@@ -187,6 +197,44 @@ impl Cluster {
             thread.join().expect("it ends cleanly");
         }
         let _ = std::fs::remove_dir_all(&self.dir);
+    }
+}
+
+/// A node that may be killed: it ends where it is, and says goodbye to nobody.
+struct Node {
+    /// In the order of starts.
+    number: usize,
+    kill: oneshot::Sender<()>,
+    thread: std::thread::JoinHandle<()>,
+}
+
+impl Node {
+    fn start(c: &Cluster, n: u32, resource: &str) -> Self {
+        Self::start_with(c, c.node_config(n, resource))
+    }
+
+    fn start_with(c: &Cluster, config: NodeConfig) -> Self {
+        let (tell, told) = mpsc::channel();
+        let (kill, killed) = oneshot::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            let ready = move |ready: mobula_node::Ready| tell.send(ready.address).unwrap_or_default();
+            let node = mobula_node::run(config, Arc::new(TcpNet), ready, std::future::pending());
+            runtime().block_on(async {
+                tokio::select! {
+                    ended = node => ended.expect("the node runs"),
+                    _ = killed => {}
+                }
+            });
+        });
+        let address = told.recv_timeout(Duration::from_secs(30)).expect("a node");
+        let mut addresses = c.addresses.lock().expect("not poisoned");
+        addresses.push(address);
+        Node { number: addresses.len(), kill, thread }
+    }
+
+    fn kill(self) {
+        self.kill.send(()).expect("it runs");
+        self.thread.join().expect("it ends");
     }
 }
 
@@ -487,7 +535,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 21] = [
+    let tests: [Test; 24] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -517,6 +565,12 @@ fn main() {
             "bundles_of_a_node_that_is_gone_are_placed_again",
             groups::bundles_of_a_node_that_is_gone_are_placed_again,
         ),
+        ("a_task_has_no_more_memory_than_it_may", memory::a_task_has_no_more_memory_than_it_may),
+        (
+            "a_node_without_memory_ends_who_takes_most_of_it",
+            memory::a_node_without_memory_ends_who_takes_most_of_it,
+        ),
+        ("copies_outlive_their_nodes", copies::copies_outlive_their_nodes),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

@@ -79,6 +79,7 @@ fn run_node_if_asked() {
         late: Duration::ZERO,
         spill_dir: Some(dir.join("spill")),
         packages_dir: None,
+        memory_full: 1.0,
         seed: u64::from(std::process::id()),
     };
     let ready = |ready: mobula_node::Ready| {

@@ -34,8 +34,12 @@ pub(crate) fn time_limit(spec: &TaskSpec) -> Option<Duration> {
     (limit > 0).then(|| Duration::from_millis(limit))
 }
 
-/// Whether a task wants to run again after this failure, which is none of the system's.
+/// Whether a task runs again after this failure, which is not the death of its worker or node.
 pub(crate) fn wants_retry(spec: &TaskSpec, failure: &Failure) -> bool {
+    // What its node ran short of is none of its own.
+    if failure.kind() == FailureKind::FailureNodeOutOfMemory {
+        return spec.max_retries > 0;
+    }
     let Some(retry) = spec.options.as_deref().and_then(|options| options.retry_on.as_ref()) else {
         return false;
     };
@@ -46,6 +50,7 @@ pub(crate) fn wants_retry(spec: &TaskSpec, failure: &Failure) -> bool {
             FailureKind::FailureUserError => retry.errors && named,
             FailureKind::FailurePanic => retry.panics,
             FailureKind::FailureTimedOut => retry.timeouts,
+            FailureKind::FailureOutOfMemory => retry.out_of_memory,
             _ => false,
         }
 }

@@ -20,12 +20,17 @@ pub struct Census {
     pub queues: Vec<(String, u64)>,
     /// Worker processes, by what they do.
     pub workers: Vec<(&'static str, u64)>,
+    /// Workers that ended because of the memory they had, so far, by what for.
+    pub ended_for_memory: Vec<(&'static str, u64)>,
     /// Kept tasks that no known node could ever run.
     pub infeasible: u64,
     /// Objects whose copying here is asked for, and under way.
     pub fetches: (u64, u64),
     /// Objects that this node knows of, and copies among them that it has no use for.
     pub objects: (u64, u64),
+    /// Objects that shall be there several times and that this node sees to; those of them with too few nodes; and
+    /// copies that shall be on this node and are not yet.
+    pub copies: (u64, u64, u64),
     /// Lineage records that their shards have not acknowledged.
     pub unacknowledged: u64,
     /// CPUs that are free, and that there are, in thousandths.
@@ -40,9 +45,11 @@ impl Core {
             runs: self.count_runs(),
             queues: self.count_queues(),
             workers: self.count_workers(),
+            ended_for_memory: self.memory.ended(),
             infeasible: self.count_infeasible(),
             fetches: (self.fetch_queue.len() as u64, self.fetching.len() as u64),
             objects: (self.objects.len() as u64, self.idle.len() as u64),
+            copies: self.count_copies(),
             unacknowledged: self.unacknowledged(),
             cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
         }

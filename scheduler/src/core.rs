@@ -3,11 +3,13 @@
 use crate::abandon::Unknowns;
 use crate::bend::Bends;
 use crate::cancel::Stop;
+use crate::copies::Seen;
 use crate::elide::Later;
 use crate::execute::Run;
 use crate::groups::Groups;
 use crate::map::RunMap;
-use crate::objects::Object;
+use crate::memory::Watched;
+use crate::objects::{Object, Putting};
 use crate::placement::{Class, Member};
 use crate::recovery::Timer;
 use crate::refs::{HeldBack, Named};
@@ -207,6 +209,8 @@ pub struct Core {
     pub(crate) freed_at: BTreeMap<Incarnation, Vec<ObjectId>>,
     /// Something was acknowledged or withdrawn: whoever waits for it looks again.
     pub(crate) recheck: bool,
+    pub(crate) copies: Seen,
+    pub(crate) memory: Watched,
     pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
 }
@@ -268,6 +272,8 @@ impl Core {
             awaiting_edges: BTreeSet::new(),
             freed_at: BTreeMap::new(),
             recheck: false,
+            copies: Seen::default(),
+            memory: Watched::default(),
             bends: Bends::default(),
             effects: Vec::new(),
         }
@@ -314,8 +320,8 @@ impl Core {
                 }
             }
             Event::Get { client, job, objects, want_value } => self.get(client, job, objects, want_value),
-            Event::Put { client, object, job, value, by_driver, contains } => {
-                self.put(client, object, job, value, by_driver, contains);
+            Event::Put { client, object, job, value, by_driver, contains, replicas } => {
+                self.put(client, object, job, value, Putting { by_driver, contains, replicas });
             }
             Event::Held { client, job, objects } => self.client_held(client, job, objects),
             Event::Dropped { client, objects } => self.client_dropped(client, objects),
@@ -335,7 +341,9 @@ impl Core {
             Event::Assigned { from, assign } => self.assigned(from, assign),
             Event::PeerResult { from, result } => self.peer_result(from, result),
             Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
-            Event::Replicate { object, job, holder, output } => self.replicate(object, job, holder, output),
+            Event::Replicate { object, job, holder, output, want, at } => {
+                self.replicate(object, job, holder, output, (want, at));
+            }
             Event::Acked { shard, ack, moved } => self.acked(shard, ack, moved),
             Event::Located { asked, answers } => self.located(asked, answers),
             Event::Fetched { object, value } => self.fetched(object, value),
@@ -345,6 +353,7 @@ impl Core {
             Event::WorkerReuse { job, tasks } => self.limit_reuse(job, tasks),
             Event::JobEnded(job) => self.job_ended(job),
             Event::WatchGroup { client, group } => self.watch_group(client, group),
+            Event::Memory(measured) => self.memory_measured(measured),
             Event::Flush => self.streams.hurry(),
             Event::Tick => {}
         }

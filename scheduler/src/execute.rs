@@ -409,7 +409,9 @@ impl Core {
             self.report_to_all(task, &askers, report, durable);
             None
         };
-        if !durable {
+        if durable {
+            self.begin_later_copies(task);
+        } else {
             for (shard, number) in &pending {
                 self.streams.hurry_for(*shard, *number);
             }
@@ -470,6 +472,7 @@ impl Core {
             .partition(|u| u.pending.iter().all(|(shard, number)| streams.are_committed(*shard, *number)));
         self.undurable = waiting;
         for UndurableRun { task, askers, report, .. } in done {
+            self.begin_later_copies(task);
             if let Some(report) = report {
                 // What is told after its job has ended would be remembered for ever.
                 if self.jobs_ended.contains(&report.job) {

@@ -1,6 +1,7 @@
 //! Messages from outside, whatever they say, into the core: none may make it panic. The fuzz target
 //! (`fuzz/`) and the test below call the same function.
 
+use crate::memory::Measured;
 use crate::types::{ClientId, Effect, Event, FetchError, TaskOutcome, Value};
 use crate::{Config, Core};
 use bytes::{Buf, Bytes};
@@ -90,6 +91,10 @@ impl World {
                 self.next_worker += 1;
                 Event::WorkerUp { worker: self.next_worker, job }
             }
+            8 if who > 200 => Event::Memory(Measured {
+                workers: (0..8).map(|worker| (worker, u64::from(who) << 20)).collect(),
+                rooms: vec![(u64::from(who % 2), 0)],
+            }),
             8 => Event::WorkerGone { worker: u64::from(who) },
             9 => self.finished(who),
             10 => Event::JobStarted { job, counted: true },
@@ -120,7 +125,9 @@ impl World {
                         value: Value::Shared { offset: 0, len: 9, crc: 5 },
                     });
                 }
-                Event::Replicate { object, job, holder: from, output: Default::default() }
+                let (output, want) = (Default::default(), u32::from(who) / 64);
+                let at = (0..want).map(|n| Incarnation(u64::from(n) + 1)).collect();
+                Event::Replicate { object, job, holder: from, output, want, at }
             }
             17 => Event::WatchGroup { client: DRIVER, group: message(bytes)? },
             _ => Event::Freed { objects: objects(&message(bytes)?) },

@@ -17,9 +17,11 @@
 //! - `follow` — a task behind the one that makes its argument, in one worker's line.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
+//! - [`memory`] — whose worker ends when memory runs short.
 //! - [`objects`] — what this node knows of each object, and who waits for it.
 //! - [`refs`] — who on this node refers to an object, and what its home is told (R6, R8); [`elide`] — when a
 //!   record is sent, and when it never is (R4).
+//! - [`copies`] — what was put so that it is there several times, after a loss, too.
 //! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
 //! - [`abandon`] — what waits for something that nobody knows, and that nobody needs.
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
@@ -32,6 +34,7 @@ pub mod abandon;
 pub mod bend;
 pub mod cancel;
 pub mod census;
+pub mod copies;
 pub mod core;
 pub mod elide;
 pub mod execute;
@@ -42,6 +45,7 @@ pub mod groups;
 pub mod hostile;
 mod line;
 pub mod map;
+pub mod memory;
 pub mod objects;
 pub mod outcome;
 mod patience;

@@ -68,6 +68,20 @@ impl Object {
     pub fn is_wanted(&self) -> bool {
         self.wanted_here() || !self.tasks_waiting.is_empty() || !self.subscribers.is_empty()
     }
+    /// It is to be here, and nobody on this node needs it.
+    pub fn is_only_copied(&self) -> bool {
+        let nobody = self.runs_waiting.is_empty() && self.tasks_waiting.is_empty();
+        self.replica && nobody && self.getters.is_empty() && self.subscribers.is_empty()
+    }
+}
+
+/// How a value is put.
+pub(crate) struct Putting {
+    pub by_driver: bool,
+    /// Objects whose references lie inside.
+    pub contains: Vec<ObjectId>,
+    /// On so many nodes it shall be; 0: nobody said.
+    pub replicas: u32,
 }
 
 impl Core {
@@ -249,6 +263,9 @@ impl Core {
             Some(State::Here(Value::Shared { .. }))
         ) {
             self.idle.remove(&id);
+            if let Some(object) = self.objects.get_mut(&id).filter(|_| self.copies.has(id)) {
+                object.replica = true;
+            }
             self.forget_place(id);
             self.end_whoever_put(id);
         }
@@ -292,8 +309,13 @@ impl Core {
         }
         let tasks = std::mem::take(&mut object.tasks_waiting);
         let here = !matches!(ready, Ready::Elsewhere(_));
-        // Of what will never exist there is no second copy.
-        object.replica &= !matches!(ready, Ready::Failed(_));
+        // Of what will never exist there is no second copy; and a small value may have come with a task.
+        if object.replica && here {
+            object.replica = false;
+            if let Ready::Here(_) = ready {
+                self.effects.push(Effect::Held { object: id });
+            }
+        }
         let (runs, getters) = if here {
             (std::mem::take(&mut object.runs_waiting), std::mem::take(&mut object.getters))
         } else {
@@ -324,8 +346,9 @@ impl Core {
     }
 
     fn fail_waiting_here(&mut self, id: ObjectId, failure: &Failure) {
+        let waits = self.copy_has_no_room(id);
         let Some(object) = self.objects.get_mut(&id) else { return };
-        object.replica = false;
+        object.replica &= waits;
         let getters = std::mem::take(&mut object.getters);
         for client in getters {
             self.effects.push(Effect::Ready { client, object: id, ready: Ready::Failed(failure.clone()) });
@@ -358,15 +381,8 @@ impl Core {
         }
     }
 
-    pub(crate) fn put(
-        &mut self,
-        client: ClientId,
-        id: ObjectId,
-        job: JobId,
-        value: Value,
-        by_driver: bool,
-        contains: Vec<ObjectId>,
-    ) {
+    pub(crate) fn put(&mut self, client: ClientId, id: ObjectId, job: JobId, value: Value, putting: Putting) {
+        let Putting { by_driver, contains, replicas } = putting;
         if self.jobs_ended.contains(&job) {
             return;
         }
@@ -376,9 +392,17 @@ impl Core {
         object.refs.origin = true;
         let contains = if self.counts(job) { contains } else { Vec::new() };
         if by_driver {
-            self.keep_put_safe(id, job, value, contains);
+            self.keep_put_safe(id, job, value, contains, replicas);
         } else {
+            let simple = contains.is_empty();
             self.put_in_task(client, id, job, contains);
+            if replicas > 0 {
+                let output = value.output(self.config.crc);
+                match simple {
+                    true => self.begin_copies(id, job, replicas, output),
+                    false => self.begin_copies_later(id, job, replicas, output),
+                }
+            }
         }
         self.announce(id);
     }
@@ -405,8 +429,15 @@ impl Core {
     }
 
     /// A driver's `put` has no task behind it: its record is in the store, small values with it; large
-    /// ones get a second copy (R6, default k = 2).
-    fn keep_put_safe(&mut self, id: ObjectId, job: JobId, value: Value, contains: Vec<ObjectId>) {
+    /// ones get a second copy (R6, default k = 2), or as many as it was put with.
+    fn keep_put_safe(
+        &mut self,
+        id: ObjectId,
+        job: JobId,
+        value: Value,
+        contains: Vec<ObjectId>,
+        replicas: u32,
+    ) {
         let simple = contains.is_empty();
         if !simple {
             let edges = contains.iter().map(|inner| self.name(*inner, job, Some(id), true, false)).collect();
@@ -434,7 +465,11 @@ impl Core {
         }
         if large {
             self.effects.push(Effect::Held { object: id });
-            self.copy_elsewhere(id, job, output);
+            if replicas > 0 {
+                self.begin_copies(id, job, replicas, output);
+            } else {
+                self.copy_elsewhere(id, job, output);
+            }
         }
     }
 
@@ -443,7 +478,8 @@ impl Core {
         let me = self.config.incarnation;
         let other = self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
         if let Some(to) = other {
-            self.effects.push(Effect::Replicate { to, object: id, job, output });
+            let (want, at) = (0, Vec::new());
+            self.effects.push(Effect::Replicate { to, object: id, job, output, want, at });
         }
         self.object(id, job).refs.copy_at = other;
     }
@@ -460,23 +496,13 @@ impl Core {
             let object = &self.objects[&id];
             let (job, is_drivers) = (object.job, id.task == TaskId::root(object.job));
             let held = object.refs.home != Home::Releasing && !mutant!("R6f");
+            if self.copies.has(id) {
+                continue;
+            }
             if let (State::Here(value), true) = (&object.state, is_drivers && held) {
                 let output = value.output(self.config.crc);
                 self.copy_elsewhere(id, job, output);
             }
         }
-    }
-
-    pub(crate) fn replicate(&mut self, id: ObjectId, job: JobId, holder: Incarnation, output: Output) {
-        if self.jobs_ended.contains(&job) {
-            return;
-        }
-        let object = self.object(id, job);
-        if matches!(object.state, State::Unknown | State::Locating) {
-            object.state = State::Elsewhere { holders: vec![holder], output };
-        }
-        object.replica = !matches!(object.state, State::Here(_));
-        self.want_here(id);
-        self.to_tidy.push_back(id);
     }
 }

@@ -43,6 +43,8 @@ pub(crate) enum Timer {
     Early(TaskId),
     /// A node has given the task back.
     PlaceAgain(TaskId),
+    /// There was no room for a copy.
+    CopyAgain(ObjectId),
     /// The task has waited long enough for the node that has its arguments.
     Patience(usize, Incarnation, TaskId),
 }
@@ -70,6 +72,7 @@ impl Core {
                 Timer::TimeOut(task, attempt, worker) => self.time_out(task, attempt, worker),
                 Timer::Early(task) => self.ask_whether_early(task),
                 Timer::PlaceAgain(task) => self.place_again(task),
+                Timer::CopyAgain(object) => self.copy_again(object),
                 Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
             }
         }
@@ -128,7 +131,9 @@ impl Core {
                 true
             }
             Some(located::Answer::Lost(attempt)) => {
-                self.recover(id, attempt);
+                if !self.gives_up_copy(id) {
+                    self.recover(id, attempt);
+                }
                 true
             }
             Some(located::Answer::Failed(failure)) => {
@@ -573,6 +578,7 @@ impl Core {
         }
         if !self.members.keys().eq(&before) {
             self.make_up_copies();
+            self.see_to_all_copies();
         }
         self.groups_seen(&view);
         for job in view.jobs {
@@ -676,6 +682,7 @@ impl Core {
         for task in self.runs.sorted_keys(|r| r.spec.job == job.0) {
             self.take_run(task);
         }
+        self.copies.forget_job(job);
         self.counted.remove(&job);
         self.reuse.remove(&job);
         for id in self.objects.sorted_keys(|object| object.job == job) {

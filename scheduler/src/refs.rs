@@ -352,7 +352,7 @@ impl Core {
         let takes_room = !matches!(object.state, State::Here(Value::Inline(_)));
         refs.home = Home::Releasing;
         // Nobody else can have a use for it.
-        let private = refs.origin && !refs.left && refs.copy_at.is_none();
+        let private = refs.origin && !refs.left && refs.copy_at.is_none() && !self.copies.has(id);
         // From here on its record may go: whoever submits it again sends a new one.
         refs.origin = mutant!("W12");
         if private {
@@ -376,7 +376,9 @@ impl Core {
         if kept {
             return self.to_tidy.push_back(id);
         }
-        let mut others: Vec<Incarnation> = object.refs.copy_at.into_iter().collect();
+        let mut others: Vec<Incarnation> =
+            object.refs.copy_at.into_iter().chain(self.copies.places(id)).collect();
+        others.retain(|node| *node != self.config.incarnation);
         if let State::Elsewhere { holders, .. } = &object.state {
             others.extend(holders);
         }
@@ -433,6 +435,7 @@ impl Core {
         self.objects.discard(&id);
         self.idle.remove(&id);
         self.spare.remove(&id);
+        self.copies.forget(id);
     }
 
     pub(crate) fn discard(&mut self, id: ObjectId) {

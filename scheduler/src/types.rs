@@ -1,6 +1,7 @@
 //! Events in, effects out. Both are closed: a new one should break every place that must think
 //! about it.
 
+use crate::memory::Measured;
 use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
 use mobula_proto::{
@@ -96,6 +97,8 @@ pub enum Event {
         value: Value,
         by_driver: bool,
         contains: Vec<ObjectId>,
+        /// On so many nodes it shall be; 0: nobody said.
+        replicas: u32,
     },
     /// A client took references out of values. (It refers to what it submits and puts anyway.)
     Held { client: ClientId, job: JobId, objects: Vec<ObjectId> },
@@ -134,8 +137,15 @@ pub enum Event {
     PeerResult { from: Incarnation, result: PeerResult },
     /// All that an earlier reported task had submitted is committed.
     PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
-    /// A peer asks this node to keep a copy.
-    Replicate { object: ObjectId, job: JobId, holder: Incarnation, output: Output },
+    /// A peer asks this node to keep a copy: one of `want`, which are, or shall be, at these nodes; 0: a second one.
+    Replicate {
+        object: ObjectId,
+        job: JobId,
+        holder: Incarnation,
+        output: Output,
+        want: u32,
+        at: Vec<Incarnation>,
+    },
     /// A shard acknowledged the batch in flight. `moved`: those of its items that it answered so.
     Acked { shard: ShardId, ack: StreamAck, moved: Vec<StreamItem> },
     /// Answers of a home shard. Objects asked and not answered are asked again.
@@ -169,6 +179,8 @@ pub enum Event {
         /// Which.
         group: InGroup,
     },
+    /// What the workers of this node have of its memory.
+    Memory(Measured),
     /// A client waits until all that it submitted is durable: what lingers is sent.
     Flush,
     /// The deadline passed.
@@ -220,8 +232,15 @@ pub enum Effect {
     Discard { object: ObjectId },
     /// Tell a node that nobody needs these any more.
     Freed { to: Incarnation, objects: Vec<ObjectId> },
-    /// Ask a node to keep a copy.
-    Replicate { to: Incarnation, object: ObjectId, job: JobId, output: Output },
+    /// Ask a node to keep a copy: one of `want`, which are, or shall be, at these nodes; 0: a second one.
+    Replicate {
+        to: Incarnation,
+        object: ObjectId,
+        job: JobId,
+        output: Output,
+        want: u32,
+        at: Vec<Incarnation>,
+    },
     /// Tell the control store what is reserved here: there is news.
     TellClaims,
     /// Tell a client how a placement group stands.

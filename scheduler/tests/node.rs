@@ -644,7 +644,8 @@ fn a_task_whose_put_was_damaged_while_it_runs_ends() {
     node.runs();
     let object = task(0).output(mobula_base::ids::FIRST_PUT_SLOT);
     let value = Value::Shared { offset: 0, len: 1 << 20, crc: 5 };
-    let put = Event::Put { client: 1, object, job: JOB, value, by_driver: false, contains: vec![] };
+    let put =
+        Event::Put { client: 1, object, job: JOB, value, by_driver: false, contains: vec![], replicas: 0 };
     node.step(put.clone());
     let kills =
         |node: &mut Node| node.take(|e| if let Effect::Kill { worker } = e { Some(*worker) } else { None });

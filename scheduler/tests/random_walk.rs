@@ -8,6 +8,7 @@ use mobula_proto::{
     StreamBatch, TaskSpec, TaskState, TaskView, arg, item_outcome, located, object_bytes, stream_item,
     task_bytes, task_id,
 };
+use mobula_scheduler::memory::Measured;
 use mobula_scheduler::{Config, Core, Effect, Event, TaskOutcome, Value};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -28,6 +29,8 @@ enum Step {
     Finish(u8, bool),
     /// A worker dies, and another comes.
     WorkerDies(u8),
+    /// There is no memory left, and each worker has much of it.
+    MemoryShort,
     /// A worker waits inside its task, and gives back what it has not begun.
     Blocks(u8),
     /// It goes on.
@@ -53,6 +56,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         4 => prop::collection::vec(any::<u8>(), 0..3).prop_map(Step::Submit),
         4 => (any::<u8>(), prop::bool::weighted(0.1)).prop_map(|(w, fails)| Step::Finish(w, fails)),
         1 => any::<u8>().prop_map(Step::WorkerDies),
+        1 => Just(Step::MemoryShort),
         1 => any::<u8>().prop_map(Step::Blocks),
         1 => any::<u8>().prop_map(Step::Unblocks),
         2 => any::<bool>().prop_map(Step::PeerFinishes),
@@ -341,6 +345,13 @@ impl World {
                     self.blocked.remove(&worker);
                     self.event(Event::WorkerGone { worker });
                 }
+            }
+            Step::MemoryShort => {
+                let workers: Vec<(u64, u64)> = self.workers.keys().map(|worker| (*worker, 1 << 30)).collect();
+                let measured = Measured { workers, rooms: vec![(2, 1)] };
+                // Whoever has just begun is not judged.
+                self.event(Event::Memory(measured.clone()));
+                self.event(Event::Memory(measured));
             }
             Step::Blocks(pick) => self.blocks(pick),
             Step::Unblocks(pick) => self.unblocks(pick),

@@ -762,7 +762,15 @@ fn an_attempt_that_died_after_a_put_is_followed_once_the_edges_of_the_put_are_th
     let object = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
     let value = Value::Inline(Bytes::from_static(b"v"));
     let contains = vec![out(inner)];
-    node.step(Event::Put { client: WORKER, object, job: JOB, value, by_driver: false, contains });
+    node.step(Event::Put {
+        client: WORKER,
+        object,
+        job: JOB,
+        value,
+        by_driver: false,
+        contains,
+        replicas: 0,
+    });
     node.step(Event::WorkerGone { worker: WORKER });
     let is_next = |item: &Item| matches!(item, Item::Next(_));
     let (edges, others): (VecDeque<_>, VecDeque<_>) =
@@ -849,7 +857,7 @@ fn a_put_is_released_after_its_edges_in_other_shards() {
         .expect("one of them");
     let value = Value::Inline(Bytes::from_static(b"v"));
     let contains = vec![out(inner)];
-    node.step(Event::Put { client: DRIVER, object, job: JOB, value, by_driver: true, contains });
+    node.step(Event::Put { client: DRIVER, object, job: JOB, value, by_driver: true, contains, replicas: 0 });
     node.drop_refs(DRIVER, &[object]);
     let release = |item: &Item| matches!(item, Item::Release(_));
     assert!(!node.settle().iter().any(release), "its edge has not come");
@@ -872,7 +880,15 @@ fn a_put_that_was_named_and_let_go_of_before_it_came_is_held_from_its_record_on(
     node.submit(DRIVER, spec(named, &[object, out(bad)]));
     node.drop_refs(DRIVER, &[out(named)]);
     let value = large().expect("a value");
-    node.step(Event::Put { client: DRIVER, object, job: JOB, value, by_driver: true, contains: vec![] });
+    node.step(Event::Put {
+        client: DRIVER,
+        object,
+        job: JOB,
+        value,
+        by_driver: true,
+        contains: vec![],
+        replicas: 0,
+    });
     node.ack(in_flight, |_| None);
     let sent = node.settle();
     let release = sent.iter().position(|i| matches!(i, Item::Release(r) if r.object == object_bytes(object)));
@@ -1007,7 +1023,7 @@ fn what_a_driver_put_has_a_second_copy_whenever_there_is_a_node_for_it() {
     let object = TaskId::root(JOB).output(mobula_base::ids::FIRST_PUT_SLOT);
     let value = Value::Shared { offset: 0, len: 1 << 20, crc: 3 };
     let (client, by_driver, contains) = (DRIVER, true, Vec::new());
-    node.step(Event::Put { client, object, job: JOB, value, by_driver, contains });
+    node.step(Event::Put { client, object, job: JOB, value, by_driver, contains, replicas: 0 });
     node.settle();
     let copies = |node: &mut Node| -> Vec<Incarnation> {
         let to = |e: &Effect| if let Effect::Replicate { to, .. } = e { Some(*to) } else { None };
@@ -1033,7 +1049,7 @@ fn a_second_copy_of_what_is_lost_is_not_waited_for() {
     let mut node = Node::new();
     let object = TaskId::root(JOB).output(mobula_base::ids::FIRST_PUT_SLOT);
     let output = Output { crc: 3, size: 1 << 20 };
-    node.step(Event::Replicate { object, job: JOB, holder: OTHER, output });
+    node.step(Event::Replicate { object, job: JOB, holder: OTHER, output, want: 0, at: vec![] });
     node.step(Event::FetchFailed { object, from: OTHER, why: mobula_scheduler::FetchError::NotFound });
     node.now = node.now + Duration::from_secs(1);
     node.step(Event::Tick);

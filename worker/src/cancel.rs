@@ -26,6 +26,8 @@ pub enum RetryOn {
     Panics,
     /// It took longer than [`Task::timeout`].
     Timeouts,
+    /// It took more memory than [`Task::memory_limit_mb`].
+    OutOfMemory,
 }
 
 impl Client {
@@ -57,6 +59,15 @@ impl<T> Task<T> {
         self
     }
 
+    /// How much memory the worker of an attempt may have for itself, in millions of bytes: objects in shared memory do not
+    /// count, what earlier tasks have left in the process does. A worker that has more is killed, and the task ends with
+    /// `FailureKind::FailureOutOfMemory`. It is looked at four times a second: what is shorter may have more. That a
+    /// node has so much is not asked for, see [`Task::memory_mb`].
+    pub fn memory_limit_mb(mut self, mb: u64) -> Self {
+        self.options().memory_limit = mb.saturating_mul(1_000_000).max(1);
+        self
+    }
+
     /// Runs again after such a failure, too, within [`Task::retries`]. May be said several times. Without it
     /// a failure of the task's own is its end.
     pub fn retry_on(mut self, failures: RetryOn) -> Self {
@@ -74,6 +85,7 @@ impl<T> Task<T> {
             }
             RetryOn::Panics => retry.panics = true,
             RetryOn::Timeouts => retry.timeouts = true,
+            RetryOn::OutOfMemory => retry.out_of_memory = true,
         }
         self
     }

@@ -12,15 +12,14 @@ use crate::link::Line;
 use crate::options::{ConnectOptions, Durability, JobOptions, OnDivergence};
 use crate::reference::ObjectRef;
 use crate::task::Task;
-use crate::value::{self, Encoded};
+use crate::value::Encoded;
 use bytes::Bytes;
 use mobula_base::{IdMap, JobId, ObjectId, TaskId};
 use mobula_net::written::Written;
 use mobula_objstore::Region;
 use mobula_proto::{
-    ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, GroupAnswer, GroupState, INLINE_MAX,
-    PutInline, RunTask, Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes,
-    value as wire_value,
+    ClientMsg, Created, EndJob, Failure, FailureKind, Flush, GetObjects, GroupAnswer, GroupState, PutInline,
+    RunTask, Seal, TaskSpec, Value, Welcome, client_msg, object_bytes, task_bytes, value as wire_value,
 };
 use serde::Serialize;
 use std::collections::{BTreeMap, VecDeque};
@@ -192,23 +191,22 @@ impl Client {
     }
 
     /// Stores a value; small ones in the control store, large ones in shared memory and on a
-    /// second node. It is kept for as long as somebody refers to it.
+    /// second node ([`Client::put_with`] says on how many). It is kept for as long as somebody refers to it.
     ///
     /// # Errors
     /// The value cannot be encoded, the store is full, or an earlier attempt of the task has put another.
     pub fn put<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
-        let size = value::size(value).map_err(Error::Value)?;
-        if size > INLINE_MAX {
-            let id = self.context.next_put();
-            let (placed, references) = self.place_value(id, value, size)?;
-            return Ok(self.made(id, Encoded { bytes: Vec::new(), references }, Some(placed.crc)));
-        }
-        let encoded = value::encode(value).map_err(Error::Value)?;
-        Ok(self.made(self.context.next_put(), encoded, None))
+        self.put_with(value).store()
     }
 
     /// The reference to a value that was put: its bytes travel, or lie in shared memory with this checksum.
-    pub(crate) fn made<T>(&self, id: ObjectId, encoded: Encoded, placed: Option<u32>) -> ObjectRef<T> {
+    pub(crate) fn made<T>(
+        &self,
+        id: ObjectId,
+        encoded: Encoded,
+        placed: Option<u32>,
+        replicas: u32,
+    ) -> ObjectRef<T> {
         let (object, contains) = (object_bytes(id), encoded.contains());
         let Some(crc) = placed else {
             let value = Bytes::from(encoded.bytes);
@@ -217,11 +215,11 @@ impl Client {
             let is_driver = self.context.attempt == 0;
             let inline =
                 (is_driver && value.len() <= KEPT_MAX).then(|| wire_value::Value::Inline(value.clone()));
-            let msg = client_msg::Msg::PutInline(PutInline { object, value, contains });
+            let msg = client_msg::Msg::PutInline(PutInline { object, value, contains, replicas });
             self.own(id, inline.map(|inline| Value { value: Some(inline) }), Some(msg));
             return ObjectRef::new(id, Some(self.clone()));
         };
-        self.own(id, None, Some(client_msg::Msg::Seal(Seal { object, crc, contains })));
+        self.own(id, None, Some(client_msg::Msg::Seal(Seal { object, crc, contains, replicas })));
         ObjectRef::new(id, Some(self.clone()))
     }
 

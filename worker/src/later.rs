@@ -3,9 +3,7 @@
 use crate::client::Client;
 use crate::error::Error;
 use crate::reference::ObjectRef;
-use crate::value::{self, Encoded};
 use mobula_base::{ObjectId, TaskId};
-use mobula_proto::INLINE_MAX;
 use serde::Serialize;
 
 impl Client {
@@ -14,14 +12,7 @@ impl Client {
     /// # Errors
     /// As [`Client::put`].
     pub async fn put_async<T: Serialize>(&self, value: &T) -> Result<ObjectRef<T>, Error> {
-        let size = value::size(value).map_err(Error::Value)?;
-        if size > INLINE_MAX {
-            let id = self.context.next_put();
-            let (placed, references) = self.place_value_async(id, value, size).await?;
-            return Ok(self.made(id, Encoded { bytes: Vec::new(), references }, Some(placed.crc)));
-        }
-        let encoded = value::encode(value).map_err(Error::Value)?;
-        Ok(self.made(self.context.next_put(), encoded, None))
+        self.put_with(value).store_async().await
     }
 
     /// Waits until `count` of `refs` exist or failed, without blocking the thread: which are ready.

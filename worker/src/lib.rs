@@ -29,6 +29,7 @@
 //! - [`mod@reference`] — [`ObjectRef`]: get, with and without deadline.
 //! - `holds` — what this program refers to, and how its daemon hears of it.
 //! - `later` — put and wait in `async` tasks; which task and attempt this is.
+//! - [`put`] — putting a value, on several nodes.
 //! - `room`, `copy` — writing large values into shared memory.
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`cancel`] — ending tasks early; which failures are retried.
@@ -58,6 +59,7 @@ pub mod link;
 pub mod options;
 pub mod placement;
 mod pump;
+pub mod put;
 mod recent;
 pub mod reference;
 mod room;
@@ -78,6 +80,7 @@ pub use mobula_macros::remote;
 pub use mobula_proto::FailureKind;
 pub use options::{ConnectOptions, Durability, OnDivergence};
 pub use placement::{Affinity, Label, Node};
+pub use put::Put;
 pub use reference::{AnyRef, ObjectRef};
 pub use runtime::Runtime;
 pub use task::Task;

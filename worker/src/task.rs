@@ -55,7 +55,8 @@ impl<T> Task<T> {
         self.resource(GPU, gpus)
     }
 
-    /// Memory in millions of bytes, of what nodes offer (`--memory-mb`). It is counted, not enforced.
+    /// Memory in millions of bytes, of what nodes offer (`--memory-mb`). It is counted, not enforced:
+    /// [`Task::memory_limit_mb`] is.
     pub fn memory_mb(self, mb: f64) -> Self {
         self.resource(MEMORY, mb)
     }

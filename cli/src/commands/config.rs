@@ -7,6 +7,7 @@ use crate::say;
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use mobula_node::LINGER;
+use mobula_node::memory::MEMORY_FULL;
 use serde::Serialize;
 use std::time::Duration;
 
@@ -71,7 +72,8 @@ fn value(settings: &Settings, member: &MemberArgs, key: &str) -> String {
         "shards" => member.shards.unwrap_or(DEFAULT_SHARDS).to_string(),
         "cpus" => member.cpus.map_or("all".into(), |cpus| cpus.to_string()),
         "name" => text(&member.name, &crate::commands::machine::host_name()),
-        "gpus" => member.gpus.unwrap_or(0).to_string(),
+        "gpus" => member.gpus.map_or("as many as are found".into(), |gpus| gpus.to_string()),
+        "memory_full" => member.memory_full.unwrap_or((MEMORY_FULL * 100.0) as u8).to_string(),
         "memory_mb" => member.memory_mb.map_or("all but the store's".into(), |mb| mb.to_string()),
         "resource" => member.resource.join(","),
         "label" => member.label.join(","),

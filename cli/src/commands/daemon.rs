@@ -1,8 +1,8 @@
 //! `mobula daemon`: one process with the roles it was given, until it is told to stop.
 
 use crate::args::{DaemonArgs, MemberArgs};
-use crate::commands::fault_switch;
 use crate::commands::machine::{die_with_parent, host_name, memory_mb, own_ip, system_seed};
+use crate::commands::{fault_switch, gpus};
 use crate::config::{DEFAULT_ADDRESS, DEFAULT_SHARDS, DEFAULT_STORE_MB, Settings};
 use crate::datadir::{self, DataDir, Ready};
 use crate::exit::{self, Failure, Outcome};
@@ -13,6 +13,7 @@ use mobula_base::resources::{GPU, MEMORY};
 use mobula_gcs::damage::MARK;
 use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
 use mobula_net::seam::SharedNet;
+use mobula_node::memory::MEMORY_FULL;
 use mobula_node::{LINGER, NodeConfig};
 use rustix::process::setsid;
 use std::fs::{self, File, TryLockError};
@@ -260,6 +261,7 @@ fn node_config(
         linger: member.linger_ms.map_or(LINGER, Duration::from_millis),
         spill_dir: Some(dir.spill()),
         packages_dir: Some(dir.0.clone()),
+        memory_full: member.memory_full.map_or(MEMORY_FULL, |percent| f64::from(percent) / 100.0),
         seed,
     })
 }
@@ -267,8 +269,10 @@ fn node_config(
 /// GPUs, memory and what is named.
 fn resources(member: &MemberArgs) -> Result<Vec<(String, f64)>, String> {
     let mut all = member.resource.iter().map(|r| resource(r)).collect::<Result<Vec<_>, _>>()?;
-    if let Some(gpus) = member.gpus.filter(|gpus| *gpus > 0) {
-        all.push((GPU.into(), f64::from(gpus)));
+    // Whatever is said counts, 0, too.
+    let devices = member.gpus.unwrap_or_else(gpus::found);
+    if devices > 0 {
+        all.push((GPU.into(), f64::from(devices)));
     }
     let store_mb = member.store_mb.unwrap_or(DEFAULT_STORE_MB);
     let offered = member.memory_mb.or_else(|| Some(memory_mb()?.saturating_sub(store_mb)));
@@ -351,6 +355,17 @@ mod tests {
         for wrong in ["tape", "=1", "tape=x", "tape=-1", "tape=inf", "gpu=1", "memory_mb=1"] {
             assert!(resource(wrong).is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn gpus_that_are_declared_count_and_others_are_looked_for() {
+        let gpus = |gpus: Option<u32>| {
+            let all = resources(&MemberArgs { gpus, ..MemberArgs::default() }).expect("good");
+            all.iter().find(|(name, _)| name == GPU).map(|(_, amount)| *amount)
+        };
+        assert_eq!(gpus(Some(3)), Some(3.0));
+        assert_eq!(gpus(Some(0)), None);
+        assert_eq!(gpus(None).unwrap_or(0.0), f64::from(gpus::found()));
     }
 
     #[test]

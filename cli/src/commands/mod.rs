@@ -8,6 +8,7 @@ pub mod doctor;
 pub mod events;
 pub mod explain;
 pub mod fault_switch;
+pub mod gpus;
 pub mod head;
 pub mod machine;
 pub mod missing;

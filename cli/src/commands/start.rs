@@ -162,6 +162,7 @@ fn pass(command: &mut Command, member: &MemberArgs) {
     option("--name", member.name.clone());
     option("--gpus", member.gpus.map(|n| n.to_string()));
     option("--memory-mb", member.memory_mb.map(|mb| mb.to_string()));
+    option("--memory-full", member.memory_full.map(|percent| percent.to_string()));
     option("--store-mb", member.store_mb.map(|mb| mb.to_string()));
     option("--log-format", member.log_format.clone());
     for resource in &member.resource {

@@ -31,14 +31,15 @@ impl World {
                 life.ask_room(client, object, len);
             }
             Said::Seal { object, content } => {
-                let contains = content.refs.clone();
+                let (contains, replicas) = (content.refs.clone(), self.options.replicas_of(object));
+                let Some(life) = self.life(machine, epoch) else { return };
                 if let Some(room) = life.seal_put(client, object, content) {
-                    events.push(put(client, object, room, contains));
+                    events.push(put(client, object, room, contains, replicas));
                 }
             }
             Said::Put { object, content } => {
                 let value = Value::Inline(content.encode());
-                events.push(put(client, object, value, content.refs));
+                events.push(put(client, object, value, content.refs, self.options.replicas_of(object)));
             }
             Said::Finished { task, attempt, value, contains, ran_ns } => {
                 let value = value.and_then(|written| life.seal_result(client, task, written));
@@ -86,8 +87,8 @@ impl World {
     }
 }
 
-fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>) -> Event {
-    Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains }
+fn put(client: ClientId, object: ObjectId, value: Value, contains: Vec<ObjectId>, replicas: u32) -> Event {
+    Event::Put { client, object, job: JOB, value, by_driver: client == DRIVER, contains, replicas }
 }
 
 impl Life {

@@ -68,6 +68,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         }
         Event::Held { client, objects, .. } => ("holds", format!("client {client}: {objects:?}")),
         Event::Dropped { client, objects } => ("drops", format!("client {client}: {objects:?}")),
+        Event::Memory(measured) => ("measures", format!("{measured:?}")),
         Event::Freed { objects } => ("freed", format!("{objects:?}")),
         Event::Finished { worker, outcomes } => {
             let one = |o: &mobula_scheduler::TaskOutcome| {

@@ -337,10 +337,20 @@ impl World {
             }
             Effect::Committed { .. } => {}
             Effect::Held { object } => self.tell_home(machine, epoch, object, true),
-            Effect::Replicate { to, object, job, output } => {
+            Effect::Replicate { to, object, job, output, want, at } => {
+                if want > 0 && self.judges.cause.has_dead() {
+                    self.sometimes.hit("copies made up for");
+                }
                 let holder = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
                 let (object, output) = (object_bytes(object), Some(output));
-                let replica = mobula_proto::Replica { object, holder, output, job: job.0 };
+                let replica = mobula_proto::Replica {
+                    object,
+                    holder,
+                    output,
+                    job: job.0,
+                    copies: want,
+                    at: at.into_iter().map(|node| node.0).collect(),
+                };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Replica(replica));
             }
             Effect::Notice { job: _, notice } => match &notice.kind[..] {
@@ -566,7 +576,8 @@ fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Even
         Some(peer_msg::Msg::Replica(r)) => {
             if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
                 let (job, holder) = (JobId(r.job), Incarnation(r.holder));
-                events.push(Event::Replicate { object, job, holder, output });
+                let (want, at) = (r.copies, r.at.into_iter().map(Incarnation).collect());
+                events.push(Event::Replicate { object, job, holder, output, want, at });
             }
         }
         Some(peer_msg::Msg::JobEnded(job)) => events.push(Event::JobEnded(JobId(job))),

@@ -4,6 +4,8 @@ use super::dice::Dice;
 use super::faults::Kind;
 use super::program::Style;
 use super::scenario::Planned;
+use mobula_base::ObjectId;
+use mobula_base::ids::hash64;
 use mobula_scheduler::Bends;
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -54,6 +56,8 @@ pub struct Options {
     pub rate: (u64, u64),
     /// What the driver no longer names it drops, so many times in a thousand.
     pub drop_permille: u64,
+    /// What is put with a number of copies, in a thousand.
+    pub replicas_permille: u64,
     /// References are counted.
     pub counts: bool,
     /// Whoever leads a shard next has started from a snapshot, so many times in a thousand.
@@ -83,6 +87,15 @@ impl Options {
     /// it waits.
     pub fn store_of(&self, machine: usize) -> u64 {
         if machine == 0 && self.disk_us.is_none() { AMPLE } else { self.store_bytes }
+    }
+
+    /// On how many nodes a put shall be; 0: as is usual. The same in each attempt.
+    pub fn replicas_of(&self, object: ObjectId) -> u32 {
+        if self.replicas_permille == 0 {
+            return 0;
+        }
+        let dice = &mut Dice::new(hash64(&[&object.to_bytes()]), "replicas");
+        if dice.permille(self.replicas_permille) { dice.from_to(1, 4) as u32 } else { 0 }
     }
 
     /// Draws a run.
@@ -128,6 +141,7 @@ impl Options {
             turn_us: dice.pick(&[20, 100, 1_000]).unwrap_or(100),
             rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
+            replicas_permille: replicas(seed),
             counts: !dice.permille(100),
             snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
             driver_dies,
@@ -144,6 +158,11 @@ impl Options {
             plan: None,
         }
     }
+}
+
+/// Draws how much is put with a number of copies: of a stream of its own, so that what is like before is as before.
+fn replicas(seed: u64) -> u64 {
+    Dice::new(seed, "replicas").pick(&[0, 0, 0, 200, 1000]).unwrap_or(0)
 }
 
 /// How long tasks run at most whose driver dies.

@@ -14,6 +14,7 @@ pub const POINTS: &[&str] = &[
     "batch survives its leader unanswered",
     "copies and leader lost together",
     "copies freed elsewhere",
+    "copies made up for",
     "copy of an earlier life taken up",
     "copy of an earlier life was another value",
     "death accused by a shard",

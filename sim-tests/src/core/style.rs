@@ -198,8 +198,11 @@ impl Body {
             panics: false,
             timeouts: self.limit_ms > 0,
             containing: self.after_which().iter().map(|text| (*text).to_owned()).collect(),
+            out_of_memory: false,
         });
-        let options = TaskOptions { placement: self.place.placement(), timeout_ms: self.limit_ms, retry_on };
+        // Processes are not simulated: nobody measures what they have.
+        let (placement, timeout_ms, memory_limit) = (self.place.placement(), self.limit_ms, 0);
+        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit };
         (options != TaskOptions::default()).then(|| Box::new(options))
     }
 

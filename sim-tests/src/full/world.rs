@@ -162,6 +162,7 @@ impl World {
             late: std::time::Duration::ZERO,
             spill_dir: None,
             packages_dir: None,
+            memory_full: 1.0,
             seed,
         };
         let parts = Parts {
@@ -172,6 +173,7 @@ impl World {
             // As if its machine kept no files from one life to the next.
             spill: Some(Arc::new(SimDisk::new(seed))),
             packages: None,
+            memory: None,
         };
         let (ended, named) = (self.ended.clone(), name.clone());
         let ready = move |ready: mobula_node::Ready| {

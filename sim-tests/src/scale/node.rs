@@ -118,8 +118,8 @@ impl World {
                 self.tell(to, Event::Cancel { from: Some(from), tasks, recursive });
             }
             Effect::Freed { to, objects } => self.tell(to, Event::Freed { objects }),
-            Effect::Replicate { to, object, job, output } => {
-                self.tell(to, Event::Replicate { object, job, holder: from, output });
+            Effect::Replicate { to, object, job, output, want, at } => {
+                self.tell(to, Event::Replicate { object, job, holder: from, output, want, at });
             }
             Effect::Send { shard, batch } => {
                 self.tally.with_shards += 1;

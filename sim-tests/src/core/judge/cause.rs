@@ -74,6 +74,11 @@ impl Cause {
         }
     }
 
+    /// Whether a node is dead.
+    pub fn has_dead(&self) -> bool {
+        !self.dead.is_empty()
+    }
+
     /// A node is dead.
     pub fn node_died(&mut self, node: u64) {
         self.dead.insert(node);
@@ -151,7 +156,9 @@ impl Cause {
             | FailureKind::FailureWorkerMismatch
             | FailureKind::FailureLineageFull
             | FailureKind::FailureGroupRemoved
-            | FailureKind::FailureNoRoom => false,
+            | FailureKind::FailureNoRoom
+            | FailureKind::FailureOutOfMemory
+            | FailureKind::FailureNodeOutOfMemory => false,
         };
         if !explained {
             objects_to(&mut self.found, || {
