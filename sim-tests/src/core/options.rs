@@ -141,7 +141,8 @@ impl Options {
             turn_us: dice.pick(&[20, 100, 1_000]).unwrap_or(100),
             rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
             drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
-            replicas_permille: replicas(seed),
+            // Copies that may not go fill a small store for good where they have no files to go to.
+            replicas_permille: if disk_us.is_some() || store_bytes == AMPLE { replicas(seed) } else { 0 },
             counts: !dice.permille(100),
             snapshot_permille: dice.pick(&[0, 100, 500]).unwrap_or(0),
             driver_dies,
