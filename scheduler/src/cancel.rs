@@ -121,6 +121,18 @@ impl Core {
         self.set_timer(STOP_GRACE, Timer::Kill(task, attempt));
     }
 
+    /// What an attempt on this node waits for will not come. One that stands behind that in the line of a worker may be
+    /// running all the same: what was told to stop may have made its value before it heard of that. So it ends when
+    /// its worker says so, and after the records of what it submits (R4).
+    pub(crate) fn fail_waiting_run(&mut self, task: TaskId, why: Failure) {
+        match self.runs.get(&task) {
+            Some(run) if run.given.is_some() && !mutant!("W29") => {
+                self.stopping.entry(task).or_insert(Stop { attempt: run.attempt, why });
+            }
+            _ => self.fail_run(task, why),
+        }
+    }
+
     /// The grace of a task that was told to stop is over.
     pub(crate) fn kill(&mut self, task: TaskId, attempt: u32) {
         if self.stopping.get(&task).is_none_or(|stop| stop.attempt != attempt) {

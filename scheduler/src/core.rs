@@ -397,12 +397,8 @@ impl Core {
         while let Some((task, failure)) = self.to_fail.pop_front() {
             self.fail_kept(task, failure.clone());
             // A run that has its arguments is with a worker, or soon: what failed was another attempt's.
-            if let Some(run) = self.runs.get(&task).filter(|run| run.missing > 0) {
-                // It may stand behind what failed, in the line of a worker.
-                if run.given.is_some() {
-                    self.strays.insert(task);
-                }
-                self.fail_run(task, failure);
+            if self.runs.get(&task).is_some_and(|run| run.missing > 0) {
+                self.fail_waiting_run(task, failure);
             }
         }
         self.leave_lines();

@@ -247,13 +247,35 @@ fn what_stands_behind_a_failure_fails_with_it() {
     submit_chain(&mut node);
     node.runs();
     node.finish(1, task(0), 1, Err(Failure::new(FailureKind::FailureUserError, "no such file")));
-    let failed = |ready: &Ready| matches!(ready, Ready::Failed(f) if f.message.contains("no such file"));
-    assert!(node.ready().iter().all(|(_, ready)| failed(ready)));
     node.step(Event::NotGiven { worker: 1, tasks: vec![task(1)] });
     node.step(Event::NotGiven { worker: 1, tasks: vec![task(2)] });
+    let failed = |ready: &Ready| matches!(ready, Ready::Failed(f) if f.message.contains("no such file"));
+    let ready = node.ready();
+    assert!(ready.len() == 3 && ready.iter().all(|(_, ready)| failed(ready)), "{ready:?}");
     assert!(node.runs().is_empty());
     node.step(Event::Submit { client: DRIVER, specs: vec![spec(7, &[])] });
     assert_eq!(node.runs(), [(1, task(7), 1)], "the worker is free");
+}
+
+#[test]
+fn what_runs_behind_a_task_that_was_stopped_too_late_ends_after_what_it_submits() {
+    let mut node = of_short_tasks();
+    submit_chain(&mut node);
+    node.runs();
+    node.step(Event::Cancel { from: None, tasks: vec![task(0)], recursive: false });
+    // Its worker had made it by then, and went on with what stands behind.
+    node.finish(1, task(0), 1, small("v"));
+    let failed = |ready: Vec<(ObjectId, Ready)>| -> Vec<ObjectId> {
+        let failed = ready.into_iter().filter(|(_, ready)| matches!(ready, Ready::Failed(_)));
+        failed.map(|(object, _)| object).collect()
+    };
+    assert_eq!(failed(node.ready()), [task(0).output(0)], "the next one may be running");
+    let child = TaskSpec { parent: task_bytes(task(1)), ..spec(50, &[]) };
+    node.step(Event::Submit { client: 1, specs: vec![child] });
+    node.finish(1, task(1), 1, small("of a cancelled task"));
+    assert_eq!(failed(node.ready()), [task(1).output(0)]);
+    node.finish(1, task(2), 1, small("of a cancelled task"));
+    assert_eq!(failed(node.ready()), [task(2).output(0)]);
 }
 
 #[test]

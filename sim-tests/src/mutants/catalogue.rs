@@ -228,6 +228,7 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W28", "G5", "a task goes on whose put was damaged, and may wait for whoever needs that", CORE),
+    product("W29", "R4", "what stands behind a failure ends before its worker has said so", CORE),
 ];
 
 /// The bug of this name.
