@@ -155,7 +155,14 @@ impl World {
             0 => Value::Inline(Bytes::from_static(b"value")),
             _ => Value::Shared { offset: 0, len: 1 << 20, crc: 5 },
         });
-        let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns: u64::from(who) };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value,
+            contains: Vec::new(),
+            ran_ns: u64::from(who),
+        };
         Event::Finished { worker, outcomes: vec![outcome] }
     }
 

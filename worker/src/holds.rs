@@ -10,7 +10,7 @@
 
 use crate::client::{Client, Slot, State};
 use crate::reference::ObjectRef;
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{
     ClientMsg, Dropped, Held, Output, Unpin, Value, client_msg, object_bytes, value as wire_value,
 };
@@ -85,6 +85,30 @@ impl Client {
         self.shell.outbox.push_before(&ClientMsg { msg: Some(msg) }, |last| {
             may_overtake && matches!(last.msg, Some(client_msg::Msg::Dropped(_)))
         });
+    }
+
+    /// This program's first references to what a task returns that it submits by `msg`: to its value, or to its elements.
+    pub(crate) fn own_returned(
+        &self,
+        task: TaskId,
+        elements: u32,
+        ready: Option<Value>,
+        msg: Option<client_msg::Msg>,
+    ) {
+        if elements == 0 {
+            return self.own(task.output(0), ready, msg);
+        }
+        let mut state = self.state();
+        for id in (0..elements).map(|n| task.element(n)) {
+            let slot = state.slots.entry(id).or_default();
+            slot.refs += 1;
+            slot.asked |= msg.is_some();
+            slot.told |= msg.is_some();
+            slot.ready = ready.clone().or(slot.ready.take());
+        }
+        if let Some(msg) = msg {
+            self.shell.outbox.push(&ClientMsg { msg: Some(msg) });
+        }
     }
 
     /// Takes a reference out of a value.
