@@ -44,13 +44,14 @@ impl Core {
         if is_given_back(result.failure.as_ref()) {
             return self.given_back(task, from);
         }
+        let mismatch = elements::mismatch(&kept.spec, result.elements.len());
         let (function, job) = (kept.spec.function, JobId(kept.spec.job));
         self.observe(function, result.ran_ns.max(1));
         self.object(task.output(0), job).refs.copy_at = Some(from);
         let contains = result.contains.iter().filter_map(|id| object_id(id).ok()).collect();
         let (attempt, elements) = (result.attempt, elements::at_executor(from, result.elements));
         let end = End { task, attempt, executor: from, durable: result.durable, contains, elements };
-        match (result.failure, result.has_inline, result.output) {
+        match (result.failure.or(mismatch), result.has_inline, result.output) {
             (Some(failure), _, _) => self.result(end, Err(failure)),
             (None, true, _) => self.result(end, Ok(Value::Inline(result.inline))),
             (None, false, Some(output)) => self.result_elsewhere(end, output),

@@ -473,6 +473,11 @@ fn other_elements_than_were_asked_for_are_a_failure_that_says_so() {
     };
     says(&told, "to return 2 objects and returned 1");
     assert_eq!(node.core.keeps(split.element(0)), None);
+    // By a node of an earlier release.
+    let (mut keeper, old) = given_away();
+    let result = PeerResult { elements: Vec::new(), ..made_elsewhere(old, 1) };
+    keeper.step(Event::PeerResult { from: OTHER, result });
+    says(&keeper.told(old.element(0)), "to return 2 objects and returned 0");
     node.submit(spec(many, ELEMENTS_MAX + 1, &[]));
     says(&node.told(many.element(0)), "at most 32");
     assert_eq!(node.counts().1, 1, "the second one is not kept");

@@ -370,6 +370,33 @@ mod tests {
     }
 
     #[test]
+    fn of_what_a_task_returns_in_parts_each_is_dropped_by_itself() {
+        let client = client();
+        let two = |broken: bool| {
+            let mut args = Args::default();
+            args.error = broken.then(|| "no".to_owned());
+            client.submit_split(Task::<(u64, u64)>::new("test", args))
+        };
+        let (one, other) = two(false);
+        assert_eq!(
+            (one.id().element(), other.id().element(), said(&client)),
+            (Some(0), Some(1), "S".to_owned())
+        );
+        assert!(one.get_timeout(std::time::Duration::ZERO).is_err());
+        assert_eq!(said(&client), "", "it is told without being asked");
+        client.receive(ToClient { msgs: vec![ready(&one)] });
+        assert!(one.is_ready() && !other.is_ready());
+        drop(one);
+        assert_eq!((said(&client), slots(&client)), ("U1 D1".to_owned(), 1));
+        drop(other);
+        assert_eq!((said(&client), slots(&client)), ("D1".to_owned(), 0));
+        let (one, other) = two(true);
+        assert!(one.get().is_err() && other.get().is_err());
+        drop((one, other));
+        assert_eq!((said(&client), slots(&client)), (String::new(), 0));
+    }
+
+    #[test]
     fn what_never_left_the_program_is_not_told() {
         let client = client();
         let broken = client.submit(task(|args| args.error = Some("no".to_owned())));

@@ -303,3 +303,70 @@ impl Serializer for Parts {
         self.serialize_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_base::JobId;
+
+    fn task() -> TaskId {
+        TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, 3)
+    }
+
+    #[test]
+    fn a_tuple_is_taken_apart_and_each_part_is_a_value() {
+        let out = (7u64, "text".to_owned(), vec![1u8, 2], (1u8, 2u8));
+        let parts = encode(&out, 4).expect("a tuple of four").elements;
+        assert_eq!(value::decode::<u64>(&parts[0].bytes).expect("a number"), 7);
+        assert_eq!(value::decode::<String>(&parts[1].bytes).expect("a text"), "text");
+        assert_eq!(value::decode::<Vec<u8>>(&parts[2].bytes).expect("bytes"), [1, 2]);
+        assert_eq!(value::decode::<(u8, u8)>(&parts[3].bytes).expect("a tuple"), (1, 2), "and no further");
+        let parts = encode(&[5u64; 32], 32).expect("an array").elements;
+        assert!(parts.iter().all(|part| value::decode::<u64>(&part.bytes) == Ok(5)));
+    }
+
+    #[test]
+    fn what_has_other_parts_or_none_says_so() {
+        let why = |out: Result<Encoded, Failure>| out.expect_err("it is refused").message;
+        assert!(why(encode(&(1u8, 2u8), 3)).contains("(u8, u8) cannot be returned in parts: it has 2 parts"));
+        for refused in [why(encode(&7u64, 1)), why(encode(&vec![1u8], 1)), why(encode(&Some((1u8, 2u8)), 2))]
+        {
+            assert!(refused.contains("neither a tuple nor an array"), "{refused}");
+        }
+        let many: Vec<_> = (0..=value::REFERENCES_MAX as u32).map(|n| task().output(n)).collect();
+        let many: Vec<ObjectRef<u8>> = many.into_iter().map(|id| ObjectRef::new(id, None)).collect();
+        assert!(why(encode(&(many, 1u8), 2)).contains("at most 16384"));
+    }
+
+    #[test]
+    fn small_parts_travel_and_large_ones_are_placed_each_with_what_lies_inside() {
+        let inner = ObjectRef::<u8>::new(task().output(0), None);
+        let out = (1u8, vec![7u8; INLINE_MAX + 1], vec![inner.clone()]);
+        let mut landing = Landing::new(task(), encode(&out, 3).expect("a tuple").elements);
+        let (id, bytes) = landing.next().expect("one is large");
+        assert_eq!((id, bytes.len() > INLINE_MAX), (task().element(1), true));
+        landing.placed(Ok(Shared { offset: 64, len: bytes.len() as u64, crc: 5 }));
+        assert!(landing.next().is_none());
+        let (mark, elements, references) = landing.end();
+        let inside: Vec<usize> = elements.iter().map(|element| element.contains.len()).collect();
+        assert_eq!((inside, references.len()), (vec![0, 0, 1], 1));
+        let Some(wire_value::Value::Inline(mark)) = mark.expect("all are there").value else {
+            panic!("a mark")
+        };
+        let mark: Vec<(u32, u64)> = value::decode(&mark).expect("of each");
+        assert_eq!((mark.len(), mark[1]), (3, (5, bytes.len() as u64)));
+    }
+
+    #[test]
+    fn without_room_for_one_the_task_fails_and_says_what_lies_there() {
+        let out = (vec![7u8; INLINE_MAX + 1], vec![8u8; INLINE_MAX + 1], 1u8);
+        let mut landing = Landing::new(task(), encode(&out, 3).expect("a tuple").elements);
+        landing.next().expect("one is large");
+        landing.placed(Ok(Shared::default()));
+        landing.next().expect("so is the next");
+        landing.placed(Err(Failure::new(FailureKind::FailureStoreFull, "full")));
+        assert!(landing.next().is_none());
+        let (mark, elements, _) = landing.end();
+        assert_eq!((mark.expect_err("no room").message.as_str(), elements.len()), ("full", 1));
+    }
+}
