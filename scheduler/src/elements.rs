@@ -139,11 +139,12 @@ impl Core {
         let (spec, is_here) = (kept.spec.clone(), executor == self.config.incarnation);
         // Others may know of it, and hold it: its home will say when it may go.
         let is_known = kept.attempt > 1 || spec.replay;
+        let makes_all = is_here && is_known && failure.is_none();
         let job = JobId(spec.job);
         let mut made = made.into_iter();
         for id in of(task, &spec) {
             let made = made.next();
-            if !self.objects.contains_key(&id) && !(is_here && is_known && failure.is_none()) {
+            if !(makes_all || self.objects.contains_key(&id)) {
                 continue;
             }
             let object = self.object(id, job);
