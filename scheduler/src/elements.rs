@@ -21,6 +21,7 @@ use thin_vec::ThinVec;
 const HOLD_BYTES: usize = 60;
 
 /// How many elements a task returns; 0: one value.
+#[inline]
 pub(crate) fn count(spec: &TaskSpec) -> u32 {
     spec.options.as_deref().map_or(0, |options| options.elements)
 }
@@ -37,14 +38,18 @@ pub(crate) fn returned(task: TaskId, spec: &TaskSpec) -> impl Iterator<Item = Ob
 }
 
 /// Why a task cannot be asked for so many, if so.
+#[inline]
 pub(crate) fn too_many(spec: &TaskSpec) -> Option<String> {
     let count = count(spec);
-    (count > ELEMENTS_MAX).then(|| {
-        format!(
-            "a task that is to return {count} objects: at most {ELEMENTS_MAX} are possible. Return a list of references to \
-             what the task puts"
-        )
-    })
+    (count > ELEMENTS_MAX).then(|| say_too_many(count))
+}
+
+#[cold]
+fn say_too_many(count: u32) -> String {
+    format!(
+        "a task that is to return {count} objects: at most {ELEMENTS_MAX} are possible. Return a list of references to what \
+         the task puts"
+    )
 }
 
 /// A task has made other elements than it was asked for, if so.
@@ -53,13 +58,16 @@ pub(crate) fn too_many(spec: &TaskSpec) -> Option<String> {
 #[inline]
 pub(crate) fn mismatch(spec: &TaskSpec, made: usize) -> Option<Failure> {
     let asked = count(spec) as usize;
-    (asked != made).then(|| {
-        let message = format!(
-            "the task was to return {asked} objects and returned {made}: whoever submitted it and its worker are of different \
-             builds. Start all nodes with the same release"
-        );
-        Failure::new(FailureKind::FailureBadArguments, message)
-    })
+    (asked != made).then(|| say_mismatch(asked, made))
+}
+
+#[cold]
+fn say_mismatch(asked: usize, made: usize) -> Failure {
+    let message = format!(
+        "the task was to return {asked} objects and returned {made}: whoever submitted it and its worker are of different \
+         builds. Start all nodes with the same release"
+    );
+    Failure::new(FailureKind::FailureBadArguments, message)
 }
 
 /// How elements travel to the keeper: small ones as they are, of others that they lie where they were made.
@@ -81,8 +89,12 @@ pub(crate) fn at_executor(executor: Incarnation, told: Vec<Told>) -> ThinVec<Sta
     told.into_iter().map_while(state).collect()
 }
 
-/// What an executor knows of what it has made.
+/// What an executor knows of what it has made: mostly nothing in parts.
+#[inline]
 pub(crate) fn made_here(elements: ThinVec<Element>) -> ThinVec<State> {
+    if elements.is_empty() {
+        return ThinVec::new();
+    }
     elements.into_iter().map(|element| State::Here(element.value)).collect()
 }
 

@@ -9,7 +9,7 @@ use crate::outcome::End;
 use crate::placement::Class;
 use crate::reserve::pool;
 use crate::submit::{arg_objects, dependency_failed};
-use crate::types::{ClientId, Effect, Element, TaskOutcome, Value};
+use crate::types::{ClientId, Effect, Elements, TaskOutcome, Value};
 use crate::workers::Lease;
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, ShardId, TaskId, mutant};
@@ -18,7 +18,6 @@ use mobula_proto::{
 };
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
-use thin_vec::ThinVec;
 
 /// An attempt that runs on this node.
 #[derive(Debug)]
@@ -94,7 +93,7 @@ pub(crate) struct Report {
     pub job: JobId,
     pub value: Result<Value, Failure>,
     pub contains: Vec<ObjectId>,
-    pub elements: ThinVec<Element>,
+    pub elements: Elements,
     pub ran_ns: u64,
 }
 
@@ -346,7 +345,7 @@ impl Core {
 
     pub(crate) fn fail_run(&mut self, task: TaskId, failure: Failure) {
         if self.runs.contains_key(&task) {
-            let (value, contains, elements) = (Err(failure), Vec::new(), ThinVec::new());
+            let (value, contains, elements) = (Err(failure), Vec::new(), Elements::new());
             // Whichever attempt that was.
             self.finish_run(TaskOutcome { task, attempt: 0, value, contains, ran_ns: 0, elements });
         }
@@ -375,13 +374,17 @@ impl Core {
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
         let mismatch = elements::mismatch(&run.spec, elements.len());
-        let value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
-        let value = value.and_then(|value| mismatch.map_or(Ok(value), Err));
+        let mut value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
+        if let (Ok(_), Some(failure)) = (&value, mismatch) {
+            value = Err(failure);
+        }
         if value.is_err() {
             contains.clear();
-            elements.clear();
+            elements = Elements::new();
         }
-        contains.extend(elements.iter().flat_map(|element| element.contains.iter().copied()));
+        if !elements.is_empty() {
+            contains.extend(elements.iter().flat_map(|element| element.contains.iter().copied()));
+        }
         // Counted or not: what lies inside may never come.
         let has_refs = value.is_ok() && !contains.is_empty() && !mutant!("R4d");
         if !self.counts(job) {

@@ -144,7 +144,7 @@ impl Core {
         kept.contains = contains.into();
         kept.failure = result.as_ref().err().cloned().map(Box::new);
         let is_split = elements::count(&kept.spec) > 0;
-        let failure = result.as_ref().err().filter(|_| is_split).cloned();
+        let failure = if is_split { result.as_ref().err().cloned() } else { None };
         if let Err(failure) = &result {
             self.make_known(task.output(0), job, State::Failed(failure.clone().into()));
         }

@@ -74,9 +74,10 @@ impl Core {
             let why = "a task takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1";
             return self.refuse(client, task, &spec, why);
         }
-        if let Some(why) =
-            groups::contradiction(&spec).map(str::to_owned).or_else(|| elements::too_many(&spec))
-        {
+        if let Some(why) = groups::contradiction(&spec) {
+            return self.refuse(client, task, &spec, why);
+        }
+        if let Some(why) = elements::too_many(&spec) {
             return self.refuse(client, task, &spec, why);
         }
         self.expect(client, task, &spec);
@@ -84,6 +85,7 @@ impl Core {
     }
 
     /// A task that is none: it is not kept, and whoever submitted it is told.
+    #[cold]
     fn refuse(&mut self, client: ClientId, task: TaskId, spec: &TaskSpec, why: impl Into<String>) {
         let failure = Failure::new(FailureKind::FailureBadArguments, why);
         for object in elements::returned(task, spec) {

@@ -373,8 +373,7 @@ mod tests {
     fn of_what_a_task_returns_in_parts_each_is_dropped_by_itself() {
         let client = client();
         let two = |broken: bool| {
-            let mut args = Args::default();
-            args.error = broken.then(|| "no".to_owned());
+            let args = Args { error: broken.then(|| "no".to_owned()), ..Args::default() };
             client.submit_split(Task::<(u64, u64)>::new("test", args))
         };
         let (one, other) = two(false);
