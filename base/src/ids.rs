@@ -15,6 +15,12 @@ pub const SLOTS: u32 = 1024;
 /// Slots of an object id from here on are `put`s of the task, below are its return values.
 pub const FIRST_PUT_SLOT: u32 = 0x8000_0000;
 
+/// Slots from here on are the elements of what a task returns, if it was submitted so that each is an object of its
+/// own (decision 26). They are like puts of the task, at places known beforehand: a billion real puts lie below.
+pub const FIRST_ELEMENT_SLOT: u32 = 0xC000_0000;
+/// Elements of one task at most.
+pub const ELEMENTS_MAX: u32 = 32;
+
 /// Hashes `parts` into 128 bits; every part is length-prefixed, so no two lists collide by
 /// concatenation.
 pub fn hash128(parts: &[&[u8]]) -> u128 {
@@ -157,6 +163,11 @@ impl TaskId {
         ObjectId { task: self, slot }
     }
 
+    /// Element `n` of what this task returns in parts.
+    pub fn element(self, n: u32) -> ObjectId {
+        self.output(FIRST_ELEMENT_SLOT + n)
+    }
+
     /// Big-endian bytes: sorts as the id sorts.
     pub fn to_bytes(self) -> [u8; Self::LEN] {
         let mut out = [0; Self::LEN];
@@ -247,7 +258,7 @@ impl fmt::Debug for TaskId {
 pub struct ObjectId {
     /// The producing task; for a `put`, the task that did it.
     pub task: TaskId,
-    /// Return index, or [`FIRST_PUT_SLOT`] + number of the `put`.
+    /// Return index, or [`FIRST_PUT_SLOT`] + number of the `put`, or [`FIRST_ELEMENT_SLOT`] + number of the element.
     pub slot: u32,
 }
 
@@ -255,9 +266,14 @@ impl ObjectId {
     /// Bytes on the wire.
     pub const LEN: usize = 22;
 
-    /// Whether this object was `put` rather than returned.
+    /// Whether this object was `put` rather than returned. Elements of what was returned in parts count as such.
     pub fn is_put(self) -> bool {
         self.slot >= FIRST_PUT_SLOT
+    }
+
+    /// Its number, if it is an element of what its task returns in parts: it is made when that ends well.
+    pub fn element(self) -> Option<u32> {
+        self.slot.checked_sub(FIRST_ELEMENT_SLOT)
     }
 
     /// Big-endian bytes: sorts as the id sorts.
@@ -329,7 +345,9 @@ mod tests {
         assert_eq!(TaskId::from_bytes(&task.to_bytes()), Some(task));
         let object = task.output(FIRST_PUT_SLOT + 2);
         assert_eq!(ObjectId::from_bytes(&object.to_bytes()), Some(object));
-        assert!(object.is_put());
+        assert!(object.is_put() && object.element().is_none());
+        let element = task.element(3);
+        assert!(element.is_put() && element.element() == Some(3));
         assert_eq!(TaskId::from_bytes(&[0; 17]), None);
         assert_eq!(ObjectId::from_bytes(&[0; 23]), None);
     }

@@ -3,13 +3,14 @@
 use crate::daemon::Life;
 use crate::input::{kept, shared};
 use bytes::Bytes;
-use mobula_base::ObjectId;
+use mobula_base::ids::ELEMENTS_MAX;
+use mobula_base::{ObjectId, TaskId};
 use mobula_objstore::Reader;
 use mobula_proto::{
     Cancel, ClientMsg, Failure, FailureKind, Flush, Seal, Shared, TaskResult, TaskSpec, client_msg,
     object_id, task_id, value as wire_value,
 };
-use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
+use mobula_scheduler::{ClientId, Element, Elements, Event, TaskOutcome, Value};
 
 /// Neighbours of one kind travel as one event; their order against others stays.
 struct Run<'a> {
@@ -183,12 +184,58 @@ impl Life {
                 Err(Failure::new(FailureKind::FailureUserError, "the worker reported no value"))
             }
         };
+        let (value, elements) = match result.elements.is_empty() {
+            true => (value, Elements::new()),
+            false => self.elements(task, value, result.elements, worker),
+        };
         self.store.task_ended(worker, task);
         if value.is_ok() && self.missed.contains(&task.output(0)) {
             self.made_anew.push(task.output(0));
         }
         let contains = objects(&result.contains);
-        Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns, contains })
+        Some(TaskOutcome { task, attempt: result.attempt, value, ran_ns: result.ran_ns, contains, elements })
+    }
+
+    /// Takes what a task returns in parts. What a task that failed on the way had placed is sealed, too: nobody counts
+    /// with it, so it is discarded at the end of the turn.
+    fn elements(
+        &mut self,
+        task: TaskId,
+        value: Result<Value, Failure>,
+        told: Vec<mobula_proto::Element>,
+        worker: ClientId,
+    ) -> (Result<Value, Failure>, Elements) {
+        let mut elements = Elements::new();
+        let mut value = value;
+        for (id, told) in (0..ELEMENTS_MAX).map(|n| task.element(n)).zip(told) {
+            match self.element(id, told, worker) {
+                Ok(element) => elements.push(element),
+                Err(failure) => value = value.and(Err(failure)),
+            }
+            if self.missed.contains(&id) {
+                self.made_anew.push(id);
+            }
+        }
+        (value, elements)
+    }
+
+    /// Takes one of several objects that a task returns.
+    fn element(
+        &mut self,
+        object: ObjectId,
+        element: mobula_proto::Element,
+        worker: ClientId,
+    ) -> Result<Element, Failure> {
+        let value = match element.value.and_then(|v| v.value) {
+            Some(wire_value::Value::Inline(bytes)) => Value::Inline(bytes),
+            Some(wire_value::Value::Shared(Shared { crc, .. })) => self.seal_result(object, crc, worker)?,
+            Some(wire_value::Value::Failure(failure)) => return Err(failure),
+            Some(wire_value::Value::Elsewhere(_)) | None => {
+                let message = "the worker reported no value of one of several that it was to return";
+                return Err(Failure::new(FailureKind::FailureUserError, message));
+            }
+        };
+        Ok(Element { value, contains: objects(&element.contains) })
     }
 
     /// Seals a result; one that an earlier attempt or a transfer sealed here must be the same (G3).

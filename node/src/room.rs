@@ -330,7 +330,14 @@ impl Life {
                     let message = format!("the arguments of the task have no room in shared memory: {error}");
                     let value = Err(Failure::new(FailureKind::FailureStoreFull, message));
                     let (task, attempt) = (order.task, order.run.attempt);
-                    let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns: 0 };
+                    let outcome = TaskOutcome {
+                        elements: Default::default(),
+                        task,
+                        attempt,
+                        value,
+                        contains: Vec::new(),
+                        ran_ns: 0,
+                    };
                     events.push(Event::Finished { worker, outcomes: vec![outcome] });
                     self.go_on(worker);
                 }

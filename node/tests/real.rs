@@ -13,6 +13,8 @@ mod memory;
 mod options;
 #[path = "real/packages.rs"]
 mod packages;
+#[path = "real/splits.rs"]
+mod splits;
 
 use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
@@ -535,7 +537,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 24] = [
+    let tests: [Test; 29] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -571,6 +573,11 @@ fn main() {
             memory::a_node_without_memory_ends_who_takes_most_of_it,
         ),
         ("copies_outlive_their_nodes", copies::copies_outlive_their_nodes),
+        ("elements_are_objects_of_their_own", splits::elements_are_objects_of_their_own),
+        ("elements_that_nobody_refers_to_go", splits::elements_that_nobody_refers_to_go),
+        ("tasks_submit_tasks_in_parts", splits::tasks_submit_tasks_in_parts),
+        ("elements_fail_as_their_task_does", splits::elements_fail_as_their_task_does),
+        ("a_lost_element_is_made_again", splits::a_lost_element_is_made_again),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

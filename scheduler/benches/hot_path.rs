@@ -102,7 +102,14 @@ impl Bench {
             Effect::Run { worker, spec, attempt, .. } => {
                 let task = task_id(&spec.id).expect("made here");
                 let value = Ok(Value::Inline(Bytes::from_static(&[1])));
-                let outcome = TaskOutcome { task, attempt, value, ran_ns: 200, contains: Vec::new() };
+                let outcome = TaskOutcome {
+                    elements: Default::default(),
+                    task,
+                    attempt,
+                    value,
+                    ran_ns: 200,
+                    contains: Vec::new(),
+                };
                 self.finished.entry(worker).or_default().push(outcome);
             }
             Effect::Send { shard, batch } => self.batches.push_back((shard, batch)),

@@ -6,11 +6,12 @@
 //! gives it up: the record goes, or stands without a keeper for whoever still needs it and takes it over.
 
 use crate::core::{Core, KeptState, Record};
+use crate::elements::returned;
 use crate::objects::State;
 use crate::submit::arg_objects;
 use mobula_base::{Instant, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{NextAttempt, located, task_bytes};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// A task is given up when what it waits for has been unknown for so long: a record may be on its way.
@@ -56,7 +57,8 @@ impl Core {
         }
         // Those that wait for others of these are looked at before these.
         for task in self.waits_for(id).into_iter().rev() {
-            self.end_vain_readers(task.output(0));
+            let returned = self.kept.get(&task).map(|kept| returned(task, &kept.spec));
+            returned.into_iter().flatten().for_each(|id| self.end_vain_readers(id));
             if so_long >= ABANDON_AFTER && !mutant!("W23") {
                 self.abandon(task, id);
             }
@@ -72,16 +74,17 @@ impl Core {
 
     /// The tasks kept here that cannot begin before `id` is there, each after one that it waits for.
     fn waits_for(&self, id: ObjectId) -> Vec<TaskId> {
-        let (mut tasks, mut seen, mut next) = (Vec::<TaskId>::new(), BTreeSet::new(), 0);
-        let mut object = Some(id);
-        while let Some(id) = object {
+        let (mut tasks, mut seen, mut missing) =
+            (Vec::<TaskId>::new(), BTreeSet::new(), VecDeque::from([id]));
+        while let Some(id) = missing.pop_front() {
             let line = self.objects.get(&id).map_or(&[][..], |object| &object.tasks_waiting);
             let waits = |task: &&TaskId| {
                 self.kept.get(task).is_some_and(|kept| matches!(kept.state, KeptState::AwaitDeps(_)))
             };
-            tasks.extend(line.iter().filter(waits).filter(|task| seen.insert(**task)));
-            object = tasks.get(next).map(|task| task.output(0));
-            next += 1;
+            for task in line.iter().filter(waits).filter(|task| seen.insert(**task)) {
+                tasks.push(*task);
+                missing.extend(returned(*task, &self.kept[task].spec));
+            }
         }
         tasks
     }
@@ -89,7 +92,7 @@ impl Core {
     /// Gives a task up if nobody here needs it.
     fn abandon(&mut self, task: TaskId, missing: ObjectId) {
         let output = task.output(0);
-        let needed = self.objects.get(&output).is_some_and(|o| o.is_wanted() || o.refs.is_referred());
+        let needed = self.is_return_needed(task);
         let Some(kept) = self.kept.get(&task).filter(|kept| matches!(kept.record, Record::Sent)) else {
             return;
         };
@@ -102,7 +105,10 @@ impl Core {
         self.notice(job, "abandoned", format!("nobody knows {missing}, or needs it"), Some(task), 0);
         self.waited_for.extend(arg_objects(&self.kept[&task].spec));
         self.rebuilding.remove(&task);
-        self.set_object_state(output, State::Unknown);
+        for id in self.elements_awaited(task).into_iter().chain([output]) {
+            self.set_object_state(id, State::Unknown);
+            self.to_tidy.push_back(id);
+        }
         self.drop_kept(task);
     }
 }

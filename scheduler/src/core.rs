@@ -71,7 +71,7 @@ pub(crate) struct Kept {
     pub record: Record,
     /// Its done-record, once that is queued; of a task that was submitted again since, until that is answered.
     pub done: Option<Ticket>,
-    /// Others may know of it: it was given to another node, or has put something.
+    /// Others may know of it: it was given to another node, has put something, or returns several objects.
     pub shared: bool,
     pub early: Early,
     /// It has waited long enough for the node that has its arguments.

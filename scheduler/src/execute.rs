@@ -2,13 +2,14 @@
 
 use crate::cancel::time_limit;
 use crate::core::Core;
+use crate::elements;
 use crate::groups;
 use crate::objects::State;
 use crate::outcome::End;
 use crate::placement::Class;
 use crate::reserve::pool;
 use crate::submit::{arg_objects, dependency_failed};
-use crate::types::{ClientId, Effect, TaskOutcome, Value};
+use crate::types::{ClientId, Effect, Elements, TaskOutcome, Value};
 use crate::workers::Lease;
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, ShardId, TaskId, mutant};
@@ -92,6 +93,7 @@ pub(crate) struct Report {
     pub job: JobId,
     pub value: Result<Value, Failure>,
     pub contains: Vec<ObjectId>,
+    pub elements: Elements,
     pub ran_ns: u64,
 }
 
@@ -333,7 +335,7 @@ impl Core {
             }
             self.forget_stray(outcome.task);
             if counts {
-                self.finish_run(outcome.task, outcome.value, outcome.contains, outcome.ran_ns);
+                self.finish_run(outcome);
             }
         }
         if self.workers.get(&worker).is_some_and(|w| w.queue.is_empty()) {
@@ -343,7 +345,9 @@ impl Core {
 
     pub(crate) fn fail_run(&mut self, task: TaskId, failure: Failure) {
         if self.runs.contains_key(&task) {
-            self.finish_run(task, Err(failure), Vec::new(), 0);
+            let (value, contains, elements) = (Err(failure), Vec::new(), Elements::new());
+            // Whichever attempt that was.
+            self.finish_run(TaskOutcome { task, attempt: 0, value, contains, ran_ns: 0, elements });
         }
     }
 
@@ -352,25 +356,34 @@ impl Core {
     pub fn keeps(&self, id: ObjectId) -> Option<&Value> {
         let untold = || {
             // An earlier attempt, which has been reported, may wait for its own submissions.
-            let mut of_task = self.undurable.iter().filter(|run| !id.is_put() && run.task == id.task);
-            of_task.find_map(|run| run.report.as_ref()?.value.as_ref().ok())
+            let element = id.element();
+            let is_made = element.is_some() || !id.is_put();
+            let mut of_task = self.undurable.iter().filter(|run| is_made && run.task == id.task);
+            of_task.find_map(|run| {
+                let report = run.report.as_ref()?;
+                let of_element = |n: u32| report.elements.get(n as usize).map(|element| &element.value);
+                element.map_or_else(|| report.value.as_ref().ok(), of_element)
+            })
         };
         self.value_of(id).or_else(untold)
     }
 
     /// An attempt ended here: keeps its value and reports to the keeper.
-    fn finish_run(
-        &mut self,
-        task: TaskId,
-        value: Result<Value, Failure>,
-        mut contains: Vec<ObjectId>,
-        ran_ns: u64,
-    ) {
+    fn finish_run(&mut self, outcome: TaskOutcome) {
+        let TaskOutcome { task, value, mut contains, ran_ns, mut elements, .. } = outcome;
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
-        let value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
+        let mismatch = elements::mismatch(&run.spec, elements.len());
+        let mut value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
+        if let (Ok(_), Some(failure)) = (&value, mismatch) {
+            value = Err(failure);
+        }
         if value.is_err() {
             contains.clear();
+            elements = Elements::new();
+        }
+        if !elements.is_empty() {
+            contains.extend(elements.iter().flat_map(|element| element.contains.iter().copied()));
         }
         // Counted or not: what lies inside may never come.
         let has_refs = value.is_ok() && !contains.is_empty() && !mutant!("R4d");
@@ -400,7 +413,7 @@ impl Core {
         contains.dedup();
         let mut askers = run.others;
         askers.push(run.keeper);
-        let report = Report { job, value, contains, ran_ns };
+        let report = Report { job, value, contains, elements, ran_ns };
         let leaves = askers.iter().any(|asker| asker.node != self.config.incarnation);
         let waits = !durable && (run.spec.max_retries == 0 || has_refs && leaves);
         let report = if waits {
@@ -429,10 +442,11 @@ impl Core {
 
     fn report(&mut self, task: TaskId, to: Asker, report: Report, durable: bool) {
         let Asker { node: keeper, attempt } = to;
-        let Report { job, value, contains, ran_ns } = report;
+        let Report { job, value, contains, elements, ran_ns } = report;
         let me = self.config.incarnation;
         if keeper == me {
-            return self.result(End { task, attempt, executor: me, durable, contains }, value);
+            let elements = elements::made_here(elements);
+            return self.result(End { task, attempt, executor: me, durable, contains, elements }, value);
         }
         let plain = contains.is_empty();
         let contains = contains.into_iter().map(object_bytes).collect();
@@ -451,6 +465,8 @@ impl Core {
                 self.make_known(task.output(0), job, State::Here(value));
                 self.object(task.output(0), job).refs.plain = plain;
                 self.announce(task.output(0));
+                result.elements = elements::to_keeper(&elements, self.config.crc);
+                self.elements_made_for_another(task, job, elements);
             }
         }
         self.effects.push(Effect::Result { to: keeper, result });

@@ -2,7 +2,7 @@
 //! (`fuzz/`) and the test below call the same function.
 
 use crate::memory::Measured;
-use crate::types::{ClientId, Effect, Event, FetchError, TaskOutcome, Value};
+use crate::types::{ClientId, Effect, Element, Event, FetchError, TaskOutcome, Value};
 use crate::{Config, Core};
 use bytes::{Buf, Bytes};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
@@ -155,7 +155,11 @@ impl World {
             0 => Value::Inline(Bytes::from_static(b"value")),
             _ => Value::Shared { offset: 0, len: 1 << 20, crc: 5 },
         });
-        let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns: u64::from(who) };
+        // As many as were asked for, or not.
+        let element = Element { value: Value::Inline(Bytes::from_static(b"e")), contains: Vec::new() };
+        let elements = std::iter::repeat_n(element, usize::from(who / 64)).collect();
+        let outcome =
+            TaskOutcome { elements, task, attempt, value, contains: Vec::new(), ran_ns: u64::from(who) };
         Event::Finished { worker, outcomes: vec![outcome] }
     }
 
@@ -221,8 +225,8 @@ fn objects(list: &LocatedList) -> Vec<ObjectId> {
 mod tests {
     use super::*;
     use mobula_proto::{
-        Arg, Failure, FailureKind, Here, Holder, Located, NodeView, Output, arg, located, object_bytes,
-        task_bytes,
+        Arg, Failure, FailureKind, Here, Holder, Located, NodeView, Output, TaskOptions, Value as Told, arg,
+        located, object_bytes, task_bytes,
     };
     use proptest::prelude::*;
 
@@ -239,6 +243,9 @@ mod tests {
             cpu_milli: 1000,
             max_retries: u32::from(n) % 3,
             args: if argument % 6 < n % 6 { vec![object] } else { Vec::new() },
+            options: n
+                .is_multiple_of(4)
+                .then(|| Box::new(TaskOptions { elements: u32::from(n / 4) % 40, ..TaskOptions::default() })),
             ..TaskSpec::default()
         }
     }
@@ -280,6 +287,7 @@ mod tests {
             inline,
             output: (!kind.is_multiple_of(3)).then_some(Output { crc: 5, size: 1 << 20 }),
             durable: kind.is_multiple_of(4),
+            elements: vec![Told::default(); usize::from(kind) % 3],
             ..PeerResult::default()
         };
         let written = match what {

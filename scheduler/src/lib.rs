@@ -16,6 +16,7 @@
 //! - [`execute`] — tasks on this node: arguments, dispatch, results; `workers` — worker processes and what they hold.
 //! - `follow` — a task behind the one that makes its argument, in one worker's line.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
+//! - `elements` — tasks that return several objects.
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
 //! - [`memory`] — whose worker ends when memory runs short.
 //! - [`objects`] — what this node knows of each object, and who waits for it.
@@ -36,6 +37,7 @@ pub mod cancel;
 pub mod census;
 pub mod copies;
 pub mod core;
+mod elements;
 pub mod elide;
 pub mod execute;
 pub mod explain;
@@ -63,4 +65,4 @@ mod workers;
 pub use crate::core::{Config, Core, LINGER};
 pub use bend::Bends;
 pub use census::Census;
-pub use types::{ClientId, Effect, Event, FetchError, Ready, TaskOutcome, Value};
+pub use types::{ClientId, Effect, Element, Elements, Event, FetchError, Ready, TaskOutcome, Value};

@@ -274,7 +274,8 @@ impl Core {
     /// What a task has put is made again only by its next attempt. Should the one that runs here wait for whoever
     /// needs it, both would wait for ever: it ends.
     fn end_whoever_put(&mut self, id: ObjectId) {
-        let run = self.runs.get(&id.task).filter(|_| id.is_put() && !mutant!("W28"));
+        let is_put = id.is_put() && id.element().is_none();
+        let run = self.runs.get(&id.task).filter(|_| is_put && !mutant!("W28"));
         let Some(worker) = run.and_then(|run| run.given) else { return };
         if self.workers.get(&worker).is_some_and(|w| w.queue.front() == Some(&id.task)) {
             self.effects.push(Effect::Kill { worker });

@@ -2,6 +2,7 @@
 
 use crate::cancel::wants_retry;
 use crate::core::{Core, KeptState};
+use crate::elements;
 use crate::elide::Later;
 use crate::objects::State;
 use crate::stream::{About, Content, PlainDone, Ticket};
@@ -12,6 +13,7 @@ use mobula_proto::{
     Done, Failure, FailureKind, NextAttempt, Output, PeerResult, StreamItem, object_bytes, object_id,
     stream_item, task_bytes, task_id,
 };
+use thin_vec::ThinVec;
 
 /// How an attempt of a kept task ended.
 #[derive(Debug)]
@@ -23,6 +25,8 @@ pub(crate) struct End {
     pub durable: bool,
     /// Objects whose references lie inside what it made; they have their edges.
     pub contains: Vec<ObjectId>,
+    /// What it returned in parts, and where that is.
+    pub elements: ThinVec<State>,
 }
 
 /// Whether an attempt has not begun where it was, and is to go elsewhere.
@@ -40,12 +44,14 @@ impl Core {
         if is_given_back(result.failure.as_ref()) {
             return self.given_back(task, from);
         }
+        let mismatch = elements::mismatch(&kept.spec, result.elements.len());
         let (function, job) = (kept.spec.function, JobId(kept.spec.job));
         self.observe(function, result.ran_ns.max(1));
         self.object(task.output(0), job).refs.copy_at = Some(from);
         let contains = result.contains.iter().filter_map(|id| object_id(id).ok()).collect();
-        let end = End { task, attempt: result.attempt, executor: from, durable: result.durable, contains };
-        match (result.failure, result.has_inline, result.output) {
+        let (attempt, elements) = (result.attempt, elements::at_executor(from, result.elements));
+        let end = End { task, attempt, executor: from, durable: result.durable, contains, elements };
+        match (result.failure.or(mismatch), result.has_inline, result.output) {
             (Some(failure), _, _) => self.result(end, Err(failure)),
             (None, true, _) => self.result(end, Ok(Value::Inline(result.inline))),
             (None, false, Some(output)) => self.result_elsewhere(end, output),
@@ -130,13 +136,15 @@ impl Core {
     /// The value may be used at once; the done-record waits until everything the task submitted is
     /// committed (R4).
     pub(crate) fn conclude(&mut self, end: End, result: Result<(Output, bool), Failure>) {
-        let End { task, attempt, executor, durable, contains } = end;
+        let End { task, attempt, executor, durable, contains, elements } = end;
         let Some(kept) = self.kept.get_mut(&task) else { return };
         let job = JobId(kept.spec.job);
         let bytes = result.as_ref().map(|(output, _)| output.size).unwrap_or(0);
         kept.result = result.as_ref().ok().copied();
         kept.contains = contains.into();
         kept.failure = result.as_ref().err().cloned().map(Box::new);
+        let is_split = elements::count(&kept.spec) > 0;
+        let failure = if is_split { result.as_ref().err().cloned() } else { None };
         if let Err(failure) = &result {
             self.make_known(task.output(0), job, State::Failed(failure.clone().into()));
         }
@@ -147,6 +155,9 @@ impl Core {
         }
         if self.rebuilding.remove(&task) {
             self.notice(job, "rebuild-done", String::new(), Some(task), bytes);
+        }
+        if is_split {
+            self.end_elements(task, executor, elements, failure.as_ref());
         }
         self.announce(task.output(0));
         // Objects the task put are made again too; their home knows where.
@@ -231,7 +242,7 @@ impl Core {
     /// by then may contain references: the next attempt is proposed once their edges are there, so that they end
     /// with the record should no attempt follow.
     fn failed_in(&mut self, end: End, failure: Option<Failure>) {
-        let End { task, attempt, executor, durable, contains } = end;
+        let End { task, attempt, executor, durable, contains, .. } = end;
         let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.result = None;
         kept.failure = failure.map(Box::new);
@@ -254,7 +265,8 @@ impl Core {
             // It waits for its arguments no longer. Many may end at once that wait for one and the same.
             self.waited_for.extend(arg_objects(&kept.spec));
         }
-        let end = End { task, attempt, executor, durable: true, contains: Vec::new() };
+        let (contains, elements) = (Vec::new(), ThinVec::new());
+        let end = End { task, attempt, executor, durable: true, contains, elements };
         self.conclude(end, Err(failure));
     }
 

@@ -305,7 +305,8 @@ impl Core {
     /// still be lost with it (R4). Whoever needs it elsewhere hears of it from its home.
     fn may_leave(&self, id: ObjectId) -> bool {
         let open = |kept: &Kept| matches!(kept.state, KeptState::Undurable(_)) && !kept.contains.is_empty();
-        id.is_put() || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
+        let is_put = id.is_put() && id.element().is_none();
+        is_put || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
     }
 
     /// A task that was placed on another node is there no more.

@@ -14,6 +14,7 @@ use crate::placement::Member;
 use crate::stream::About;
 use crate::submit::spec_bytes;
 use crate::types::{ClientId, Effect, Value};
+use mobula_base::ids::ELEMENTS_MAX;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId, mutant};
 use mobula_proto::{
     ClusterView, Failure, FailureKind, ItemOutcome, Located, StreamAck, StreamItem, TaskState, TaskView,
@@ -172,7 +173,9 @@ impl Core {
         if let Some(kept) = self.kept.get(&task) {
             // This node is at it already. What has finished is recorded soon; a put of a task that
             // runs is reported by its node soon; then the shard knows more. The rest is announced.
-            if matches!(kept.state, KeptState::Finishing | KeptState::Undurable(_)) || id.is_put() {
+            if matches!(kept.state, KeptState::Finishing | KeptState::Undurable(_))
+                || id.is_put() && id.element().is_none()
+            {
                 self.set_object_state(id, State::Unknown);
                 self.set_timer(RELOCATE_AFTER, Timer::Relocate(id));
             } else {
@@ -274,6 +277,11 @@ impl Core {
         let failed = self.objects.get(&id).is_some_and(|o| matches!(o.state, State::Failed(_)));
         if failed && view.state == TaskState::TaskDone as i32 && !mutant!("W20") {
             self.forget_place(id);
+            for element in (0..ELEMENTS_MAX).map(|n| task.element(n)) {
+                if self.objects.get(&element).is_some_and(|o| matches!(o.state, State::Failed(_))) {
+                    self.forget_place(element);
+                }
+            }
         }
     }
 
@@ -372,7 +380,8 @@ impl Core {
             run.askers.push(Asker { node: executor, attempt });
         }
         let result = (value.output(self.config.crc), matches!(value, Value::Inline(_)));
-        self.conclude(End { task, attempt, executor, durable, contains: Vec::new() }, Ok(result));
+        let (contains, elements) = (Vec::new(), ThinVec::new());
+        self.conclude(End { task, attempt, executor, durable, contains, elements }, Ok(result));
         true
     }
 
@@ -402,10 +411,15 @@ impl Core {
     }
 
     fn fail_submitted(&mut self, task: TaskId, job: Option<JobId>, failure: Failure) {
+        let elements = self.elements_awaited(task);
         self.drop_kept(task);
         let id = task.output(0);
         for other in self.recovering.remove(&task).unwrap_or_default() {
             self.forget_place(other);
+        }
+        for id in elements.into_iter().filter(|_| job.is_some()) {
+            self.set_object_state(id, State::Failed(failure.clone().into()));
+            self.announce(id);
         }
         if let Some(job) = job {
             self.make_known(id, job, State::Failed(failure.into()));
@@ -435,7 +449,9 @@ impl Core {
             self.propose_next(task, view.attempt, false);
             return;
         }
+        let elements = self.elements_awaited(task);
         self.drop_kept(task);
+        elements.into_iter().for_each(|id| self.forget_place(id));
         let here = self.objects.get(&task.output(0)).is_some_and(|o| matches!(o.state, State::Here(_)));
         if !here {
             self.forget_place(task.output(0));
@@ -452,6 +468,7 @@ impl Core {
             return;
         }
         self.set_kept_state(task, KeptState::Finishing);
+        self.elements_awaited(task).into_iter().for_each(|id| self.forget_place(id));
         let output = task.output(0);
         if !self.objects.get(&output).is_some_and(|o| matches!(o.state, State::Here(_))) {
             self.forget_place(output);
@@ -515,7 +532,8 @@ impl Core {
     /// that: the home is asked.
     fn look_for_puts(&mut self, task: TaskId) {
         let lost = self.recovering.get(&task).into_iter().flatten().copied();
-        let puts: Vec<ObjectId> = lost.filter(|id| id.is_put() && !mutant!("W16")).collect();
+        let is_put = |id: &ObjectId| id.is_put() && id.element().is_none();
+        let puts: Vec<ObjectId> = lost.filter(|id| is_put(id) && !mutant!("W16")).collect();
         for id in puts {
             if self.objects.get(&id).is_some_and(|object| object.state == State::Pending) {
                 self.forget_place(id);
@@ -525,8 +543,9 @@ impl Core {
 
     /// Somebody else was faster, or there is nothing to grant.
     fn refused(&mut self, task: TaskId, view: TaskView) {
+        let mut waiting = self.elements_awaited(task);
         self.drop_kept(task);
-        let mut waiting = self.recovering.remove(&task).unwrap_or_default();
+        waiting.extend(self.recovering.remove(&task).unwrap_or_default());
         waiting.push(task.output(0));
         let failure = (view.state == TaskState::TaskFailed as i32).then_some(view.failure).flatten();
         waiting.sort_unstable();

@@ -400,11 +400,13 @@ impl Core {
     fn free(&mut self, id: ObjectId) {
         let Some(object) = self.objects.get_mut(&id) else { return };
         object.replica = false;
+        // Its task may make it yet: an element, for nobody.
+        let is_made = object.state == State::Pending && id.element().is_none();
         let needed = object.is_wanted()
             || object.refs.is_referred()
             || object.refs.used > 0
             || object.refs.home != Home::Nothing
-            || object.state == State::Pending;
+            || is_made;
         if !needed {
             self.forget(id);
         }

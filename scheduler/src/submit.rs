@@ -1,6 +1,7 @@
 //! A task arrives: its record goes to its shard, its arguments are awaited.
 
 use crate::core::{Core, Early, Kept, KeptState};
+use crate::elements;
 use crate::elide::Later;
 use crate::groups;
 use crate::objects::State;
@@ -55,9 +56,7 @@ impl Core {
             return;
         }
         if self.is_duplicate(task, output) {
-            self.refer(client, output, job);
-            self.subscribe(client, output, job);
-            self.hold_again(output, job);
+            self.submitted_again(client, task, &spec);
             // Its record may still be on its way: whoever submits it again waits for it, too (R4).
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
                 let tickets = self.streams.all_of(task.run.slot()).into_iter();
@@ -69,40 +68,67 @@ impl Core {
         if spec.args.iter().any(|a| matches!(&a.arg, Some(arg::Arg::Object(b)) if malformed(b)))
             || spec.nested.iter().any(|id| malformed(id))
         {
-            let failure =
-                Failure::new(FailureKind::FailureBadArguments, "an argument is a malformed object id");
-            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
-            return;
+            return self.refuse(client, task, &spec, "an argument is a malformed object id");
         }
         if spec.resources.iter().any(|r| r.name == GPU && !Devices::is_amount(r.milli)) {
-            let failure = Failure::new(
-                FailureKind::FailureBadArguments,
-                "a task takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1",
-            );
-            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
-            return;
+            let why = "a task takes whole GPUs, or a part of one: ask for 1, 2, ... or less than 1";
+            return self.refuse(client, task, &spec, why);
         }
         if let Some(why) = groups::contradiction(&spec) {
-            let failure = Failure::new(FailureKind::FailureBadArguments, why);
-            self.effects.push(Effect::Ready { client, object: output, ready: Ready::Failed(failure) });
-            return;
+            return self.refuse(client, task, &spec, why);
         }
-        self.expect(client, output, job, spec.replay);
+        if let Some(why) = elements::too_many(&spec) {
+            return self.refuse(client, task, &spec, why);
+        }
+        self.expect(client, task, &spec);
         self.keep(client, task, spec);
     }
 
+    /// A task that is none: it is not kept, and whoever submitted it is told.
+    #[cold]
+    fn refuse(&mut self, client: ClientId, task: TaskId, spec: &TaskSpec, why: impl Into<String>) {
+        let failure = Failure::new(FailureKind::FailureBadArguments, why);
+        for object in elements::returned(task, spec) {
+            self.effects.push(Effect::Ready { client, object, ready: Ready::Failed(failure.clone()) });
+        }
+    }
+
+    /// A client submits what this node has as its own already: it refers to it, too.
+    fn submitted_again(&mut self, client: ClientId, task: TaskId, spec: &TaskSpec) {
+        let (output, job) = (task.output(0), JobId(spec.job));
+        if elements::count(spec) > 0 {
+            self.expect_elements(client, task, spec, false);
+            self.hold_elements(task, spec);
+        } else {
+            self.refer(client, output, job);
+            self.subscribe(client, output, job);
+        }
+        self.hold_again(output, job);
+    }
+
     /// Notes that a task will make this, and that its submitter refers to it and wants to know when it is there.
-    fn expect(&mut self, client: ClientId, output: ObjectId, job: JobId, replay: bool) {
-        self.refer(client, output, job);
+    fn expect(&mut self, client: ClientId, task: TaskId, spec: &TaskSpec) {
+        let (output, job, replay) = (task.output(0), JobId(spec.job), spec.replay);
+        let is_whole = elements::count(spec) == 0;
+        if is_whole {
+            self.refer(client, output, job);
+        } else {
+            self.expect_elements(client, task, spec, true);
+        }
         let object = self.object(output, job);
         object.refs.home = Home::Held;
         // What an earlier attempt's child made and lies here is good for a replay, whether the shard knows the
         // record (then it is recorded) or not (then it will be).
         if replay && matches!(object.state, State::Here(_)) {
-            return self.subscribe(client, output, job);
+            if is_whole {
+                self.subscribe(client, output, job);
+            }
+            return;
         }
         object.refs.origin = true;
-        object.subscribers.push(client);
+        if is_whole {
+            object.subscribers.push(client);
+        }
         if let State::Here(Value::Shared { .. }) = std::mem::replace(&mut object.state, State::Pending) {
             self.effects.push(Effect::Discard { object: output });
         }
@@ -143,6 +169,10 @@ impl Core {
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
         let (record, ticket) = self.send_record(task, later, edges);
+        let shared = elements::count(&spec) > 0;
+        if shared {
+            self.hold_elements(task, &spec);
+        }
         // What a task submits must be committed before its own done-record (R4).
         if let Ok(parent) = task_id(&spec.parent)
             && let Some(run) = self.runs.get_mut(&parent)
@@ -168,7 +198,7 @@ impl Core {
             names: names.into(),
             record,
             done,
-            shared: false,
+            shared,
             early: Early::No,
             waited: false,
         };

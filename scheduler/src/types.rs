@@ -10,6 +10,7 @@ use mobula_proto::{
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
+use thin_vec::ThinVec;
 
 /// A local link of the daemon: one driver or one worker. Never reused.
 pub type ClientId = u64;
@@ -67,6 +68,20 @@ pub struct TaskOutcome {
     pub contains: Vec<ObjectId>,
     /// How long the function ran, nanoseconds.
     pub ran_ns: u64,
+    /// What it returned in parts, if it was to (decision 26).
+    pub elements: Elements,
+}
+
+/// What a task returns in parts; mostly none.
+pub type Elements = ThinVec<Element>;
+
+/// One of several objects that a task returns.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Element {
+    /// Its value.
+    pub value: Value,
+    /// Objects whose references lie inside.
+    pub contains: Vec<ObjectId>,
 }
 
 /// Why a transfer did not happen.

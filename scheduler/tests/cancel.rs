@@ -121,7 +121,14 @@ impl Node {
     }
 
     fn finish(&mut self, worker: u64, task: TaskId, attempt: u32, value: Result<Value, Failure>) {
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000, contains: Vec::new() };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value,
+            ran_ns: 5_000_000,
+            contains: Vec::new(),
+        };
         self.step(Event::Finished { worker, outcomes: vec![outcome] });
     }
 
@@ -264,6 +271,7 @@ fn what_stands_in_line_at_a_worker_is_taken_out() {
     node.step(Event::Finished {
         worker: 1,
         outcomes: vec![TaskOutcome {
+            elements: Default::default(),
             task: task(0),
             attempt: 1,
             value: small(),

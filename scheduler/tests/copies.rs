@@ -399,7 +399,14 @@ fn what_contains_references_is_copied_once_its_task_is_durable() {
     let put = Event::Put { client: worker, object, job: JOB, value, by_driver: false, contains, replicas: 3 };
     node.step([put], now, &mut effects);
     let value = Ok(Value::Inline(Bytes::from_static(b"done")));
-    let outcome = TaskOutcome { task: parent, attempt: 1, value, contains: vec![], ran_ns: 1 };
+    let outcome = TaskOutcome {
+        elements: Default::default(),
+        task: parent,
+        attempt: 1,
+        value,
+        contains: vec![],
+        ran_ns: 1,
+    };
     node.step([Event::Finished { worker, outcomes: vec![outcome] }], now, &mut effects);
     assert!(!copied(&effects), "what it submitted is not committed: {effects:?}");
     // All that is sent is acknowledged, until there is nothing more.

@@ -144,7 +144,14 @@ impl Node {
         let at = self.runs.iter().position(|(_, run, _)| *run == task).expect("it runs");
         let (worker, ..) = self.runs.remove(at);
         let value = Ok(Value::Inline(Bytes::from_static(b"v")));
-        let outcome = TaskOutcome { task, attempt: 1, value, contains: vec![], ran_ns: 1_000_000_000 };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt: 1,
+            value,
+            contains: vec![],
+            ran_ns: 1_000_000_000,
+        };
         self.step(Event::Finished { worker, outcomes: vec![outcome] });
     }
 

@@ -206,7 +206,14 @@ impl World {
                     true => Err(Failure::new(FailureKind::FailureUserError, "drawn")),
                     false => Ok(Value::Inline(Bytes::from_static(b"v"))),
                 };
-                let outcome = TaskOutcome { task, attempt, value, ran_ns: 1_000, contains: Vec::new() };
+                let outcome = TaskOutcome {
+                    elements: Default::default(),
+                    task,
+                    attempt,
+                    value,
+                    ran_ns: 1_000,
+                    contains: Vec::new(),
+                };
                 self.event(Event::Finished { worker: id, outcomes: vec![outcome] });
             }
             Step::Dies(pick) => {

@@ -54,7 +54,14 @@ impl Node {
     }
 
     fn finish(&mut self, task: TaskId, value: Result<Value, Failure>) {
-        let outcome = TaskOutcome { task, attempt: 1, value, ran_ns: 5_000, contains: Vec::new() };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt: 1,
+            value,
+            ran_ns: 5_000,
+            contains: Vec::new(),
+        };
         self.step(Event::Finished { worker: WORKER, outcomes: vec![outcome] });
     }
 

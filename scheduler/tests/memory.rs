@@ -262,7 +262,8 @@ fn what_has_just_begun_is_not_blamed_for_what_was_before() {
         assert_eq!(node.killed(), [], "task {n}");
         let value = Ok(Value::Inline(vec![1].into()));
         let (task, attempt, contains) = (task(n), 1, Vec::new());
-        let outcome = TaskOutcome { task, attempt, value, contains, ran_ns: 5_000 };
+        let outcome =
+            TaskOutcome { elements: Default::default(), task, attempt, value, contains, ran_ns: 5_000 };
         node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
     }
     node.measure(&[(1, BIG)], &FULL);

@@ -100,7 +100,14 @@ impl Node {
     }
 
     fn finish(&mut self, worker: u64, task: TaskId, attempt: u32, value: Result<Value, Failure>) {
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000_000, contains: Vec::new() };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value,
+            ran_ns: 5_000_000,
+            contains: Vec::new(),
+        };
         self.step(Event::Finished { worker, outcomes: vec![outcome] });
     }
 
@@ -163,8 +170,14 @@ fn of_short_tasks() -> Node {
     let mut node = Node::new(1);
     node.step(Event::WorkerUp { worker: 1, job: JOB });
     node.step(Event::Submit { client: DRIVER, specs: vec![spec(99, &[])] });
-    let outcome =
-        TaskOutcome { task: task(99), attempt: 1, value: small("x"), ran_ns: 5_000, contains: Vec::new() };
+    let outcome = TaskOutcome {
+        elements: Default::default(),
+        task: task(99),
+        attempt: 1,
+        value: small("x"),
+        ran_ns: 5_000,
+        contains: Vec::new(),
+    };
     node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
     node.effects.clear();
     node

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
     Arg, ClusterView, Failure, FailureKind, ItemOutcome, Located, NodeView, Output, PeerResult, StreamAck,
-    StreamBatch, TaskSpec, TaskState, TaskView, arg, item_outcome, located, object_bytes, stream_item,
-    task_bytes, task_id,
+    StreamBatch, TaskOptions, TaskSpec, TaskState, TaskView, Value as Told, arg, item_outcome, located,
+    object_bytes, stream_item, task_bytes, task_id, value as wire,
 };
 use mobula_scheduler::memory::Measured;
-use mobula_scheduler::{Config, Core, Effect, Event, TaskOutcome, Value};
+use mobula_scheduler::{Config, Core, Effect, Element, Event, TaskOutcome, Value};
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -68,6 +68,19 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => (any::<u8>(), any::<bool>()).prop_map(|(task, recursive)| Step::Cancel(task, recursive)),
     ];
     prop::collection::vec(step, 1..150)
+}
+
+/// In so many parts a task returns what it makes; 0: as one value.
+fn parts(task: TaskId) -> u32 {
+    if task.place % 3 == 1 { 2 } else { 0 }
+}
+
+/// What whoever submits a task refers to.
+fn returned(task: TaskId) -> Vec<ObjectId> {
+    match parts(task) {
+        0 => vec![task.output(0)],
+        parts => (0..parts).map(|n| task.element(n)).collect(),
+    }
 }
 
 /// One node's core, its home shard, its workers and one other node.
@@ -292,7 +305,16 @@ impl World {
             true => Err(Failure::new(FailureKind::FailureUserError, "drawn")),
             false => Ok(Value::Inline(Bytes::from_static(b"v"))),
         };
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 1_000, contains: Vec::new() };
+        let made = [Value::Inline(Bytes::from_static(b"e")), Value::Shared { offset: 0, len: LARGE, crc: 1 }];
+        let elements = made.into_iter().map(|value| Element { value, contains: Vec::new() });
+        let outcome = TaskOutcome {
+            elements: elements.take(if fails { 0 } else { parts(task) as usize }).collect(),
+            task,
+            attempt,
+            value,
+            ran_ns: 1_000,
+            contains: Vec::new(),
+        };
         self.event(Event::Finished { worker, outcomes: vec![outcome] });
     }
 
@@ -302,6 +324,12 @@ impl World {
             true => (Bytes::new(), Some(Output { crc: 1, size: LARGE })),
             false => (Bytes::from_static(b"v"), None),
         };
+        let element = Told {
+            value: Some(match large {
+                true => wire::Value::Elsewhere(Output { crc: 1, size: LARGE }),
+                false => wire::Value::Inline(Bytes::from_static(b"e")),
+            }),
+        };
         let result = PeerResult {
             task: task_bytes(task),
             attempt,
@@ -309,6 +337,7 @@ impl World {
             has_inline: !large,
             output,
             durable: true,
+            elements: vec![element.clone(); parts(task) as usize],
             ..PeerResult::default()
         };
         self.event(Event::PeerResult { from: self.peer, result });
@@ -321,7 +350,8 @@ impl World {
                 let task = TaskId::new(JOB, TaskId::root(JOB), 0, index);
                 let known = self.submitted.len();
                 let args = picks.iter().filter(|_| known > 0).map(|p| {
-                    let object = self.submitted[usize::from(*p) % known].output(0);
+                    let objects = returned(self.submitted[usize::from(*p) % known]);
+                    let object = objects[usize::from(*p / 64) % objects.len()];
                     Arg { arg: Some(arg::Arg::Object(object_bytes(object))) }
                 });
                 let spec = TaskSpec {
@@ -332,6 +362,8 @@ impl World {
                     cpu_milli: if index.is_multiple_of(4) { 500 } else { 1000 },
                     max_retries: if index.is_multiple_of(5) { 0 } else { 3 },
                     args: args.collect(),
+                    options: (parts(task) > 0)
+                        .then(|| Box::new(TaskOptions { elements: parts(task), ..TaskOptions::default() })),
                     ..TaskSpec::default()
                 };
                 self.submitted.push(task);
@@ -375,7 +407,7 @@ impl World {
             }
             Step::Get(pick) => {
                 if let Some(task) = self.submitted.get(usize::from(pick) % self.submitted.len().max(1)) {
-                    let objects = vec![task.output(0)];
+                    let objects = returned(*task);
                     self.event(Event::Get { client: DRIVER, job: JOB, objects, want_value: true });
                 }
             }
@@ -405,7 +437,9 @@ proptest! {
         }
         world.settle();
         for task in &world.submitted {
-            prop_assert!(world.ready.contains(&task.output(0)), "{} never ended", task);
+            for object in returned(*task) {
+                prop_assert!(world.ready.contains(&object), "{} never ended", object);
+            }
         }
         prop_assert_eq!(world.core.load(), (CPUS * 1000, 0), "CPU or tasks leaked");
         prop_assert_eq!(world.core.unacknowledged(), 0);

@@ -102,7 +102,14 @@ impl Node {
     }
 
     fn finish(&mut self, task: TaskId, attempt: u32, value: Result<Value, Failure>, contains: &[ObjectId]) {
-        let outcome = TaskOutcome { task, attempt, value, ran_ns: 5_000, contains: contains.to_vec() };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value,
+            ran_ns: 5_000,
+            contains: contains.to_vec(),
+        };
         self.step(Event::Finished { worker: WORKER, outcomes: vec![outcome] });
     }
 
@@ -297,7 +304,14 @@ fn whether_references_are_counted_is_said_by_the_job_and_not_by_what_a_node_know
         node.submit(WORKER + 1, of_job(TaskSpec { parent: task_bytes(parent), ..spec(child, &[]) }));
         node.settle();
         let contains = vec![out(child)];
-        let outcome = TaskOutcome { task: parent, attempt: 1, value: small(), ran_ns: 5_000, contains };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task: parent,
+            attempt: 1,
+            value: small(),
+            ran_ns: 5_000,
+            contains,
+        };
         node.step(Event::Finished { worker: WORKER + 1, outcomes: vec![outcome] });
         let named = told(&node.settle()).contains(&('n', out(child)));
         assert_eq!(named, counted);
@@ -971,7 +985,14 @@ fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
     node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
     node.effects.clear();
     // Records go before ends in a batch, so the shard sees the task submitted again before it sees its end.
-    let outcome = TaskOutcome { task: a, attempt: 2, value: small(), ran_ns: 5_000, contains: Vec::new() };
+    let outcome = TaskOutcome {
+        elements: Default::default(),
+        task: a,
+        attempt: 2,
+        value: small(),
+        ran_ns: 5_000,
+        contains: Vec::new(),
+    };
     let again = Event::Submit { client: WORKER, specs: vec![TaskSpec { replay: true, ..spec(a, &[]) }] };
     let both = vec![Event::Finished { worker: WORKER, outcomes: vec![outcome] }, again];
     node.step_all(both);

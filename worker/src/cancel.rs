@@ -31,13 +31,13 @@ pub enum RetryOn {
 }
 
 impl Client {
-    /// Cancels the task that is to make a value. One that has not begun will not; one that runs is told to stop
+    /// Cancels the task that is to make a value; with an element of what it returns in parts, all of them. One that has not begun will not; one that runs is told to stop
     /// ([`Client::is_cancelled`]), and its worker is killed if it has not after five seconds. It ends with
     /// `FailureKind::FailureCancelled`, for whoever asks. Does not wait, and changes nothing for a task that has
     /// ended, nor for a value that was put.
     pub fn cancel<T>(&self, reference: &ObjectRef<T>, scope: Scope) {
         let id = reference.id();
-        if !id.is_put() {
+        if !id.is_put() || id.element().is_some() {
             let (tasks, recursive) = (vec![task_bytes(id.task)], scope == Scope::WithChildren);
             self.send(client_msg::Msg::Cancel(Cancel { tasks, recursive }));
         }

@@ -169,13 +169,19 @@ impl Client {
 
     /// Submits a task; never blocks. An argument that could not be encoded fails the reference.
     pub fn submit<T>(&self, task: Task<T>) -> ObjectRef<T> {
+        ObjectRef::new(self.hand_in(task).output(0), Some(self.clone()))
+    }
+
+    /// Submits a task. This program refers to what it returns, in one or in several parts: whoever calls makes the
+    /// references.
+    pub(crate) fn hand_in<T>(&self, task: Task<T>) -> TaskId {
         let Task { mut spec, error, named, .. } = task;
         let id = self.context.next_task();
-        let object = id.output(0);
+        let elements = spec.options.as_deref().map_or(0, |options| options.elements);
         if let Some(error) = error.or_else(|| too_large(&spec)) {
             let failure = Failure::new(FailureKind::FailureBadArguments, error);
-            self.own(object, Some(failed(failure)), None);
-            return ObjectRef::new(object, Some(self.clone()));
+            self.own_returned(id, elements, Some(failed(failure)), None);
+            return id;
         }
         spec.id = task_bytes(id);
         spec.job = self.context.job.0;
@@ -183,11 +189,11 @@ impl Client {
         spec.replay = self.context.replay;
         self.options.note(&mut spec);
         spec.digest = spec.compute_digest();
-        self.own(object, None, Some(client_msg::Msg::Submit(spec)));
+        self.own_returned(id, elements, None, Some(client_msg::Msg::Submit(spec)));
         self.shell.submitted.fetch_add(1, Ordering::Relaxed);
         // Only now that the submission names them.
         drop(named);
-        ObjectRef::new(object, Some(self.clone()))
+        id
     }
 
     /// Stores a value; small ones in the control store, large ones in shared memory and on a

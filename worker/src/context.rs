@@ -16,6 +16,8 @@ pub struct Context {
     pub attempt: u32,
     /// GPUs that the task may use, by their numbers.
     pub devices: Vec<u32>,
+    /// In so many parts it is to return what it makes; 0: as one value.
+    pub elements: u32,
     /// Submissions are looked up before they are scheduled (R7).
     pub replay: bool,
     next_index: AtomicU64,
@@ -28,16 +30,17 @@ const STRAND: u64 = 0;
 impl Context {
     /// A fresh context: the first submission has index 0.
     pub fn new(job: JobId, task: TaskId, attempt: u32, replay: bool) -> Arc<Self> {
-        Context::with_devices(job, task, attempt, replay, Vec::new())
+        Context::of_task(job, task, attempt, replay, Vec::new(), 0)
     }
 
-    /// The same for a task that may use these GPUs.
-    pub fn with_devices(
+    /// The same for a task that may use these GPUs, and returns so many elements.
+    pub fn of_task(
         job: JobId,
         task: TaskId,
         attempt: u32,
         replay: bool,
         devices: Vec<u32>,
+        elements: u32,
     ) -> Arc<Self> {
         let first = u64::from(replay && mutant!("R1"));
         Arc::new(Context {
@@ -45,6 +48,7 @@ impl Context {
             task,
             attempt,
             devices,
+            elements,
             replay,
             next_index: AtomicU64::new(first),
             next_put: AtomicU32::new(0),
@@ -76,6 +80,11 @@ pub fn current() -> Client {
 
 pub(crate) fn try_current() -> Option<Client> {
     CURRENT.try_with(Clone::clone).ok()
+}
+
+/// In so many parts the task that runs here is to return what it makes; 0: as one value.
+pub(crate) fn elements() -> u32 {
+    CURRENT.try_with(|client| client.context.elements).unwrap_or(0)
 }
 
 pub(crate) fn enter<R>(client: Client, run: impl FnOnce() -> R) -> R {

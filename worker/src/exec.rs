@@ -9,12 +9,14 @@ use crate::link;
 use crate::options::JobOptions;
 use crate::recent::Recent;
 use crate::reference::AnyRef;
+use crate::split::Landing;
 use crate::value::Encoded;
+use bytes::Bytes;
 use futures::future::{Either, select};
 use mobula_base::JobId;
 use mobula_proto::{
-    Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Unpin, Value, client_msg,
-    object_bytes, task_id, value as wire_value,
+    Element, Failure, FailureKind, INLINE_MAX, RunTask, Shared, TaskResult, TaskSpec, Unpin, Value,
+    client_msg, object_bytes, task_id, value as wire_value,
 };
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,14 +78,24 @@ pub fn run_tasks(client: &Client) {
             }
         };
         let ran_ns = started.elapsed().as_nanos() as u64;
-        let (value, references) = match outcome {
-            Err(failure) => (Err(failure), Vec::new()),
-            Ok(Encoded { bytes, references }) if bytes.len() <= INLINE_MAX => (Ok(inline(bytes)), references),
-            Ok(Encoded { bytes, references }) => {
-                (shared(prepared.client.place(prepared.task.output(0), &bytes)), references)
+        let returned = match outcome {
+            Err(failure) => Returned::whole(Err(failure), Vec::new()),
+            Ok(Encoded { elements, .. }) if !elements.is_empty() => {
+                let mut landing = Landing::new(prepared.task, elements);
+                while let Some((id, bytes)) = landing.next() {
+                    landing.placed(prepared.client.place(id, &bytes).map_err(no_room));
+                }
+                Returned::parts(landing)
+            }
+            Ok(Encoded { bytes, references, .. }) if bytes.len() <= INLINE_MAX => {
+                Returned::whole(Ok(inline(bytes)), references)
+            }
+            Ok(Encoded { bytes, references, .. }) => {
+                let placed = prepared.client.place(prepared.task.output(0), &bytes);
+                Returned::whole(shared(placed), references)
             }
         };
-        prepared.report(value, references, ran_ns, &mut recent);
+        prepared.report(returned, ran_ns, &mut recent);
     }
 }
 
@@ -101,14 +113,24 @@ pub async fn run_tasks_async(client: &Client) {
             Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => run_async(prepared.client.clone(), run(args)).await,
         };
-        let (value, references) = match outcome {
-            Err(failure) => (Err(failure), Vec::new()),
-            Ok(Encoded { bytes, references }) if bytes.len() <= INLINE_MAX => (Ok(inline(bytes)), references),
-            Ok(Encoded { bytes, references }) => {
-                (shared(prepared.client.place_async(prepared.task.output(0), &bytes).await), references)
+        let returned = match outcome {
+            Err(failure) => Returned::whole(Err(failure), Vec::new()),
+            Ok(Encoded { elements, .. }) if !elements.is_empty() => {
+                let mut landing = Landing::new(prepared.task, elements);
+                while let Some((id, bytes)) = landing.next() {
+                    landing.placed(prepared.client.place_async(id, &bytes).await.map_err(no_room));
+                }
+                Returned::parts(landing)
+            }
+            Ok(Encoded { bytes, references, .. }) if bytes.len() <= INLINE_MAX => {
+                Returned::whole(Ok(inline(bytes)), references)
+            }
+            Ok(Encoded { bytes, references, .. }) => {
+                let placed = prepared.client.place_async(prepared.task.output(0), &bytes).await;
+                Returned::whole(shared(placed), references)
             }
         };
-        prepared.report(value, references, SIMULATED_NS, &mut recent);
+        prepared.report(returned, SIMULATED_NS, &mut recent);
     }
 }
 
@@ -145,7 +167,8 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let spec = run.spec.unwrap_or_default();
     let task = task_id(&spec.id).unwrap_or_default();
     let replay = spec.replay || run.attempt > 1;
-    let context = Context::with_devices(JobId(spec.job), task, run.attempt, replay, run.devices);
+    let elements = spec.options.as_deref().map_or(0, |options| options.elements);
+    let context = Context::of_task(JobId(spec.job), task, run.attempt, replay, run.devices, elements);
     let client_of_task = client.for_task(context, JobOptions::of(&spec));
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
     let (reader, args_of) = (client.clone(), spec.id.clone());
@@ -166,32 +189,48 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     (Prepared { task, spec, attempt: run.attempt, client: client_of_task }, run_with)
 }
 
+/// What a task has made, as its node is told of it.
+struct Returned {
+    value: Result<Value, Failure>,
+    contains: Vec<Bytes>,
+    elements: Vec<Element>,
+    /// All that lie inside.
+    references: Vec<AnyRef>,
+}
+
+impl Returned {
+    fn whole(value: Result<Value, Failure>, references: Vec<AnyRef>) -> Self {
+        let contains = match value {
+            Ok(_) => references.iter().map(|reference| object_bytes(reference.id())).collect(),
+            Err(_) => Vec::new(),
+        };
+        Returned { value, contains, elements: Vec::new(), references }
+    }
+
+    fn parts(landing: Landing) -> Self {
+        let (value, elements, references) = landing.end();
+        Returned { value, contains: Vec::new(), elements, references }
+    }
+}
+
 impl Prepared {
     /// Reports how it ended. What the task itself referred to is dropped already, but for the references
     /// in its value: those go once the report has named them.
-    fn report(
-        self,
-        value: Result<Value, Failure>,
-        references: Vec<AnyRef>,
-        ran_ns: u64,
-        recent: &mut Recent,
-    ) {
+    fn report(self, returned: Returned, ran_ns: u64, recent: &mut Recent) {
+        let Returned { value, contains, elements, references } = returned;
         // References inside would have to be held before anybody could use them.
         if let (Ok(Value { value: Some(wire_value::Value::Inline(bytes)) }), true) =
             (&value, references.is_empty())
         {
             recent.keep(self.task.output(0), bytes.clone());
         }
-        let contains = match value {
-            Ok(_) => references.iter().map(|reference| object_bytes(reference.id())).collect(),
-            Err(_) => Vec::new(),
-        };
         let result = TaskResult {
             task: self.spec.id,
             attempt: self.attempt,
             value: Some(value.unwrap_or_else(failed)),
             ran_ns,
             contains,
+            elements,
         };
         self.client.send_result(result);
         drop(references);
@@ -203,10 +242,13 @@ fn inline(bytes: Vec<u8>) -> Value {
 }
 
 fn shared(placed: Result<Shared, Error>) -> Result<Value, Failure> {
-    match placed {
-        Ok(shared) => Ok(Value { value: Some(wire_value::Value::Shared(shared)) }),
-        Err(Error::Task { kind, message, causes }) => Err(Failure { kind: kind as i32, message, causes }),
-        Err(other) => Err(Failure::new(FailureKind::FailureStoreFull, other.to_string())),
+    placed.map(|shared| Value { value: Some(wire_value::Value::Shared(shared)) }).map_err(no_room)
+}
+
+fn no_room(error: Error) -> Failure {
+    match error {
+        Error::Task { kind, message, causes } => Failure { kind: kind as i32, message, causes },
+        other => Failure::new(FailureKind::FailureStoreFull, other.to_string()),
     }
 }
 

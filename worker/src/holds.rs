@@ -10,7 +10,7 @@
 
 use crate::client::{Client, Slot, State};
 use crate::reference::ObjectRef;
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{
     ClientMsg, Dropped, Held, Output, Unpin, Value, client_msg, object_bytes, value as wire_value,
 };
@@ -85,6 +85,30 @@ impl Client {
         self.shell.outbox.push_before(&ClientMsg { msg: Some(msg) }, |last| {
             may_overtake && matches!(last.msg, Some(client_msg::Msg::Dropped(_)))
         });
+    }
+
+    /// This program's first references to what a task returns that it submits by `msg`: to its value, or to its elements.
+    pub(crate) fn own_returned(
+        &self,
+        task: TaskId,
+        elements: u32,
+        ready: Option<Value>,
+        msg: Option<client_msg::Msg>,
+    ) {
+        if elements == 0 {
+            return self.own(task.output(0), ready, msg);
+        }
+        let mut state = self.state();
+        for id in (0..elements).map(|n| task.element(n)) {
+            let slot = state.slots.entry(id).or_default();
+            slot.refs += 1;
+            slot.asked |= msg.is_some();
+            slot.told |= msg.is_some();
+            slot.ready = ready.clone().or(slot.ready.take());
+        }
+        if let Some(msg) = msg {
+            self.shell.outbox.push(&ClientMsg { msg: Some(msg) });
+        }
     }
 
     /// Takes a reference out of a value.
@@ -343,6 +367,32 @@ mod tests {
         assert_eq!(said(&client), "U1");
         drop(one);
         assert_eq!(said(&client), "D1");
+    }
+
+    #[test]
+    fn of_what_a_task_returns_in_parts_each_is_dropped_by_itself() {
+        let client = client();
+        let two = |broken: bool| {
+            let args = Args { error: broken.then(|| "no".to_owned()), ..Args::default() };
+            client.submit_split(Task::<(u64, u64)>::new("test", args))
+        };
+        let (one, other) = two(false);
+        assert_eq!(
+            (one.id().element(), other.id().element(), said(&client)),
+            (Some(0), Some(1), "S".to_owned())
+        );
+        assert!(one.get_timeout(std::time::Duration::ZERO).is_err());
+        assert_eq!(said(&client), "", "it is told without being asked");
+        client.receive(ToClient { msgs: vec![ready(&one)] });
+        assert!(one.is_ready() && !other.is_ready());
+        drop(one);
+        assert_eq!((said(&client), slots(&client)), ("U1 D1".to_owned(), 1));
+        drop(other);
+        assert_eq!((said(&client), slots(&client)), ("D1".to_owned(), 0));
+        let (one, other) = two(true);
+        assert!(one.get().is_err() && other.get().is_err());
+        drop((one, other));
+        assert_eq!((said(&client), slots(&client)), (String::new(), 0));
     }
 
     #[test]

@@ -34,6 +34,7 @@
 //! - [`task`], [`args`], [`value`] — what a submission is made of.
 //! - [`cancel`] — ending tasks early; which failures are retried.
 //! - [`placement`] — where a task may run; [`group`] — resources that are reserved together; [`runtime`] — what workers find around them.
+//! - [`split`] — tasks that return several objects.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
@@ -64,6 +65,7 @@ mod recent;
 pub mod reference;
 mod room;
 pub mod runtime;
+pub mod split;
 pub mod task;
 pub mod value;
 
@@ -83,6 +85,7 @@ pub use placement::{Affinity, Label, Node};
 pub use put::Put;
 pub use reference::{AnyRef, ObjectRef};
 pub use runtime::Runtime;
+pub use split::Split;
 pub use task::Task;
 pub use value::Blob;
 

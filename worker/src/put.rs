@@ -81,7 +81,7 @@ impl<T: Serialize> Put<'_, T> {
     }
 
     fn placed(self, id: ObjectId, (placed, references): (Shared, Vec<AnyRef>)) -> ObjectRef<T> {
-        let encoded = Encoded { bytes: Vec::new(), references };
+        let encoded = Encoded { references, ..Encoded::default() };
         self.client.made(id, encoded, Some(placed.crc), self.replicas)
     }
 }

@@ -60,6 +60,8 @@ pub struct Encoded {
     /// The references inside, each once, in the order of their ids. They are held until whoever is sent
     /// the bytes has been told of them.
     pub references: Vec<AnyRef>,
+    /// What was returned in parts: then that is all there is ([`crate::split`]).
+    pub elements: Vec<Encoded>,
 }
 
 impl Encoded {
@@ -78,7 +80,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded, String> {
     let name = std::any::type_name::<T>();
     let bytes = encoded.map_err(|e| format!("{name} cannot be encoded: {e}"))?;
     check_count(references.len()).map_err(|e| format!("a {name} {e}"))?;
-    Ok(Encoded { bytes, references })
+    Ok(Encoded { bytes, references, elements: Vec::new() })
 }
 
 /// How many bytes a value is encoded as. It is walked, and nothing is written.

@@ -154,7 +154,10 @@ impl<'a> Facts<'a> {
             State::Failed { executor, failure } if object.is_put() => {
                 let by = Some(*executor).filter(|_| !mutant!("R9f"));
                 let holders = self.holders_of(object).into_iter().chain(by);
-                let holders = holders.filter(|node| !self.holdings.is_gone(object, *node, made));
+                // An element of what it returns in parts is made when it ends well: there may be copies of an earlier
+                // attempt's, and nobody has one by having a reference.
+                let has_put = object.element().is_none();
+                let holders = holders.filter(|node| has_put && !self.holdings.is_gone(object, *node, made));
                 let here = self.here(copies.chain(holders), None);
                 here.unwrap_or_else(|| match self.settled {
                     true => Answer::Failed((**failure).clone()),

@@ -170,3 +170,19 @@ fn a_report_that_was_overtaken_takes_nothing_away_and_brings_nothing_back() {
     leader.hears(report(2, false, true));
     assert!(!is_there(&leader));
 }
+
+#[test]
+fn an_element_of_a_task_that_failed_is_there_only_where_an_earlier_attempt_s_copy_is() {
+    let mut leader = Leader::of(3);
+    let (copied, other) = (task(0).element(0), task(0).element(1));
+    leader.shard.say(1, vec![hold(copied), hold(other), submit(task(0), &[])]);
+    let Item::Done(plain) = done(task(0), 1, 7) else { unreachable!() };
+    let failure = Some(proto::Failure::new(FailureKind::FailureUserError, "no"));
+    leader.shard.say(1, vec![Item::Done(proto::Done { failure, outputs: Vec::new(), executor: 3, ..plain })]);
+    leader.settles();
+    let add = vec![proto::object_bytes(copied)];
+    leader.hears(proto::HoldingRequest { add, number: 2, ..Default::default() });
+    assert!(leader.says_here(copied), "{:?}", leader.answer(copied));
+    // Neither who ran it nor who refers to it has the other one: nobody is sent there in vain.
+    assert!(matches!(leader.answer(other), Answer::Failed(_)), "{:?}", leader.answer(other));
+}

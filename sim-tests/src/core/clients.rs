@@ -47,7 +47,8 @@ impl World {
                 if value.is_ok() && life.missed.contains(&task.output(0)) {
                     life.made_anew.push(task.output(0));
                 }
-                let outcome = TaskOutcome { task, attempt, value, contains, ran_ns };
+                let outcome =
+                    TaskOutcome { task, attempt, value, contains, ran_ns, elements: Default::default() };
                 events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
             }
             Said::Blocked(returned) => {

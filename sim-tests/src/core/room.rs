@@ -425,7 +425,14 @@ impl World {
                     let message = format!("the arguments of the task have no room in shared memory: {error}");
                     let value = Err(Failure::new(FailureKind::FailureStoreFull, message));
                     let (task, attempt) = (order.task, order.given.attempt);
-                    let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns: 0 };
+                    let outcome = TaskOutcome {
+                        elements: Default::default(),
+                        task,
+                        attempt,
+                        value,
+                        contains: Vec::new(),
+                        ran_ns: 0,
+                    };
                     self.judges.ended.finished(
                         task,
                         attempt,

@@ -267,7 +267,14 @@ impl World {
         let Some((spec, attempt)) = w.queue.pop_front() else { return };
         let task = task_id(&spec.id).expect("valid");
         let value = Ok(Value::Inline(Bytes::from_static(b"value")));
-        let outcome = TaskOutcome { task, attempt, value, contains: Vec::new(), ran_ns: 1_000_000 };
+        let outcome = TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value,
+            contains: Vec::new(),
+            ran_ns: 1_000_000,
+        };
         self.event(node, Event::Finished { worker, outcomes: vec![outcome] });
     }
 

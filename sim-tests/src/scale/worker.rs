@@ -39,6 +39,13 @@ impl Worker {
             LARGE => Value::Shared { offset: 0, len: shape.large_bytes, crc: task.run.slot() },
             _ => Value::Inline(Bytes::from_static(&[1])),
         };
-        Some(TaskOutcome { task, attempt, value: Ok(value), contains: Vec::new(), ran_ns })
+        Some(TaskOutcome {
+            elements: Default::default(),
+            task,
+            attempt,
+            value: Ok(value),
+            contains: Vec::new(),
+            ran_ns,
+        })
     }
 }
