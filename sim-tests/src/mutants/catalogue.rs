@@ -235,6 +235,7 @@ pub const MUTANTS: &[Mutant] = &[
         "a node is full of tasks of another that wait inside there, and gets nothing more",
         CORE,
     ),
+    product("W31", "R16", "tasks that wait inside fill the bundle of their placement group", GROUPS),
 ];
 
 /// The bug of this name.
