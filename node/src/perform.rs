@@ -17,8 +17,8 @@ use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
     Cancel, Claims, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made,
-    NamedResource, Notice, Output, PeerMsg, RunTask, Shared, Stop, arg, daemon_msg, object_bytes, object_id,
-    peer_msg, task_bytes, task_id, terse, value as wire_value,
+    NamedResource, Notice, Output, PeerMsg, RunTask, Shared, Stop, Waiting, arg, daemon_msg, object_bytes,
+    object_id, peer_msg, task_bytes, task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::Arc;
@@ -277,6 +277,7 @@ impl Life {
                     events.push(Event::PeerDurable { from, task, attempt: d.attempt });
                 }
             }
+            Some(peer_msg::Msg::Waiting(w)) => events.push(Event::PeerWaiting { from, tasks: w.tasks }),
             Some(peer_msg::Msg::Replica(r)) => {
                 if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
                     let (job, holder) = (JobId(r.job), Incarnation(r.holder));
@@ -398,6 +399,7 @@ impl Life {
             Effect::Spawn { job } => self.spawn_worker(job, spawner),
             Effect::Assign { to, assign } => self.tell_peer(to, peer_msg::Msg::Assign(assign)),
             Effect::Result { to, result } => self.tell_peer(to, peer_msg::Msg::Result(result)),
+            Effect::Waiting { to, tasks } => self.tell_peer(to, peer_msg::Msg::Waiting(Waiting { tasks })),
             Effect::Durable { to, task, attempt } => {
                 let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
                 self.tell_peer(to, peer_msg::Msg::Durable(durable));

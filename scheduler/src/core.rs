@@ -17,6 +17,7 @@ use crate::reserve::Ledger;
 use crate::stream::Ticket;
 use crate::streams::Streams;
 use crate::types::{ClientId, Effect, Event};
+use crate::waiting::Waiting;
 use crate::workers::Worker;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
@@ -182,6 +183,7 @@ pub struct Core {
     /// Runs whose arguments are not all here.
     pub(crate) arriving: BTreeSet<TaskId>,
     pub(crate) blocked_runs: u32,
+    pub(crate) waiting: Waiting,
     /// Tasks that a worker of a job is given at most.
     pub(crate) reuse: BTreeMap<JobId, u32>,
     /// Kept tasks and runs whose argument failed: ended one after the other, however long the chain.
@@ -257,6 +259,7 @@ impl Core {
             jobs_ended: BTreeSet::new(),
             arriving: BTreeSet::new(),
             blocked_runs: 0,
+            waiting: Waiting::default(),
             reuse: BTreeMap::new(),
             to_fail: VecDeque::new(),
             counted: BTreeSet::new(),
@@ -296,6 +299,7 @@ impl Core {
         self.place_queued();
         self.dispatch();
         self.hand_back();
+        self.tell_of_less_waiting();
         self.fail_dependents();
         self.look_again();
         self.start_fetches();
@@ -341,6 +345,7 @@ impl Core {
             Event::Assigned { from, assign } => self.assigned(from, assign),
             Event::PeerResult { from, result } => self.peer_result(from, result),
             Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
+            Event::PeerWaiting { from, tasks } => self.peer_waiting(from, tasks),
             Event::Replicate { object, job, holder, output, want, at } => {
                 self.replicate(object, job, holder, output, (want, at));
             }

@@ -20,7 +20,7 @@ use crate::strategy;
 use crate::types::ClientId;
 use mobula_base::devices::Devices;
 use mobula_base::resources::GPU;
-use mobula_base::{GroupId, Incarnation, JobId, Resources, TaskId};
+use mobula_base::{GroupId, Incarnation, JobId, Resources, TaskId, mutant};
 use mobula_proto::{ClusterView, Failure, FailureKind, GroupView, InGroup, Placement, TaskSpec};
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -285,14 +285,20 @@ impl Core {
         u64::from(self.placed_scarce.get(&(node, class)).copied().unwrap_or(0))
     }
 
-    /// Runs of this node that use what tasks with this wish may use.
+    /// Runs of this node that use what tasks with this wish may use. One that waits inside has given its CPU back,
+    /// and may wait for a task that is to come here; unless it holds something else.
     fn group_runs(&self, group: InGroup) -> u64 {
         let is_it = |run: &&Run| {
             self.classes[run.class].group.is_some_and(|other| {
                 other.group == group.group && (group.bundle.is_none() || other.bundle == group.bundle)
             })
         };
-        self.runs.values().filter(is_it).count() as u64
+        let waits = |run: &Run| {
+            let worker = run.given.and_then(|worker| self.workers.get(&worker));
+            let holds_more = !self.classes[run.class].demand.named.is_empty();
+            worker.is_some_and(|worker| worker.blocked) && !holds_more && !mutant!("W31")
+        };
+        self.runs.values().filter(is_it).filter(|run| !waits(run)).count() as u64
     }
 
     /// A class of a group that is no more, of which nothing is left: another may have its place.

@@ -110,6 +110,9 @@ impl World {
             }
             14 => self.fetched(who),
             15 => {
+                if who > 240 {
+                    return Some(Event::PeerWaiting { from, tasks: u32::from(who) });
+                }
                 let task = task_id(&message::<PeerResult>(bytes)?.task).unwrap_or_default();
                 Event::PeerDurable { from, task, attempt: u32::from(who) % 4 }
             }
@@ -196,6 +199,7 @@ impl World {
                 | Effect::Assign { .. }
                 | Effect::Result { .. }
                 | Effect::Durable { .. }
+                | Effect::Waiting { .. }
                 | Effect::Ready { .. }
                 | Effect::Committed { .. }
                 | Effect::Held { .. }

@@ -15,6 +15,7 @@
 //! - `strategy` — which nodes a task's placement admits, and what to say when none does.
 //! - [`execute`] — tasks on this node: arguments, dispatch, results; `workers` — worker processes and what they hold.
 //! - `follow` — a task behind the one that makes its argument, in one worker's line.
+//! - [`waiting`] — what other nodes hear of their tasks that wait inside here.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - `elements` — tasks that return several objects.
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
@@ -60,6 +61,7 @@ pub mod stream;
 pub mod streams;
 pub mod submit;
 pub mod types;
+pub mod waiting;
 mod workers;
 
 pub use crate::core::{Config, Core, LINGER};

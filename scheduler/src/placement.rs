@@ -316,6 +316,7 @@ impl Core {
         let in_group = spec.is_some_and(|spec| in_group(spec));
         if let Some(n) = self.placed.get_mut(&node).filter(|_| !in_group) {
             *n = n.saturating_sub(1);
+            self.waiting.bound(node, *n);
         }
         let Some(spec) = spec.filter(|spec| in_group || !spec.resources.is_empty()) else { return };
         let (demand, placement) = (spec.demand(), spec.placement().cloned());
@@ -333,7 +334,7 @@ impl Core {
         if class.demand.named.is_empty() {
             let apart = u64::from(self.blocked_runs) + self.groups.runs;
             let here = (self.runs.len() as u64).saturating_sub(apart);
-            let there = || u64::from(self.placed.get(&node).copied().unwrap_or(0));
+            let there = || u64::from(self.awake_at(node));
             return (if me { here } else { there() }, member.at_once(&class.demand));
         }
         let alike = |other: &Class| other.demand == class.demand && other.group.is_none();

@@ -48,6 +48,8 @@ pub(crate) enum Timer {
     CopyAgain(ObjectId),
     /// The task has waited long enough for the node that has its arguments.
     Patience(usize, Incarnation, TaskId),
+    /// Tasks of other nodes have waited inside for a while.
+    TellWaiting,
 }
 
 impl Core {
@@ -75,6 +77,7 @@ impl Core {
                 Timer::PlaceAgain(task) => self.place_again(task),
                 Timer::CopyAgain(object) => self.copy_again(object),
                 Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
+                Timer::TellWaiting => self.tell_of_waiting(),
             }
         }
     }
@@ -631,6 +634,7 @@ impl Core {
         let Some(member) = self.members.remove(&node) else { return };
         self.unknowns.bereft = true;
         self.placed.remove(&node);
+        self.waiting.forget(node);
         self.placed_scarce.retain(|(at, _), _| *at != node);
         self.release_held(node);
         let jobs: Vec<JobId> = self.jobs_seen.difference(&self.jobs_ended).copied().collect();

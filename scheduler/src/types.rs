@@ -152,6 +152,8 @@ pub enum Event {
     PeerResult { from: Incarnation, result: PeerResult },
     /// All that an earlier reported task had submitted is committed.
     PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
+    /// So many of the tasks that this node has assigned to another wait inside there, and have given their CPUs back.
+    PeerWaiting { from: Incarnation, tasks: u32 },
     /// A peer asks this node to keep a copy: one of `want`, which are, or shall be, at these nodes; 0: a second one.
     Replicate {
         object: ObjectId,
@@ -231,6 +233,8 @@ pub enum Effect {
     Result { to: Incarnation, result: PeerResult },
     /// Report that a task's submissions are committed.
     Durable { to: Incarnation, task: TaskId, attempt: u32 },
+    /// Tell a node how many of the tasks that it has assigned here wait inside.
+    Waiting { to: Incarnation, tasks: u32 },
     /// Send the next batch of a stream; repeat it until it is acknowledged.
     Send { shard: ShardId, batch: StreamBatch },
     /// Ask the home shard.

@@ -154,6 +154,7 @@ impl Core {
         let Some(gone) = self.workers.remove(&worker) else { return };
         if gone.blocked {
             self.blocked_runs = self.blocked_runs.saturating_sub(1);
+            self.waiting.goes_on();
         }
         gone.queue.iter().for_each(|task| self.forget_stray(*task));
         let mut queue = gone.queue.into_iter();
@@ -195,6 +196,7 @@ impl Core {
         for task in returned.into_iter().rev() {
             self.requeue(worker, task);
         }
+        self.waits_now(worker);
     }
 
     pub(crate) fn stalled(&mut self, worker: ClientId, returned: Vec<TaskId>) {
@@ -227,6 +229,7 @@ impl Core {
             return;
         }
         self.blocked_runs = self.blocked_runs.saturating_sub(1);
+        self.waiting.goes_on();
         // It goes on at once; when its CPU was given away meanwhile, it runs without one rather than making
         // a task in mid-run wait.
         if let Some(lease) = w.lease.as_mut().filter(|lease| !lease.with_cpu) {

@@ -368,6 +368,21 @@ fn a_worker_that_waits_gives_its_cpu_to_its_bundle() {
 }
 
 #[test]
+fn tasks_that_wait_inside_do_not_fill_their_bundle() {
+    let mut node = Node::new();
+    let group = |placed| vec![group(1, 5, vec![bundle(1000, 0, 1, 9, placed)])];
+    node.view(group(false));
+    node.view(group(true));
+    // Each waits for the next, as a function does that calls itself: one CPU is enough for all of them.
+    for depth in 0..5 {
+        let task = node.submit(1000, 0, wish(1, 5, None));
+        let given = node.runs.iter().find(|(_, run, _)| *run == task);
+        let worker = given.unwrap_or_else(|| panic!("the task at depth {depth} waits for ever")).0;
+        node.step(Event::Blocked { worker, returned: Vec::new() });
+    }
+}
+
+#[test]
 fn whoever_watches_is_told_of_every_change_until_the_end() {
     let mut node = Node::new();
     node.step(Event::WatchGroup { client: DRIVER, group: InGroup { group: 5, since: 25, bundle: None } });

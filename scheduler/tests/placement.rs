@@ -3,11 +3,12 @@
 use mobula_base::resources::GPU;
 use mobula_base::{Incarnation, Instant, JobId, Resources, TaskId};
 use mobula_proto::{
-    Arg, ClusterView, Failure, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource,
+    Arg, Assign, ClusterView, Failure, FailureKind, ItemOutcome, Label, LabelOp, LabelTerm, NamedResource,
     NodeAffinity, NodeView, Output, PeerResult, Placement, StreamAck, TaskOptions, TaskSpec, TaskView, arg,
     item_outcome, object_bytes, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::placement::INFEASIBLE_AFTER;
+use mobula_scheduler::waiting::TELL_AFTER;
 use mobula_scheduler::{Config, Core, Effect, Event, Ready};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -433,4 +434,73 @@ fn nobody_waits_for_the_dead() {
     while node.ack() {}
     // What was held was ready, and goes at once; the eight wait for their argument to be made again.
     assert_eq!((node.runs(), node.assigned()), (1, [].into()));
+}
+
+/// A task of another node comes, is given to a worker, and waits inside for something.
+fn waits_inside(node: &mut Node, worker: u64, index: u64) {
+    let assign = Assign { spec: Some(spec(index)), attempt: 1, ..Assign::default() };
+    node.step(Event::Assigned { from: Incarnation(2), assign });
+    node.step(Event::WorkerUp { worker, job: JOB });
+    node.step(Event::Blocked { worker, returned: Vec::new() });
+}
+
+fn told_waiting(node: &mut Node) -> Vec<(u64, u32)> {
+    let told = |effect: &Effect| match effect {
+        Effect::Waiting { to, tasks } => Some((to.0, *tasks)),
+        _ => None,
+    };
+    let told = node.effects.iter().filter_map(told).collect();
+    node.effects.clear();
+    told
+}
+
+#[test]
+fn who_assigned_tasks_that_wait_inside_here_is_told_after_a_while() {
+    let mut node = Node::new();
+    waits_inside(&mut node, 11, 0);
+    waits_inside(&mut node, 12, 1);
+    // One of this node's own is nobody else's business.
+    node.next = 2;
+    node.submit(1, None, 1000);
+    node.step(Event::WorkerUp { worker: 13, job: JOB });
+    node.step(Event::Blocked { worker: 13, returned: Vec::new() });
+    assert_eq!(told_waiting(&mut node), []);
+    node.now = node.now + TELL_AFTER;
+    node.step(Event::Tick);
+    assert_eq!(told_waiting(&mut node), [(2, 2)]);
+    // Fewer is told at once, more is not.
+    waits_inside(&mut node, 14, 3);
+    node.step(Event::Unblocked { worker: 11 });
+    assert_eq!(told_waiting(&mut node), []);
+    node.step(Event::WorkerGone { worker: 12 });
+    assert_eq!(told_waiting(&mut node), [(2, 1)]);
+    node.step(Event::Unblocked { worker: 14 });
+    assert_eq!(told_waiting(&mut node), [(2, 0)]);
+    node.now = node.now + TELL_AFTER;
+    node.step(Event::Tick);
+    assert_eq!(told_waiting(&mut node), []);
+}
+
+#[test]
+fn a_node_whose_tasks_wait_inside_is_not_full() {
+    let mut node = Node::new();
+    node.submit(9, Some(affinity("n3", false)), 1000);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(3, 8)].into());
+    // What all of these wait for may be the one that has no place.
+    node.step(Event::PeerWaiting { from: Incarnation(3), tasks: 8 });
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(3, 1)].into());
+    node.submit(20, Some(affinity("n3", false)), 1000);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(3, 7)].into(), "as many as if nobody waited there");
+    node.step(Event::PeerWaiting { from: Incarnation(3), tasks: 0 });
+    node.made_at(3, 0, Duration::from_millis(10), 0);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [].into());
+    // The word of one that has died says nothing of the next life.
+    node.step(Event::PeerWaiting { from: Incarnation(9), tasks: 8 });
+    node.view(&[node_view(1, &[]), NodeView { name: "n3".into(), ..node_view(9, &[]) }]);
+    while node.ack() {}
+    assert_eq!(node.assigned(), [(9, 23)].into(), "eight, and 15 that run again, whatever the room");
 }

@@ -96,6 +96,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         Event::PeerDurable { from, task, attempt } => {
             ("hears", format!("{task} attempt {attempt} from {from} is durable"))
         }
+        Event::PeerWaiting { from, tasks } => ("hears", format!("{tasks} tasks wait inside at {from}")),
         Event::Replicate { object, holder, .. } => ("replicates", format!("{object} of {holder}")),
         Event::Located { answers, .. } => {
             let one = |l: &mobula_proto::Located| {
@@ -162,6 +163,9 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
         }
         Effect::Durable { to, task, attempt } => {
             ("reports", format!("{task} attempt {attempt} is durable, to {to}"))
+        }
+        Effect::Waiting { to, tasks } => {
+            ("reports", format!("{tasks} of its tasks wait inside here, to {to}"))
         }
         Effect::Send { shard, batch } => {
             let items: Vec<String> = batch.items.iter().map(item_text).collect();

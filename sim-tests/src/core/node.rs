@@ -311,6 +311,10 @@ impl World {
                 self.judge_leaves(&result);
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
             }
+            Effect::Waiting { to, tasks } => {
+                let waiting = mobula_proto::Waiting { tasks };
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::Waiting(waiting));
+            }
             Effect::Durable { to, task, attempt } => {
                 let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Durable(durable));
@@ -573,6 +577,7 @@ fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Even
                 events.push(Event::PeerDurable { from, task, attempt: d.attempt });
             }
         }
+        Some(peer_msg::Msg::Waiting(w)) => events.push(Event::PeerWaiting { from, tasks: w.tasks }),
         Some(peer_msg::Msg::Replica(r)) => {
             if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
                 let (job, holder) = (JobId(r.job), Incarnation(r.holder));

@@ -170,7 +170,7 @@ fn replicas(seed: u64) -> u64 {
 const WORK_BEFORE_DEATH_US: (u64, u64) = (2_000, 80_000);
 
 /// A store that nothing fills.
-pub const AMPLE: u64 = 4 << 30;
+pub const AMPLE: u64 = 64 << 30;
 
 /// Draws sizes of the cores: mostly the usual ones.
 fn bends(dice: &mut Dice) -> Bends {

@@ -229,6 +229,13 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     product("W28", "G5", "a task goes on whose put was damaged, and may wait for whoever needs that", CORE),
     product("W29", "R4", "what stands behind a failure ends before its worker has said so", CORE),
+    product(
+        "W30",
+        "R16",
+        "a node is full of tasks of another that wait inside there, and gets nothing more",
+        CORE,
+    ),
+    product("W31", "R16", "tasks that wait inside fill the bundle of their placement group", GROUPS),
 ];
 
 /// The bug of this name.

@@ -111,6 +111,7 @@ impl World {
             }
             Effect::Assign { to, assign } => self.tell(to, Event::Assigned { from, assign }),
             Effect::Result { to, result } => self.tell(to, Event::PeerResult { from, result }),
+            Effect::Waiting { to, tasks } => self.tell(to, Event::PeerWaiting { from, tasks }),
             Effect::Durable { to, task, attempt } => {
                 self.tell(to, Event::PeerDurable { from, task, attempt });
             }
