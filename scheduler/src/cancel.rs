@@ -16,10 +16,12 @@ use std::time::Duration;
 /// How long a task that is told to stop may take before its worker is killed.
 pub const STOP_GRACE: Duration = Duration::from_secs(5);
 
-/// An attempt on this node that has been told to stop.
+/// An attempt on this node that is to end without a value.
 #[derive(Debug)]
 pub(crate) struct Stop {
     pub attempt: u32,
+    /// Its worker has been told to stop it, or to end.
+    pub told: bool,
     /// What it ends with, whatever it makes.
     pub why: Failure,
 }
@@ -113,10 +115,10 @@ impl Core {
     pub(crate) fn stop_run(&mut self, task: TaskId, why: Failure) {
         let Some(run) = self.runs.get(&task) else { return };
         let (Some(worker), attempt) = (run.given, run.attempt) else { return self.fail_run(task, why) };
-        if self.stopping.contains_key(&task) {
+        let stop = self.stopping.entry(task).or_insert(Stop { attempt, told: false, why });
+        if std::mem::replace(&mut stop.told, true) {
             return;
         }
-        self.stopping.insert(task, Stop { attempt, why });
         self.effects.push(Effect::Stop { worker, task, attempt });
         self.set_timer(STOP_GRACE, Timer::Kill(task, attempt));
     }
@@ -127,7 +129,7 @@ impl Core {
     pub(crate) fn fail_waiting_run(&mut self, task: TaskId, why: Failure) {
         match self.runs.get(&task) {
             Some(run) if run.given.is_some() && !mutant!("W29") => {
-                self.stopping.entry(task).or_insert(Stop { attempt: run.attempt, why });
+                self.stopping.entry(task).or_insert(Stop { attempt: run.attempt, told: false, why });
             }
             _ => self.fail_run(task, why),
         }

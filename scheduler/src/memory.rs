@@ -156,7 +156,7 @@ impl Core {
         let job = self.workers.get(&candidate.worker).map_or(JobId::default(), |worker| worker.job);
         self.notice(job, "out-of-memory", why.message.clone(), Some(task), candidate.bytes);
         // What was told to stop before ends as it was told.
-        self.stopping.entry(task).or_insert(Stop { attempt, why });
+        self.stopping.entry(task).or_insert(Stop { attempt, told: true, why }).told = true;
         self.memory.ending.insert(candidate.worker);
         self.effects.push(Effect::Kill { worker: candidate.worker });
     }

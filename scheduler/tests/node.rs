@@ -287,6 +287,11 @@ fn what_runs_behind_a_task_that_was_stopped_too_late_ends_after_what_it_submits(
     node.step(Event::Submit { client: 1, specs: vec![child] });
     node.finish(1, task(1), 1, small("of a cancelled task"));
     assert_eq!(failed(node.ready()), [task(1).output(0)]);
+    // It would have to stop all the same if it were cancelled itself, or out of its time.
+    node.effects.clear();
+    node.step(Event::Cancel { from: None, tasks: vec![task(2)], recursive: false });
+    let stops = node.take(|e| if let Effect::Stop { task, .. } = e { Some(*task) } else { None });
+    assert_eq!(stops, [task(2)]);
     node.finish(1, task(2), 1, small("of a cancelled task"));
     assert_eq!(failed(node.ready()), [task(2).output(0)]);
 }
