@@ -24,7 +24,7 @@
 //! - [`refs`] — who on this node refers to an object, and what its home is told (R6, R8); [`elide`] — when a
 //!   record is sent, and when it never is (R4).
 //! - [`copies`] — what was put so that it is there several times, after a loss, too.
-//! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10).
+//! - [`recovery`] — locate, compare-and-set on the attempt, dead nodes (R7, R10); `again` — what is submitted again (R2).
 //! - [`abandon`] — what waits for something that nobody knows, and that nobody needs.
 //! - [`stream`] — the sequenced stream of records to a shard; [`streams`] — all of them, and what happens
 //!   when slots move from one to another (R12).
@@ -33,6 +33,7 @@
 //! - [`census`] — how much there is of everything, for people who watch; [`explain`] — what one task waits for.
 
 pub mod abandon;
+mod again;
 pub mod bend;
 pub mod cancel;
 pub mod census;
