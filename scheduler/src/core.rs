@@ -450,6 +450,9 @@ impl Core {
             held.cpu_milli -= if lease.with_cpu { 0 } else { demand.cpu_milli };
             devices.give(&lease.devices, demand.of(GPU));
         }
+        let no_cpu = |w: &&Worker| w.lease.as_ref().is_some_and(|lease| !lease.with_cpu);
+        let mut no_cpu = self.workers.values().filter(no_cpu);
+        assert!(no_cpu.all(|w| w.queue.len() <= 1) || mutant!("W32"), "a task would begin without a CPU");
         let given = |task: &TaskId| self.runs.get(task).is_some_and(|run| run.given.is_some());
         assert!(self.stopping.keys().all(given), "what is told to stop is with a worker");
         assert!(self.cancelled.iter().all(|task| self.kept.contains_key(task)), "cancelled and not kept");

@@ -190,7 +190,9 @@ impl Core {
             self.blocked_runs += 1;
         }
         w.queue.retain(|t| !returned.contains(t));
-        if !mutant!("R16") {
+        // What is still on its way there begins at once if the worker goes on before it comes; else it is handed back.
+        let is_alone = w.queue.len() <= 1 || mutant!("W32");
+        if is_alone && !mutant!("R16") {
             self.return_cpu(worker);
         }
         for task in returned.into_iter().rev() {

@@ -364,6 +364,29 @@ fn a_blocked_worker_gives_back_its_cpu_and_what_was_queued_behind() {
 }
 
 #[test]
+fn what_is_on_its_way_to_a_worker_that_waits_keeps_its_cpu() {
+    let mut node = Node::new(2);
+    for worker in [1, 2, 3] {
+        node.step(Event::WorkerUp { worker, job: JOB });
+    }
+    // One CPU for each of the first two; what is known to be short is put behind one that runs.
+    node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
+    node.finish(1, task(0), 1, small("v"));
+    node.step(Event::Submit { client: DRIVER, specs: (1..5).map(|n| spec(n, &[])).collect() });
+    let behind: Vec<TaskId> = node.runs().into_iter().filter(|(w, ..)| *w == 1).map(|(_, t, _)| t).collect();
+    let [front, next] = behind[..] else { panic!("{behind:?}") };
+    let others = (5..9).map(|n| spec(n, &[])).collect();
+    // The first one waits; what stands behind it had not come there yet.
+    node.step(Event::Blocked { worker: 1, returned: vec![] });
+    node.step(Event::Submit { client: DRIVER, specs: others });
+    assert!(node.runs().iter().all(|(w, ..)| *w == 2), "the third worker would be one too many for two CPUs");
+    // It comes, and the worker still waits: so it is handed back, and the CPU is free.
+    node.step(Event::Blocked { worker: 1, returned: vec![next] });
+    assert!(node.runs().iter().any(|(w, t, _)| (*w, *t) == (3, next)));
+    node.finish(1, front, 1, small("f"));
+}
+
+#[test]
 fn a_parent_is_done_only_when_what_it_submitted_is_committed() {
     let mut node = Node::new(2);
     node.step(Event::WorkerUp { worker: 1, job: JOB });

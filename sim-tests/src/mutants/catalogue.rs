@@ -236,6 +236,12 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W31", "R16", "tasks that wait inside fill the bundle of their placement group", GROUPS),
+    product(
+        "W32",
+        "R16",
+        "a task begins without a CPU behind one that waited, since it was on its way there",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.

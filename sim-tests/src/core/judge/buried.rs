@@ -34,9 +34,14 @@ impl World {
                     let Some(standing) = record.standing(place) else { continue };
                     let task = TaskId { run, place };
                     let (attempt, keeper) = (standing.attempt, standing.keeper);
-                    if !self.judges.fenced.is_dead_somewhere(keeper) {
+                    // What was given up may stay for who needs it, or since it must not run twice; it waits for nothing.
+                    let may_stay =
+                        || record.needed_of(place).next().is_some() || self.oracle.tasks[&task].retries == 0;
+                    let given_up = keeper == 0 && may_stay();
+                    if !given_up && !self.judges.fenced.is_dead_somewhere(keeper) {
+                        let why = self.why_it_stays(task);
                         return Some(format!(
-                            "shard {number} waits for the end of attempt {attempt} of {task}, and {keeper} keeps nothing"
+                            "shard {number} waits for the end of attempt {attempt} of {task}, and {keeper} keeps nothing: {why}"
                         ));
                     }
                 }

@@ -121,8 +121,10 @@ impl World {
         for (number, shard) in self.shards.iter().enumerate().filter(|_| !stays) {
             let (records, puts) = (shard.state.tasks.len(), shard.state.puts.len());
             if records > 0 || puts > 0 {
-                let why = self.why_it_stays(number);
-                return Some(format!("shard {number} still has {records} records, {puts} puts: {why}"));
+                let why = shard.state.tasks.hot().find_map(|(run, record)| {
+                    record.present().iter().next().map(|place| self.why_it_stays(TaskId { run, place }))
+                });
+                return Some(format!("shard {number} still has {records} records, {puts} puts: {why:?}"));
             }
         }
         for (number, machine) in self.machines.iter().enumerate() {
@@ -138,31 +140,31 @@ impl World {
         None
     }
 
-    /// From one record of a shard along the edges to what keeps it: the end says why all of them stay.
-    fn why_it_stays(&self, number: usize) -> String {
-        let state = &self.shards[number].state;
-        let first = state
-            .tasks
-            .hot()
-            .find_map(|(run, record)| record.present().iter().next().map(|place| TaskId { run, place }));
-        let (mut chain, mut next) = (Vec::new(), first);
+    /// From one record along the edges to what keeps it: the end says why all of them stay.
+    pub(super) fn why_it_stays(&self, first: TaskId) -> String {
+        let (mut chain, mut next) = (Vec::new(), Some(first.output(0)));
         let mut seen = BTreeSet::new();
-        while let Some(task) = next.take().filter(|task| seen.insert(*task)) {
-            let home = task.run.shard(self.shards.len() as u32).0 as usize;
-            let state = &self.shards[home].state;
+        while let Some(id) = next.take().filter(|id| seen.insert(*id)) {
+            let task = id.task;
+            let state = &self.shards[task.run.shard(self.shards.len() as u32).0 as usize].state;
+            if let Some(put) = state.puts.get(&id) {
+                next = put.needed.edges().next().map(|(by, _)| by);
+                chain.push(format!("{id} ({:?})", put.needed));
+                continue;
+            }
             let look = |run: &Run| {
                 let needed: Vec<_> = run.needed_of(task.place).map(|(slot, n)| (slot, n.clone())).collect();
                 (run.need(task.place, 0, &state.fenced), run.standing(task.place), needed)
             };
             let Ok(Some((need, standing, needed))) = state.tasks.look(task.run, look) else {
-                chain.push(format!("{task}, of which nothing is there"));
+                chain.push(format!("{id}, of which nothing is there"));
                 break;
             };
             let mut of =
                 needed.iter().flat_map(|(slot, n)| n.edges().map(move |(by, edge)| (*slot, by, edge)));
             let edge = of.find(|(_, by, _)| by.task != task);
-            next = edge.map(|(_, by, _)| by.task);
-            chain.push(format!("{task} ({need:?}, {standing:?}, {edge:?})"));
+            next = edge.map(|(_, by, _)| by);
+            chain.push(format!("{id} ({need:?}, {standing:?}, {edge:?})"));
         }
         let around = next.map_or("", |_| " and so on in a ring");
         format!("{}{around}", chain.join(", which is needed by "))
