@@ -217,7 +217,7 @@ impl World {
         });
         match answer {
             Held::AcceptedTerm(term) => {
-                self.judges.lost.reported(shard, term, report);
+                self.judges.lost.reported(shard, &self.shards[shard], report);
                 self.judges.settled.reported(shard, term, report);
                 self.wake_soon(shard);
                 let drop = self.shards[shard].state.to_drop(&report.idle);

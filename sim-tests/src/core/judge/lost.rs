@@ -16,12 +16,21 @@ use std::collections::{BTreeMap, BTreeSet};
 pub struct Lost {
     pub(super) found: Found,
     reported: BTreeMap<usize, (u64, BTreeMap<u64, BTreeSet<ObjectId>>)>,
+    /// What was made as a value that is recorded as done, and is with that node no more as that said.
+    gone: BTreeSet<(ObjectId, u64, u64, u32)>,
 }
 
 impl Lost {
     /// A report was taken in a term.
-    pub fn reported(&mut self, shard: usize, term: u64, report: &HoldingRequest) {
-        let known = self.reported.entry(shard).or_default();
+    pub fn reported(&mut self, number: usize, shard: &Shard, report: &HoldingRequest) {
+        let term = shard.term;
+        for object in report.remove.iter().filter_map(|id| ObjectId::from_bytes(id)) {
+            let Ok(Some(record)) = shard.state.tasks.get(object.task) else { continue };
+            if matches!(record.standing.state, State::Done { .. }) {
+                self.gone.insert((object, report.incarnation, record.revision, record.standing.attempt));
+            }
+        }
+        let known = self.reported.entry(number).or_default();
         if known.0 != term {
             *known = (term, BTreeMap::new());
         }
@@ -75,7 +84,10 @@ impl Lost {
             let who = life.incarnation.0;
             let counts = shard.members.live.contains_key(&who) && !shard.state.is_fenced(who);
             let told = reported.and_then(|(_, by)| by.get(&who)).is_some_and(|held| held.contains(&object));
-            let promised = !object.is_put() && (*executor == who || holders.contains(&who));
+            // Who has said that it has it no more may be given it since, as an argument of something that runs there.
+            let promised = !object.is_put()
+                && (*executor == who || holders.contains(&who))
+                && !self.gone.contains(&(object, who, record.revision, record.standing.attempt));
             if counts && (told || promised) && life.core.value_of(object).is_some() {
                 objects_to(&mut self.found, || {
                     format!("shard {number} says that {object} is lost (attempt {attempt}), but {who} has it")
