@@ -158,8 +158,29 @@ impl Options {
             without: BTreeSet::new(),
             plan: None,
         }
+        .or_haunted()
+    }
+
+    /// Some seeds are all about what runs again: parents with many children that nobody may need any more, on few
+    /// machines that die at the worst moments. Drawn from a stream of their own.
+    fn or_haunted(mut self) -> Self {
+        let dice = &mut Dice::new(self.seed, "haunted");
+        if self.profile != Profile::Swarm || !dice.permille(HAUNTED_PERMILLE) {
+            return self;
+        }
+        self.nodes = dice.from_to(3, 5) as usize;
+        self.cpus.resize(self.nodes, 2);
+        self.style.haunt(dice);
+        let others = dice.pick(Kind::ALL).map(|kind| (kind, 15));
+        let deaths = [(Kind::Crash, 15), (Kind::Keeper, 20), (Kind::Copies, 15), (Kind::KillWorker, 5)];
+        self.faults = deaths.into_iter().chain([(Kind::Ambush, 50)]).chain(others).collect();
+        self.pause_ms = dice.pick(&[(50, 500), (200, 1_500), (500, 4_000)]).unwrap_or((200, 1_500));
+        self
     }
 }
+
+/// Swarms of a thousand that are haunted.
+const HAUNTED_PERMILLE: u64 = 150;
 
 /// Draws how much is put with a number of copies: of a stream of its own, so that what is like before is as before.
 fn replicas(seed: u64) -> u64 {

@@ -271,6 +271,18 @@ impl Style {
         }
     }
 
+    /// Parents with many children, of which some soon are nobody's: much that is submitted again when they are.
+    pub fn haunt(&mut self, dice: &mut Dice) {
+        self.depth = dice.from_to(2, 3) as u8;
+        self.nest_permille = dice.from_to(350, 550);
+        self.width = dice.from_to(3, 5);
+        self.refs_permille = dice.pick(&[0, 100, 400, 800]).unwrap_or(400);
+        self.forget_permille = dice.pick(&[0, 200, 700]).unwrap_or(200);
+        self.hasty_permille = dice.pick(&[0, 100, 500]).unwrap_or(100);
+        self.work_us =
+            dice.pick(&[(500, 20_000), (2_000, 80_000), (10_000, 300_000)]).unwrap_or((500, 20_000));
+    }
+
     /// Where a task may run: of a stream of its own. Machine 0, which is the driver's, always may.
     fn place(&self, seed: u64) -> Place {
         let dice = &mut Dice::new(seed, "place");
