@@ -10,7 +10,7 @@ use crate::objects::State;
 use crate::recovery::Timer;
 use crate::types::Effect;
 use mobula_base::ids::hash64;
-use mobula_base::{Incarnation, JobId, ObjectId, TaskId};
+use mobula_base::{Incarnation, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{Output, object_bytes};
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,8 @@ use std::time::Duration;
 
 /// Copies of one object that are seen to at most.
 pub const COPIES_MAX: u32 = 64;
+/// Copies of a large `put` of a driver that was put without a number: nothing makes it again (R6).
+pub const PUT_COPIES: u32 = 2;
 /// How long a node without room for a copy waits before it tries again.
 pub const COPY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -109,8 +111,8 @@ impl Core {
         self.see_to_copies(id);
     }
 
-    /// A node wants this one to have a copy, which another one has: one among `want`, at these nodes, or, without a
-    /// number, the second of a driver's `put`.
+    /// A node wants this one to have a copy, which another one has: one among `want`, at these nodes. Without a number it is
+    /// of an earlier release, and the second copy of a driver's `put`.
     pub(crate) fn replicate(
         &mut self,
         id: ObjectId,
@@ -191,7 +193,7 @@ impl Core {
         let joined = self.members.keys().next_back().copied().unwrap_or_default();
         self.copies.last_joined = self.copies.last_joined.max(joined);
         let all: Vec<ObjectId> = self.copies.of.keys().copied().collect();
-        for id in all {
+        for id in all.into_iter().filter(|_| !mutant!("R6f")) {
             self.see_to_copies(id);
         }
     }

@@ -1,5 +1,6 @@
 //! What this node knows of each object, and who waits for it.
 
+use crate::copies::PUT_COPIES;
 use crate::core::Core;
 use crate::recovery::Timer;
 use crate::refs::{Home, Refs};
@@ -466,44 +467,8 @@ impl Core {
         }
         if large {
             self.effects.push(Effect::Held { object: id });
-            if replicas > 0 {
-                self.begin_copies(id, job, replicas, output);
-            } else {
-                self.copy_elsewhere(id, job, output);
-            }
-        }
-    }
-
-    /// Has another node bring a copy of what nothing makes again, if there is one.
-    fn copy_elsewhere(&mut self, id: ObjectId, job: JobId, output: Output) {
-        let me = self.config.incarnation;
-        let other = self.members.iter().find(|(n, m)| **n != me && m.total.cpu_milli > 0).map(|(n, _)| *n);
-        if let Some(to) = other {
-            let (want, at) = (0, Vec::new());
-            self.effects.push(Effect::Replicate { to, object: id, job, output, want, at });
-        }
-        self.object(id, job).refs.copy_at = other;
-    }
-
-    /// Nodes have joined, or died: what drivers here have put and is nowhere else is copied to one that lives.
-    pub(crate) fn make_up_copies(&mut self) {
-        let members = &self.members;
-        let lacks = |object: &Object| {
-            let refs = &object.refs;
-            let is_alone = refs.copy_at.is_none_or(|node| !members.contains_key(&node));
-            refs.origin && is_alone && matches!(object.state, State::Here(Value::Shared { .. }))
-        };
-        for id in self.objects.sorted_keys(lacks) {
-            let object = &self.objects[&id];
-            let (job, is_drivers) = (object.job, id.task == TaskId::root(object.job));
-            let held = object.refs.home != Home::Releasing && !mutant!("R6f");
-            if self.copies.has(id) {
-                continue;
-            }
-            if let (State::Here(value), true) = (&object.state, is_drivers && held) {
-                let output = value.output(self.config.crc);
-                self.copy_elsewhere(id, job, output);
-            }
+            let want = if replicas > 0 { replicas } else { PUT_COPIES };
+            self.begin_copies(id, job, want, output);
         }
     }
 }

@@ -405,7 +405,6 @@ impl Core {
             self.node_dead(node);
         }
         if !self.members.keys().eq(&before) {
-            self.make_up_copies();
             self.see_to_all_copies();
         }
         self.groups_seen(&view);

@@ -212,11 +212,11 @@ fn as_many_copies_as_are_asked_for() {
 }
 
 #[test]
-fn what_nobody_asked_for_is_as_it_was() {
+fn without_a_number_a_drivers_put_is_there_twice_and_a_tasks_once() {
     let mut world = World::new(4);
     world.put(1, true, LARGE, 0);
     world.settle(&mut Random::new(1));
-    assert_eq!((world.holders().len(), world.census()), (2, (0, 0, 0)));
+    assert_eq!((world.holders().len(), world.census()), (2, (1, 0, 0)));
     let mut world = World::new(4);
     world.put(1, false, LARGE, 0);
     world.settle(&mut Random::new(1));

@@ -1060,8 +1060,14 @@ fn what_a_driver_put_has_a_second_copy_whenever_there_is_a_node_for_it() {
     assert_eq!(copies(&mut node), [], "one is enough");
     node.members(&[ME, third]);
     assert_eq!(copies(&mut node), [third]);
+    // Others refer to it when the driver lets go of it, and take it for as safe.
     node.drop_refs(DRIVER, &[object]);
+    let release = node.batches.pop_front().expect("it is told");
+    node.ack(release, |_| Some(item_outcome::Outcome::Kept(true)));
     node.members(&[ME, OTHER]);
+    assert_eq!(copies(&mut node), [OTHER], "it is still needed");
+    node.step(Event::Freed { objects: vec![object] });
+    node.members(&[ME, third]);
     assert_eq!(copies(&mut node), [], "nobody needs it any more");
 }
 

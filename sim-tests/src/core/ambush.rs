@@ -36,9 +36,11 @@ pub enum Moment {
     Asks,
     /// It makes something again.
     Rebuilds,
+    /// It tells a client what something is.
+    Tells,
 }
 
-const MOMENTS: [Moment; 12] = [
+const MOMENTS: [Moment; 13] = [
     Moment::Assigns,
     Moment::Reports,
     Moment::IsDurable,
@@ -51,6 +53,7 @@ const MOMENTS: [Moment; 12] = [
     Moment::Runs,
     Moment::Asks,
     Moment::Rebuilds,
+    Moment::Tells,
 ];
 
 /// What happens then.
@@ -102,6 +105,7 @@ fn seen(effect: &Effect) -> Option<Seen> {
         Effect::Send { shard, .. } => Some((Moment::Sends, None, None, Some(shard.0 as usize))),
         Effect::Locate { shard, .. } => Some((Moment::Asks, None, None, Some(shard.0 as usize))),
         Effect::Run { worker, .. } => Some((Moment::Runs, None, Some(*worker), None)),
+        Effect::Ready { client, .. } => Some((Moment::Tells, None, Some(*client), None)),
         Effect::Held { .. } => Some((Moment::Holds, None, None, None)),
         Effect::Discard { .. } => Some((Moment::Discards, None, None, None)),
         Effect::Notice { notice, .. } if notice.kind == "rebuild-start" => {
@@ -183,7 +187,7 @@ impl World {
         let epoch = self.machines[machine].epoch;
         let Some(life) = self.life(machine, epoch) else { return false };
         let busy = life.clients.iter().find(|(id, c)| **id != super::life::DRIVER && c.run.is_some());
-        let there = client.filter(|id| life.clients.contains_key(id));
+        let there = client.filter(|id| *id != super::life::DRIVER && life.clients.contains_key(id));
         let Some(client) = there.or(busy.map(|(id, _)| *id)) else { return false };
         self.worker_dies(machine, epoch, client);
         true

@@ -57,6 +57,7 @@ impl World {
                     return false;
                 }
                 let left = self.left().or_else(|| self.held_by_the_dead()).or_else(|| self.waits_in_vain());
+                let left = left.or_else(|| self.too_few_copies());
                 if self.driver.gone {
                     self.judges.leak.stage = Stage::Ending;
                 } else if left.is_none() {

@@ -5,6 +5,7 @@ pub mod answers;
 mod buried;
 pub mod cause;
 pub mod closure;
+mod copies;
 pub mod cpu;
 pub mod drops;
 pub mod durable;
