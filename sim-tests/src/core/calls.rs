@@ -90,7 +90,7 @@ impl World {
             self.queue.after(early, What::Failed { machine, epoch, key });
         }
         if fate == Fate::Twice {
-            let late = self.net.latency(there, here, now) + patience / 4;
+            let late = self.net.latency(there, here, now) + self.net.lateness();
             self.queue.after(takes + late, What::Arrive { machine, epoch, head, key, ask: ask.clone() });
         }
         // Whether the answer is lost is drawn when it is given.

@@ -117,4 +117,9 @@ impl Net {
     pub fn patience(&mut self) -> Duration {
         self.dice.ms(250, 1_500)
     }
+
+    /// How long after the first one a doubled message comes.
+    pub fn lateness(&mut self) -> Duration {
+        Duration::from_micros(self.dice.log_uniform(1_000, 3_000_000))
+    }
 }

@@ -280,6 +280,9 @@ impl Style {
         self.forget_permille = dice.pick(&[0, 200, 700]).unwrap_or(200);
         self.hasty_permille = dice.pick(&[0, 100, 500]).unwrap_or(100);
         self.error_permille = dice.pick(&[0, 0, 40, 150]).unwrap_or(0);
+        if dice.permille(300) {
+            (self.limit_permille, self.hang_permille, self.again_permille) = (300, 10, 300);
+        }
         self.work_us =
             dice.pick(&[(500, 20_000), (2_000, 80_000), (10_000, 300_000)]).unwrap_or((500, 20_000));
     }
