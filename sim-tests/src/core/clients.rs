@@ -8,7 +8,7 @@ use super::world::World;
 use mobula_base::{ObjectId, TaskId};
 use mobula_objstore::Reader;
 use mobula_proto::{Failure, FailureKind, JobEnd, call, peer_msg};
-use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
+use mobula_scheduler::{ClientId, Element, Event, TaskOutcome, Value};
 
 impl World {
     pub(super) fn said(
@@ -41,14 +41,18 @@ impl World {
                 let value = Value::Inline(content.encode());
                 events.push(put(client, object, value, content.refs, self.options.replicas_of(object)));
             }
-            Said::Finished { task, attempt, value, contains, ran_ns } => {
+            Said::Finished { task, attempt, value, contains, ran_ns, elements } => {
                 let value = value.and_then(|written| life.seal_result(client, task, written));
                 life.store.task_ended(client, task);
                 if value.is_ok() && life.missed.contains(&task.output(0)) {
                     life.made_anew.push(task.output(0));
                 }
-                let outcome =
-                    TaskOutcome { task, attempt, value, contains, ran_ns, elements: Default::default() };
+                let element = |content: Content| Element {
+                    value: Value::Inline(content.encode()),
+                    contains: content.refs,
+                };
+                let elements = elements.into_iter().map(element).collect();
+                let outcome = TaskOutcome { task, attempt, value, contains, ran_ns, elements };
                 events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
             }
             Said::Blocked(returned) => {

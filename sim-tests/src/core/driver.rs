@@ -186,7 +186,7 @@ impl World {
             }
             Step::Submit(task) => {
                 let spec = task.spec(&self.options.style, false);
-                self.driver.made.insert(task.id.output(0));
+                self.driver.made.extend(task.outputs(&self.options.style));
                 self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
             }
             Step::Put { object, content } => {

@@ -77,10 +77,14 @@ impl World {
         run.children += 1;
         let (args, nested) = (picked_all(&run.locals.all, args), picked_all(&run.locals.all, nested));
         let given = [&args[..], &nested[..]].concat();
-        run.locals.child(id.output(0), &given);
-        run.asked.insert(id.output(0));
         let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
+        let outputs = child.outputs(&self.options.style);
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
+        for output in outputs {
+            run.locals.child(output, &given);
+            run.asked.insert(output);
+        }
         let spec = child.spec(&self.options.style, replay);
         let node = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
         self.judges.order.submitted(parent, attempt, id, node);

@@ -40,6 +40,7 @@ pub enum Said {
         value: Result<Written, Failure>,
         contains: Vec<ObjectId>,
         ran_ns: u64,
+        elements: Vec<Content>,
     },
     /// Waits inside its task; these come back.
     Blocked(Vec<mobula_base::TaskId>),

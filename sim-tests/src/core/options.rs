@@ -121,6 +121,7 @@ impl Options {
         cpus[0] = cpus[0].max(2);
         let driver_dies = dice.permille(120).then(|| dice.ms(50_000, 61_000));
         let mut style = Style::draw(dice);
+        style.parts_permille = parts(seed);
         if driver_dies.is_some() {
             // What has not run by then never will.
             style.work_us = style.work_us.min(WORK_BEFORE_DEATH_US);
@@ -185,6 +186,11 @@ const HAUNTED_PERMILLE: u64 = 150;
 /// Draws how much is put with a number of copies: of a stream of its own, so that what is like before is as before.
 fn replicas(seed: u64) -> u64 {
     Dice::new(seed, "replicas").pick(&[0, 0, 0, 200, 1000]).unwrap_or(0)
+}
+
+/// Draws how many tasks return several objects: of a stream of its own, too.
+fn parts(seed: u64) -> u64 {
+    Dice::new(seed, "parts").pick(&[0, 0, 0, 100, 600]).unwrap_or(0)
 }
 
 /// How long tasks run at most whose driver dies.

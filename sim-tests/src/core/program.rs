@@ -164,6 +164,22 @@ pub fn task_content(seed: u64, inputs: impl Iterator<Item = u64>, len: u64, refs
     Content { hash: with_refs(inputs.fold(mix(seed, 0x7461736b), mix), &refs), len, mood: 0, refs }
 }
 
+/// The elements of what a task returns in parts: small ones; the references lie in the first.
+pub fn parts_content(seed: u64, inputs: &[u64], parts: u32, refs: Vec<ObjectId>) -> Vec<Content> {
+    let mut refs = Some(refs);
+    let part = |n| {
+        let seed = mix(seed, 0x7061_7274 + u64::from(n));
+        task_content(seed, inputs.iter().copied(), 16, refs.take().unwrap_or_default())
+    };
+    (0..parts).map(part).collect()
+}
+
+/// A task's own value when it returns parts: says which.
+pub fn mark_of(parts: &[Content]) -> Content {
+    let hash = parts.iter().fold(0, |hash, part| mix(hash, u64::from(part.crc())));
+    Content { hash, len: 16, mood: 0, refs: Vec::new() }
+}
+
 /// A task to be submitted.
 #[derive(Clone, Debug)]
 pub struct Submission {
@@ -182,6 +198,11 @@ pub struct Submission {
 }
 
 impl Submission {
+    /// What its submitter gets references to.
+    pub fn outputs(&self, style: &Style) -> Vec<ObjectId> {
+        style.body(self.seed, self.depth).outputs(self.id)
+    }
+
     /// Its record.
     pub fn spec(&self, style: &Style, replay: bool) -> TaskSpec {
         let body = style.body(self.seed, self.depth);
@@ -234,6 +255,8 @@ pub struct Known {
     pub uses: Vec<ObjectId>,
     /// What it submits.
     pub children: Vec<TaskId>,
+    /// What it makes, but for what it puts.
+    pub outputs: Vec<ObjectId>,
     /// How often it may be repeated.
     pub retries: u32,
     /// Whether it kills its workers.
@@ -251,7 +274,7 @@ impl Known {
     fn whim() -> Self {
         let (args, uses, children) = (Vec::new(), Vec::new(), Vec::new());
         let (poison, limit, moody, diverges) = (false, None, false, false);
-        Known { args, uses, children, retries: 3, poison, limit, moody, diverges }
+        Known { args, uses, children, outputs: Vec::new(), retries: 3, poison, limit, moody, diverges }
     }
 }
 
@@ -293,7 +316,7 @@ impl Oracle {
                         Submission { id: child, parent: *id, seed: *seed, depth: depth - 1, args, nested };
                     self.run(style, &child);
                     children.push(child.id);
-                    locals.child(child.id.output(0), &given);
+                    child.outputs(style).into_iter().for_each(|output| locals.child(output, &given));
                 }
                 Op::Whim(_) => {
                     let child = TaskId::new(JOB, *id, 0, children.len() as u64);
@@ -317,17 +340,35 @@ impl Oracle {
             }
         }
         let refs = locals.for_value(&body.returns);
-        let value = match given && !fails {
-            true => Expected::Value(task_content(*seed, inputs.into_iter(), body.len, refs)),
-            false => Expected::Failure,
-        };
+        let outputs = body.outputs(*id);
+        if given && !fails {
+            self.made(&body, *id, *seed, &inputs, refs);
+        } else {
+            let failed = outputs.iter().copied().chain([id.output(0)]);
+            self.objects.extend(failed.map(|output| (output, Expected::Failure)));
+        }
         let poison = given && body.end == End::Poison;
         let diverges = body.moody && !style.accepts;
         let limit = (body.limit_ms > 0).then_some(body.again);
         let (args, uses, retries) = (args.clone(), locals.ever(), body.retries);
-        let known = Known { args, uses, children, retries, poison, limit, moody: body.moody, diverges };
+        let known =
+            Known { args, uses, children, outputs, retries, poison, limit, moody: body.moody, diverges };
         self.tasks.insert(*id, known);
-        self.objects.insert(id.output(0), value);
+    }
+
+    /// A task has made its value, or all its elements.
+    fn made(&mut self, body: &Body, id: TaskId, seed: u64, inputs: &[u64], refs: Vec<ObjectId>) {
+        let whole = match body.parts {
+            0 => task_content(seed, inputs.iter().copied(), body.len, refs),
+            parts => {
+                let parts = parts_content(seed, inputs, parts, refs);
+                let mark = mark_of(&parts);
+                let all = parts.into_iter().enumerate();
+                self.objects.extend(all.map(|(n, part)| (id.element(n as u32), Expected::Value(part))));
+                mark
+            }
+        };
+        self.objects.insert(id.output(0), Expected::Value(whole));
     }
 
     fn take(&self, object: ObjectId, inputs: &mut Vec<u64>, locals: &mut Locals, own: bool) -> bool {

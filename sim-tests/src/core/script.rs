@@ -100,7 +100,7 @@ impl Writer<'_> {
                 (Shape::Again, Some(old)) => vec![old],
                 _ => pick_args(&mut self.dice, shape, &group, &self.known, n + 1 == many),
             };
-            group.push(self.submit(at, args, refs));
+            group.extend(self.submit(at, args, refs));
         }
         for object in &group {
             if self.dice.permille(300) {
@@ -126,15 +126,16 @@ impl Writer<'_> {
         object
     }
 
-    fn submit(&mut self, at: Duration, args: Vec<ObjectId>, nested: Vec<ObjectId>) -> ObjectId {
+    fn submit(&mut self, at: Duration, args: Vec<ObjectId>, nested: Vec<ObjectId>) -> Vec<ObjectId> {
         let root = TaskId::root(JOB);
         let id = TaskId::new(JOB, root, 0, self.tasks);
         self.tasks += 1;
         let (seed, depth) = (self.dice.bits(), self.options.style.depth);
         let task = Submission { id, parent: root, seed, depth, args, nested };
         self.oracle.run(&self.options.style, &task);
+        let outputs = task.outputs(&self.options.style);
         self.script.push((at, Step::Submit(task)));
-        id.output(0)
+        outputs
     }
 
     /// Some of a group is dropped at once, some is wanted for what lies inside and dropped then, some stays for a

@@ -48,6 +48,7 @@ pub const POINTS: &[&str] = &[
     "retries exhausted",
     "spare copy dropped for room",
     "spilled over",
+    "task returned in parts",
     "store full",
     "struck at its moment",
     "submit known already",

@@ -2,7 +2,7 @@
 
 use super::dice::Dice;
 use super::program::{WHIM, picked_all};
-use mobula_base::ObjectId;
+use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{LabelOp, LabelTerm, NodeAffinity, Placement, RetryOn, TaskOptions};
 
 /// What a seed's programs are like.
@@ -54,6 +54,8 @@ pub struct Style {
     pub shapes: [u64; 5],
     /// Tasks that one worker is given; 0 for any number.
     pub reuse: u32,
+    /// Tasks that return several objects, in a thousand.
+    pub parts_permille: u64,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -177,6 +179,8 @@ pub struct Body {
     pub function: u64,
     /// It makes other bytes each time, though nothing that comes of its value differs.
     pub moody: bool,
+    /// How many objects it returns, if not one value: elements (decision 26).
+    pub parts: u32,
 }
 
 /// Values beyond this are large.
@@ -184,6 +188,9 @@ pub const INLINE_MAX: u64 = mobula_proto::INLINE_MAX as u64;
 
 /// What hangs has a limit of so many milliseconds at most, but for styles in which all have more.
 const HANG_MS_MAX: u64 = 2_000;
+
+/// Objects that one task returns at most.
+const PARTS_MAX: u64 = 4;
 
 /// What the error of a first attempt says.
 pub const FLAKY: &str = "not the first time";
@@ -202,8 +209,16 @@ impl Body {
         });
         // Processes are not simulated: nobody measures what they have.
         let (placement, timeout_ms, memory_limit) = (self.place.placement(), self.limit_ms, 0);
-        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements: 0 };
+        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements: self.parts };
         (options != TaskOptions::default()).then(|| Box::new(options))
+    }
+
+    /// What whoever submits it as `task` gets references to.
+    pub fn outputs(&self, task: TaskId) -> Vec<ObjectId> {
+        match self.parts {
+            0 => vec![task.output(0)],
+            parts => (0..parts).map(|n| task.element(n)).collect(),
+        }
     }
 
     /// Errors after which it runs again: its own, never that a value which it needs is none, which would multiply
@@ -232,6 +247,7 @@ impl Body {
             cpu_milli: 500,
             function,
             moody: false,
+            parts: 0,
         }
     }
 }
@@ -268,6 +284,7 @@ impl Style {
             hasty_permille: dice.pick(&[0, 0, 100, 500]).unwrap_or(0),
             shapes: [0; 5].map(|_: u64| dice.pick(&[0, 1, 4]).unwrap_or(1)),
             reuse: dice.pick(&[0, 0, 0, 1, 5]).unwrap_or(0),
+            parts_permille: 0,
         }
     }
 
@@ -301,6 +318,15 @@ impl Style {
             4 => Place::AllBut(label_of(dice.from_to(1, 2) as usize)),
             _ => Place::Only(0),
         }
+    }
+
+    /// How many objects a task returns: of a stream of its own. What differs from time to time is one value.
+    fn parts(&self, seed: u64, moody: bool) -> u32 {
+        if self.parts_permille == 0 || moody {
+            return 0;
+        }
+        let dice = &mut Dice::new(seed, "parts");
+        if dice.permille(self.parts_permille) { dice.from_to(1, PARTS_MAX) as u32 } else { 0 }
     }
 
     fn len(&self, dice: &mut Dice) -> u64 {
@@ -341,7 +367,22 @@ impl Style {
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
         let (place, len) = (self.place(seed), self.len(dice));
-        Body { place, ops, len, returns, end, first, retries, again, limit_ms, cpu_milli, function, moody }
+        let parts = self.parts(seed, moody);
+        Body {
+            place,
+            ops,
+            len,
+            returns,
+            end,
+            first,
+            retries,
+            again,
+            limit_ms,
+            cpu_milli,
+            function,
+            moody,
+            parts,
+        }
     }
 
     fn end(&self, dice: &mut Dice) -> End {

@@ -239,7 +239,7 @@ impl World {
         if let Some(at) = worker.queue.iter().position(is_meant) {
             worker.queue.remove(at);
             let (value, contains) = (Err(failure()), Vec::new());
-            let said = Said::Finished { task, attempt, value, contains, ran_ns: 0 };
+            let said = Said::Finished { task, attempt, value, contains, ran_ns: 0, elements: Vec::new() };
             return self.say(machine, epoch, client, said);
         }
         let Some(run) = worker.run.as_mut().filter(|run| run.task == task && run.attempt == attempt) else {
@@ -356,7 +356,7 @@ impl World {
             }
         }
         let (object, len) = (run.task.output(0), run.body.len);
-        if run.failure.is_none() && len > INLINE_MAX {
+        if run.failure.is_none() && len > INLINE_MAX && run.body.parts == 0 {
             run.waits = Some(Waits::Room(object));
             return self.say(machine, epoch, client, Said::Create { object, len });
         }
@@ -366,6 +366,7 @@ impl World {
         }
         let value = match run.failure.take() {
             Some(failure) => Err(failure),
+            None if run.body.parts > 0 => Ok(Written::Inline(program::mark_of(&run.parts()))),
             None => Ok(Written::Inline(run.content())),
         };
         self.finish(machine, epoch, client, value);
@@ -403,8 +404,10 @@ impl World {
         let Some(worker) = life.clients.get_mut(&client) else { return };
         let dies = worker.doom == Some(Doom::AfterReport);
         let Some(run) = worker.run.take() else { return };
+        let elements = if value.is_ok() { run.parts() } else { Vec::new() };
         if let Ok(Written::Inline(content)) = &value
             && content.refs.is_empty()
+            && elements.is_empty()
         {
             worker.recent.push_back((run.task.output(0), content.clone()));
             if worker.recent.len() > RECENT_MAX {
@@ -421,7 +424,10 @@ impl World {
         let unpin: Vec<ObjectId> =
             run.pins.iter().flat_map(|(object, times)| std::iter::repeat_n(*object, *times)).collect();
         let all = run.locals.all.iter().chain(&run.whims).copied();
-        let (inside, dropped): (Vec<_>, Vec<_>) = all.partition(|object| contains.contains(object));
+        let lies_inside = |object: &ObjectId| {
+            contains.contains(object) || elements.iter().any(|element| element.refs.contains(object))
+        };
+        let (inside, dropped): (Vec<_>, Vec<_>) = all.partition(lies_inside);
         for said in [Said::Unpin(unpin), Said::Dropped(dropped)] {
             self.say(machine, epoch, client, said);
         }
@@ -434,7 +440,11 @@ impl World {
         }
         self.judge_returned(task, attempt, run.replay, incarnation, &inside);
         self.judges.ended.finished(task, attempt, incarnation);
-        self.say(machine, epoch, client, Said::Finished { task, attempt, value, contains, ran_ns });
+        if !elements.is_empty() {
+            self.sometimes.hit("task returned in parts");
+        }
+        let said = Said::Finished { task, attempt, value, contains, ran_ns, elements };
+        self.say(machine, epoch, client, said);
         if !inside.is_empty() {
             self.say(machine, epoch, client, Said::Dropped(inside));
         }
@@ -507,6 +517,12 @@ impl Run {
                 Some((self.task, object))
             }
         }
+    }
+
+    /// Its elements, if it returns such.
+    fn parts(&self) -> Vec<Content> {
+        let refs = self.locals.for_value(&self.body.returns);
+        program::parts_content(self.seed, &self.inputs, self.body.parts, refs)
     }
 
     fn content(&self) -> Content {

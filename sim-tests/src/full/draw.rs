@@ -123,6 +123,7 @@ impl Draw {
         // Tasks that differ from one time to the next are for the core layer; so are those that run long,
         // since its time costs less.
         program.style.moody_permille = 0;
+        program.style.parts_permille = 0;
         // What runs out of its time, or tries again by itself, is for that layer, too.
         program.style.limit_permille = 0;
         program.style.hang_permille = 0;

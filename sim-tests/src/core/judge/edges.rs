@@ -51,13 +51,16 @@ impl Edges {
 
     /// The node that made a task's value tells another of it.
     pub fn leaves(&mut self, oracle: &Oracle, order: &Order, task: TaskId) {
-        let (object, Some(known)) = (task.output(0), oracle.tasks.get(&task)) else { return };
-        let Some(Expected::Value(content)) = oracle.objects.get(&object) else { return };
-        let lacks = |inner: &&ObjectId| known.children.contains(&inner.task) && !order.had_record(inner.task);
-        if let Some(inner) = content.refs.iter().find(lacks) {
-            objects_to(&mut self.found, || {
-                format!("{object} leaves its node, and {inner}, which lies in it, never had a record")
-            });
+        let Some(known) = oracle.tasks.get(&task) else { return };
+        for object in &known.outputs {
+            let Some(Expected::Value(content)) = oracle.objects.get(object) else { continue };
+            let lacks =
+                |inner: &&ObjectId| known.children.contains(&inner.task) && !order.had_record(inner.task);
+            if let Some(inner) = content.refs.iter().find(lacks) {
+                objects_to(&mut self.found, || {
+                    format!("{object} leaves its node, and {inner}, which lies in it, never had a record")
+                });
+            }
         }
     }
 }
