@@ -104,7 +104,6 @@ impl Core {
         self.send_next(task, next);
         self.notice(job, "abandoned", format!("nobody knows {missing}, or needs it"), Some(task), 0);
         self.waited_for.extend(arg_objects(&self.kept[&task].spec));
-        self.rebuilding.remove(&task);
         for id in self.elements_awaited(task).into_iter().chain([output]) {
             self.set_object_state(id, State::Unknown);
             self.to_tidy.push_back(id);

@@ -1,6 +1,7 @@
 //! How much a node has of everything. Nothing is decided on it.
 
 use crate::core::{Core, Kept, KeptState, Record};
+use crate::objects::Object;
 use mobula_base::{ObjectId, ShardId, TaskId};
 
 /// Classes that are counted by themselves; the tasks of all further ones count as one.
@@ -53,6 +54,33 @@ impl Core {
             unacknowledged: self.unacknowledged(),
             cpu_milli: (self.free.cpu_milli, self.config.resources.cpu_milli),
         }
+    }
+
+    /// What this node remembers of tasks although it keeps none and runs none, in words: there should be nothing.
+    pub fn leftover(&self) -> Option<String> {
+        if self.kept.len() + self.runs.len() > 0 {
+            return None;
+        }
+        let placed = self.placed.values().map(|tasks| *tasks as usize).sum();
+        let counts = [
+            ("strays", self.strays.len()),
+            ("being recovered", self.recovering.len()),
+            ("being rebuilt", self.rebuilding.len()),
+            ("cancelled", self.cancelled.len()),
+            ("told to stop", self.stopping.len()),
+            ("waiting for arguments", self.arriving.len()),
+            ("not durable", self.undurable.len()),
+            ("placed", placed),
+        ];
+        let of_tasks = counts.into_iter().find(|(_, count)| *count > 0);
+        let waits = |object: &Object| {
+            let waited_for = !object.tasks_waiting.is_empty() || !object.runs_waiting.is_empty();
+            waited_for || object.refs.serves_tasks()
+        };
+        let of_objects = || self.objects.sorted_keys(waits).into_iter().next();
+        of_tasks
+            .map(|(what, count)| format!("{count} tasks that are {what}"))
+            .or_else(|| of_objects().map(|id| format!("{id}: {:?}", self.objects[&id])))
     }
 
     /// Up to `limit` of the objects that this node knows of and may not forget, in words: for whoever asks

@@ -153,9 +153,7 @@ impl Core {
         } else {
             self.send_done(task, attempt, executor, result);
         }
-        if self.rebuilding.remove(&task) {
-            self.notice(job, "rebuild-done", String::new(), Some(task), bytes);
-        }
+        self.ends_rebuild(task, "", bytes);
         if is_split {
             self.end_elements(task, executor, elements, failure.as_ref());
         }

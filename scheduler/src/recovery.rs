@@ -353,6 +353,9 @@ impl Core {
     /// Somebody else was faster, or there is nothing to grant.
     fn refused(&mut self, task: TaskId, view: TaskView) {
         let mut waiting = self.elements_awaited(task);
+        if view.state == TaskState::TaskFailed as i32 {
+            self.ends_rebuild(task, "it failed for good", 0);
+        }
         self.drop_kept(task);
         waiting.extend(self.recovering.remove(&task).unwrap_or_default());
         waiting.push(task.output(0));
@@ -375,9 +378,16 @@ impl Core {
                 }
             }
         }
-        if failure.is_some() && self.rebuilding.remove(&task) {
-            let job = self.objects.get(&task.output(0)).map(|o| o.job).unwrap_or_default();
-            self.notice(job, "rebuild-done", "it failed for good".into(), Some(task), 0);
+    }
+
+    /// What this node makes again is made, or not any more for it to make; `bytes` of it.
+    pub(crate) fn ends_rebuild(&mut self, task: TaskId, why: &str, bytes: u64) {
+        // Mostly nothing is made again, and this is asked for each task that ends.
+        if !self.rebuilding.is_empty()
+            && self.rebuilding.remove(&task)
+            && let Some(job) = self.kept.get(&task).map(|kept| JobId(kept.spec.job))
+        {
+            self.notice(job, "rebuild-done", why.into(), Some(task), bytes);
         }
     }
 
@@ -510,6 +520,9 @@ impl Core {
         for task in self.runs.sorted_keys(|r| r.spec.job == job.0) {
             self.take_run(task);
         }
+        let objects = &self.objects;
+        let is_of_it = |id: &ObjectId| objects.get(id).is_none_or(|object| object.job == job);
+        self.recovering.retain(|_, lost| !lost.iter().any(is_of_it));
         self.copies.forget_job(job);
         self.counted.remove(&job);
         self.reuse.remove(&job);
@@ -521,9 +534,6 @@ impl Core {
         let workers: Vec<ClientId> =
             self.workers.iter().filter(|(_, w)| w.job == job).map(|(id, _)| *id).collect();
         for worker in workers {
-            if let Some(w) = self.workers.get_mut(&worker) {
-                w.queue.clear();
-            }
             self.worker_gone(worker);
         }
         self.starting.remove(&job);

@@ -60,6 +60,11 @@ pub(crate) struct Refs {
 }
 
 impl Refs {
+    /// Whether a task that is kept here names it, or one that runs here uses it.
+    pub fn serves_tasks(&self) -> bool {
+        self.named > 0 || self.used > 0
+    }
+
     /// Whether this node must hold it.
     pub fn is_referred(&self) -> bool {
         !self.clients.is_empty() || self.named > 0

@@ -156,10 +156,10 @@ impl Core {
             self.blocked_runs = self.blocked_runs.saturating_sub(1);
             self.waiting.goes_on();
         }
-        gone.queue.iter().for_each(|task| self.forget_stray(*task));
         let mut queue = gone.queue.into_iter();
         // The first was running; the others never started and go to another worker.
         if let Some(running) = queue.next() {
+            self.forget_stray(running);
             let message =
                 "the worker process died while it ran the task (killed, out of memory, or it exited)";
             if self.runs.get(&running).is_some_and(|run| run.given == Some(worker)) {
@@ -173,6 +173,7 @@ impl Core {
 
     /// What a worker had and has not begun goes to another one.
     fn requeue(&mut self, worker: ClientId, task: TaskId) {
+        self.forget_stray(task);
         if let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) {
             run.given = None;
             let class = run.class;
@@ -219,7 +220,6 @@ impl Core {
             self.watch_time(worker);
         }
         for task in tasks.into_iter().rev() {
-            self.forget_stray(task);
             self.requeue(worker, task);
         }
     }

@@ -109,6 +109,12 @@ impl World {
                     life.incarnation
                 ));
             }
+            if let Some(what) = life.core.leftover() {
+                return Some(format!(
+                    "machine {number} ({}) has no task, and still knows {what}",
+                    life.incarnation
+                ));
+            }
         }
         None
     }
