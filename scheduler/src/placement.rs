@@ -411,7 +411,9 @@ impl Core {
         {
             self.unplace(task, node);
         }
-        self.ends_rebuild(task, "it is kept here no longer", 0);
+        if !mutant!("W42") {
+            self.ends_rebuild(task, "it is kept here no longer", 0);
+        }
         self.forget_kept(task);
         // Whoever referred to its value may have gone while it was kept.
         self.to_tidy.push_back(task.output(0));

@@ -173,7 +173,9 @@ impl Core {
 
     /// What a worker had and has not begun goes to another one.
     fn requeue(&mut self, worker: ClientId, task: TaskId) {
-        self.forget_stray(task);
+        if !mutant!("W41") {
+            self.forget_stray(task);
+        }
         if let Some(run) = self.runs.get_mut(&task).filter(|run| run.given == Some(worker)) {
             run.given = None;
             let class = run.class;

@@ -446,5 +446,6 @@ proptest! {
         world.event(Event::JobEnded(JOB));
         let census = world.core.census();
         prop_assert!(census.kept.iter().chain(&census.runs).chain(&census.workers).all(|(_, n)| *n == 0));
+        prop_assert_eq!(world.core.leftover(), None);
     }
 }

@@ -242,6 +242,9 @@ pub const MUTANTS: &[Mutant] = &[
         "a task begins without a CPU behind one that waited, since it was on its way there",
         CORE,
     ),
+    product("W41", "G8", "an attempt that counts no more is remembered when its worker hands it back", CORE),
+    product("W42", "G8", "what a node was to make again is remembered when it keeps it no longer", CORE),
+    product("W43", "G8", "what is being recovered is remembered when its job has ended", CORE),
 ];
 
 /// The bug of this name.
