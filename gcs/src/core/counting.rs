@@ -55,6 +55,11 @@ impl Counting {
         waiting.objects.len() + waiting.runs.len() + waiting.arrived.len() + waiting.fenced.len()
     }
 
+    /// What is remembered of runs and references beyond the records: nothing, once there are no records.
+    pub fn leftover(&self) -> usize {
+        self.waiting() + self.outbox.len() + self.concerns.by_who.len() + self.concerns.by_run.len()
+    }
+
     /// What other shards are to be told.
     pub fn outbox(&self) -> &Outbox {
         &self.outbox

@@ -9,6 +9,7 @@ use mobula_proto as proto;
 use prost::Message;
 use std::collections::BTreeSet;
 use std::io;
+use std::ops::RangeInclusive;
 
 /// Work that each entry does for what waits, beside two pieces for each of its items: so nothing waits for
 /// ever, and no entry takes long.
@@ -44,6 +45,12 @@ pub(super) fn only(place: u16) -> Places {
     Places::range(place.into(), 1).unwrap_or_default()
 }
 
+/// What the puts of a run lie between.
+fn puts_of(id: RunId) -> RangeInclusive<ObjectId> {
+    let [first, last] = [0, u16::MAX].map(|place| TaskId { run: id, place });
+    ObjectId { task: first, slot: 0 }..=ObjectId { task: last, slot: u32::MAX }
+}
+
 impl ShardState {
     /// Prunes what can go at once of these places, and notes the rest.
     pub(super) fn review(&mut self, id: RunId, among: &Places) -> io::Result<()> {
@@ -74,14 +81,19 @@ impl ShardState {
         Ok(())
     }
 
+    /// A put of a run has gone: with the last one of a run without records, as a driver's is, nobody is concerned.
+    fn end_puts(&mut self, id: RunId) -> io::Result<()> {
+        let mut left = self.puts.range(puts_of(id));
+        if left.next().is_none() && self.tasks.look(id, |_| ())?.is_none() && !mutant!("W44") {
+            self.counting.concerns.forget_run(id);
+        }
+        Ok(())
+    }
+
     /// Those that are gone hold nothing in a run.
     fn look_over(&mut self, id: RunId) -> io::Result<()> {
-        let of_puts = ObjectId { task: TaskId { run: id, place: 0 }, slot: 0 }..=ObjectId {
-            task: TaskId { run: id, place: u16::MAX },
-            slot: u32::MAX,
-        };
         let mut orphans = Vec::new();
-        for (object, put) in self.puts.range_mut(of_puts) {
+        for (object, put) in self.puts.range_mut(puts_of(id)) {
             let edges = put.needed.take_orphans(|who| self.fenced.contains(&who));
             orphans.extend(edges.into_iter().map(|(by, dead)| (*object, by, dead)));
             if put.needed.bury(|who| self.fenced.contains(&who)) && put.is_over() {
@@ -179,7 +191,9 @@ impl ShardState {
                 if put.stored != Stored::Coming || mutant!("R8c") {
                     self.counting.bygone.add_put(object);
                 }
-                (self.puts.remove(&object).map(|put| put.contains.to_vec()), object)
+                let targets = self.puts.remove(&object).map(|put| put.contains.to_vec());
+                self.end_puts(object.task.run)?;
+                (targets, object)
             }
             None => (self.prune(object.task)?, object.task.output(0)),
         };

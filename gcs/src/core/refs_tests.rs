@@ -132,6 +132,7 @@ pub(super) fn is_empty(state: &ShardState) -> bool {
         && state.tasks.hot().count() == 0
         && state.puts.is_empty()
         && state.jobs().is_empty()
+        && state.counting.concerns.is_empty()
 }
 
 #[test]

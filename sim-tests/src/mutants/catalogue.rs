@@ -245,6 +245,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("W41", "G8", "an attempt that counts no more is remembered when its worker hands it back", CORE),
     product("W42", "G8", "what a node was to make again is remembered when it keeps it no longer", CORE),
     product("W43", "G8", "what is being recovered is remembered when its job has ended", CORE),
+    product("W44", "G8", "whom the puts of a driver concerned is remembered for ever", CORE),
 ];
 
 /// The bug of this name.

@@ -54,9 +54,12 @@ impl World {
     pub(super) fn records_left(&self) -> Option<String> {
         let left = |(number, shard): (usize, &crate::core::shard::Shard)| {
             let (tasks, puts) = (shard.state.tasks.len(), shard.state.puts.len());
-            let hot = shard.state.tasks.hot().count();
-            (tasks > 0 || puts > 0 || hot > 0).then(|| {
-                format!("shard {number} still has {tasks} records, {hot} runs and {puts} puts of a job that is over")
+            let (hot, rest) = (shard.state.tasks.hot().count(), shard.state.counting.leftover());
+            (tasks > 0 || puts + hot + rest > 0).then(|| {
+                format!(
+                    "shard {number} still has {tasks} records, {hot} runs, {puts} puts and {rest} notes on them, of a job \
+                     that is over"
+                )
             })
         };
         self.shards.iter().enumerate().find_map(left)
