@@ -47,13 +47,13 @@ impl Unknowns {
 }
 
 impl Core {
-    /// A home knows nothing of an object that is needed here.
+    /// A home knows nothing of an object that is needed here; for how long that has been so.
     #[cold]
-    pub(crate) fn nobody_knows(&mut self, id: ObjectId) {
+    pub(crate) fn nobody_knows(&mut self, id: ObjectId) -> Duration {
         let so_long = self.unknowns.say(id, self.now);
         self.end_vain_readers(id);
         if !self.unknowns.bereft {
-            return;
+            return so_long;
         }
         // Those that wait for others of these are looked at before these.
         for task in self.waits_for(id).into_iter().rev() {
@@ -63,6 +63,7 @@ impl Core {
                 self.abandon(task, id);
             }
         }
+        so_long
     }
 
     /// It is known after all.

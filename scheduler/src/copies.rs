@@ -23,6 +23,9 @@ pub const PUT_COPIES: u32 = 2;
 /// How long a node without room for a copy waits before it tries again.
 pub const COPY_AGAIN: Duration = Duration::from_secs(1);
 
+/// A copy of what nobody knows is given up after this.
+const COPY_UNKNOWN_FOR: Duration = Duration::from_secs(10);
+
 /// Where copies of one object are, or shall be.
 #[derive(Debug)]
 pub(crate) struct Copies {
@@ -205,6 +208,24 @@ impl Core {
             self.set_timer(COPY_AGAIN, Timer::CopyAgain(id));
         }
         waits
+    }
+
+    /// Whoever wanted a copy here has none to give, and the home of the object knows nothing of it: its record may be on
+    /// its way, and the copy is tried again; or whoever let go of it died before it told this node. True if nothing else
+    /// here waits for it meanwhile.
+    pub(crate) fn copy_is_unknown(&mut self, id: ObjectId, so_long: Duration) -> bool {
+        let stays = self.copies.has(id) && so_long < COPY_UNKNOWN_FOR && !mutant!("W45");
+        if !stays {
+            self.copies.forget(id);
+        }
+        let Some(object) = self.objects.get_mut(&id) else { return false };
+        object.replica &= stays;
+        if !object.is_only_copied() {
+            return false;
+        }
+        object.state = State::Unknown;
+        self.set_timer(COPY_AGAIN, Timer::CopyAgain(id));
+        true
     }
 
     pub(crate) fn copy_again(&mut self, id: ObjectId) {

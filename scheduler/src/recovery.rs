@@ -146,12 +146,8 @@ impl Core {
                 true
             }
             Some(located::Answer::Unknown(_)) => {
-                // Whoever asked for a second copy has none, and its home knows of none by now.
-                if let Some(object) = self.objects.get_mut(&id) {
-                    object.replica = false;
-                }
-                self.nobody_knows(id);
-                false
+                let so_long = self.nobody_knows(id);
+                self.copy_is_unknown(id, so_long)
             }
             // Moved: by the time it is asked for again, the map that says where is known or will be.
             Some(located::Answer::Making(_) | located::Answer::Moved(_)) | None => false,

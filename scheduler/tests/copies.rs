@@ -34,6 +34,8 @@ struct World {
     version: u64,
     /// Transfers that were asked for.
     fetches: u64,
+    /// Transfers break off, and the home knows of nothing yet.
+    begins: bool,
 }
 
 fn object() -> ObjectId {
@@ -42,7 +44,8 @@ fn object() -> ObjectId {
 
 impl World {
     fn new(nodes: u64) -> Self {
-        let mut world = World { nodes: BTreeMap::new(), now: Instant(0), next: 1, version: 0, fetches: 0 };
+        let (nodes_by_id, now) = (BTreeMap::new(), Instant(0));
+        let mut world = World { nodes: nodes_by_id, now, next: 1, version: 0, fetches: 0, begins: false };
         (0..nodes).for_each(|_| world.joins());
         world.settle(&mut Random::new(0));
         world
@@ -109,7 +112,7 @@ impl World {
                 let value = self.nodes.get(&holder.0).and_then(|n| n.core.value_of(object).cloned());
                 let why = |why| Event::FetchFailed { object, from: holder, why };
                 let event = match value {
-                    _ if !self.nodes.contains_key(&holder.0) => why(FetchError::Unreachable),
+                    _ if !self.nodes.contains_key(&holder.0) || self.begins => why(FetchError::Unreachable),
                     None => why(FetchError::NotFound),
                     Some(_) if self.nodes[&me].full => why(FetchError::StoreFull("full".into())),
                     Some(value) => Event::Fetched { object, value },
@@ -137,6 +140,7 @@ impl World {
             .collect();
         let lost = Failure::new(FailureKind::FailureObjectLost, "every copy is gone");
         let answer = match holders.is_empty() {
+            _ if self.begins => located::Answer::Unknown(true),
             true => located::Answer::Failed(lost),
             false => located::Answer::Here(Here { holders, output: None }),
         };
@@ -221,6 +225,18 @@ fn without_a_number_a_drivers_put_is_there_twice_and_a_tasks_once() {
     world.put(1, false, LARGE, 0);
     world.settle(&mut Random::new(1));
     assert_eq!((world.holders().len(), world.census()), (1, (0, 0, 0)));
+}
+
+#[test]
+fn a_copy_that_does_not_come_is_tried_again_also_when_nobody_knows_the_put_yet() {
+    let mut world = World::new(2);
+    world.begins = true;
+    world.put(1, true, LARGE, 0);
+    while world.happens(&mut Random::new(1)) {}
+    assert_eq!((world.holders().len(), world.census().2), (1, 1), "one is awaited");
+    world.begins = false;
+    world.settle(&mut Random::new(1));
+    assert_eq!((world.holders().len(), world.census()), (2, (1, 0, 0)));
 }
 
 #[test]

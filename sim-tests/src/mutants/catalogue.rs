@@ -246,6 +246,7 @@ pub const MUTANTS: &[Mutant] = &[
     product("W42", "G8", "what a node was to make again is remembered when it keeps it no longer", CORE),
     product("W43", "G8", "what is being recovered is remembered when its job has ended", CORE),
     product("W44", "G8", "whom the puts of a driver concerned is remembered for ever", CORE),
+    product("W45", "R6", "a copy whose record is still on its way is given up", CORE),
 ];
 
 /// The bug of this name.
