@@ -5,7 +5,7 @@ use crate::transfer::Lent;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskPrefix};
 use mobula_net::written::Written;
 use mobula_objstore::StoreError;
-use mobula_objstore::depot::{File, Kept};
+use mobula_objstore::depot::{File, Kept, Spilled};
 use mobula_objstore::table::Place;
 use mobula_proto::{Claims, ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
 use mobula_scheduler::explain::Explained;
@@ -41,7 +41,7 @@ pub enum Input {
     /// A transfer gave its room up.
     Abandoned { object: ObjectId },
     /// The file of an object is durable, or was not taken.
-    SpillWritten { object: ObjectId, outcome: Result<(), SpillError> },
+    SpillWritten { object: ObjectId, outcome: Result<Option<u64>, SpillError> },
     /// An object is in memory again, or its file is of no use.
     SpillRead { object: ObjectId, outcome: Result<(), SpillError> },
     /// The file of an object was found damaged while it was sent to another node.
@@ -89,8 +89,8 @@ pub struct Counts {
     pub objects: (u64, u64, u64),
     /// Bytes used in the store, and in all.
     pub store_bytes: (u64, u64),
-    /// Files of objects that left memory, their bytes, and how often the disk took none.
-    pub spilled: (u64, u64, u64),
+    /// Objects that left memory.
+    pub spilled: Spilled,
     /// Requests that wait for room in the store.
     pub waiting_for_room: u64,
     /// Drivers that are attached.

@@ -81,11 +81,13 @@ fn objects(registry: &mut Registry, counts: &Counts) {
     let (used, capacity) = counts.store_bytes;
     gauge(registry, "object_store_used_bytes", "Shared memory that holds objects", used);
     gauge(registry, "object_store_capacity_bytes", "Shared memory for objects", capacity);
-    let (files, bytes, failures) = counts.spilled;
-    gauge(registry, "objects_spilled", "Objects of this node that lie in files", files);
-    gauge(registry, "object_store_spilled_bytes", "Bytes of objects that lie in files", bytes);
+    let spilled = counts.spilled;
+    gauge(registry, "objects_spilled", "Objects of this node that lie in files", spilled.files);
+    gauge(registry, "object_store_spilled_bytes", "Bytes of objects that lie in files", spilled.bytes);
+    let help = "Bytes that these take in their files: fewer, where they were packed";
+    gauge(registry, "object_store_spill_file_bytes", help, spilled.stored_bytes);
     let failed: Counter = Counter::default();
-    failed.inc_by(failures);
+    failed.inc_by(spilled.failures);
     registry.register("object_spill_failures", "Files of objects that the disk did not take", failed);
     let help = "Producers, readers and transfers that wait for room in shared memory";
     gauge(registry, "object_store_waiting", help, counts.waiting_for_room);

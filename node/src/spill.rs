@@ -2,18 +2,18 @@
 //! checked, found again after a restart.
 //!
 //! Bytes go piece by piece between the region and the thread that may block, so that nothing touches the
-//! region after the life that it belongs to.
+//! region after the life that it belongs to. What shrinks is packed piece by piece, on that thread, too
+//! (`mobula_objstore::packing` decides and packs).
 
 use mobula_base::ObjectId;
 use mobula_base::disk::{Disk, DiskFile};
 use mobula_objstore::Region;
 use mobula_objstore::depot::File;
-use mobula_objstore::spill_file::{Damage, FileId, HEADER_BYTES, Header};
+use mobula_objstore::packing::{self, PIECE, PREFIX};
+use mobula_objstore::spill_file::{Damage, FileId, HEADER_BYTES_MAX, Header};
 use std::io;
 use std::sync::Arc;
 
-/// Bytes written or read at once.
-pub const CHUNK: usize = 1 << 20;
 /// A file that is not complete is called so at the end.
 const UNFINISHED: &str = ".tmp";
 /// All files lie at the root of their disk.
@@ -58,7 +58,8 @@ where
     tokio::task::spawn_blocking(move || work(&*disk)).await.map_err(|_| SpillError::Stopping)?
 }
 
-/// Writes an object that lies at `offset` to its file. Once this is `Ok` the file outlives a power cut.
+/// Writes an object that lies at `offset` to its file, and says to how many bytes it was packed, if it was. Once
+/// this is `Ok` the file outlives a power cut.
 ///
 /// # Errors
 /// The disk did not take it; nothing is left of the file then, or will be with the next start.
@@ -68,9 +69,9 @@ pub async fn write(
     object: ObjectId,
     file: File,
     offset: u64,
-) -> Result<(), SpillError> {
+) -> Result<Option<u64>, SpillError> {
     let name = file.id(object).name();
-    let result = write_all(&disk, region, &name, &file.header(object), offset).await;
+    let result = write_all(&disk, region, &name, file.header(object), offset).await;
     if result.is_err() {
         let unfinished = format!("{name}{UNFINISHED}");
         let _ = apart(&disk, move |disk| Ok(disk.remove(&unfinished)?)).await;
@@ -82,48 +83,79 @@ async fn write_all(
     disk: &Arc<dyn Disk>,
     region: &Region,
     name: &str,
-    header: &Header,
+    header: Header,
     offset: u64,
-) -> Result<(), SpillError> {
-    let (unfinished, head) = (format!("{name}{UNFINISHED}"), header.encode());
-    let mut out: Box<dyn DiskFile> = apart(disk, {
-        let unfinished = unfinished.clone();
-        move |disk| {
-            let mut out = disk.open(&unfinished, true)?;
-            out.set_len(0)?;
-            out.write_at(0, &head)?;
-            Ok(out)
-        }
-    })
-    .await?;
-    let mut crc = crc32fast::Hasher::new();
+) -> Result<Option<u64>, SpillError> {
+    let samples = packing::samples(header.len).into_iter();
+    let samples = samples.map(|(from, to)| region.view(offset + from, to - from).to_vec()).collect();
+    let name = name.to_owned();
+    let mut file = apart(disk, move |disk| Unfinished::open(disk, name, header, samples)).await?;
     let mut at = 0;
     while at < header.len {
-        let len = (CHUNK as u64).min(header.len - at);
+        let len = (PIECE as u64).min(header.len - at);
         // Copied here, where nothing else runs: the life that has the region may end before the write does.
         let bytes = region.view(offset + at, len).to_vec();
-        (out, crc) = apart(disk, move |_| {
-            crc.update(&bytes);
-            out.write_at(HEADER_BYTES as u64 + at, &bytes)?;
-            Ok((out, crc))
-        })
-        .await?;
+        file = apart(disk, move |_| file.take(&bytes)).await?;
         at += len;
     }
-    if crc.finalize() != header.crc {
-        // What was sealed is not what lies there: whatever did that must not become durable.
-        return Err(Damage::Bytes.into());
+    apart(disk, move |disk| file.finish(disk)).await
+}
+
+/// A file that is being written, under another name.
+struct Unfinished {
+    out: Box<dyn DiskFile>,
+    /// What it will be called.
+    name: String,
+    /// What it will say; how many bytes are packed is not known before the end, so it is written last.
+    header: Header,
+    crc: crc32fast::Hasher,
+    /// Where the next bytes go.
+    end: u64,
+}
+
+impl Unfinished {
+    fn unfinished(name: &str) -> String {
+        format!("{name}{UNFINISHED}")
     }
-    let (name, len) = (name.to_owned(), header.len);
-    apart(disk, move |disk| {
-        out.sync()?;
+
+    fn open(
+        disk: &dyn Disk,
+        name: String,
+        header: Header,
+        samples: Vec<Vec<u8>>,
+    ) -> Result<Self, SpillError> {
+        let mut out = disk.open(&Self::unfinished(&name), true)?;
+        out.set_len(0)?;
+        let header = Header { packed: packing::pays(&samples).then_some(0), ..header };
+        let end = header.bytes() as u64;
+        Ok(Unfinished { out, name, header, crc: crc32fast::Hasher::new(), end })
+    }
+
+    /// The next piece of the object.
+    fn take(mut self, piece: &[u8]) -> Result<Self, SpillError> {
+        self.crc.update(piece);
+        let packed = self.header.packed.is_some().then(|| packing::pack(piece));
+        let bytes = packed.as_deref().unwrap_or(piece);
+        self.out.write_at(self.end, bytes)?;
+        self.end += bytes.len() as u64;
+        Ok(self)
+    }
+
+    fn finish(mut self, disk: &dyn Disk) -> Result<Option<u64>, SpillError> {
+        if self.crc.finalize() != self.header.crc {
+            // What was sealed is not what lies there: whatever did that must not become durable.
+            return Err(Damage::Bytes.into());
+        }
+        let stored = self.end - self.header.bytes() as u64;
+        let header = Header { packed: self.header.packed.map(|_| stored), ..self.header };
+        self.out.write_at(0, &header.encode())?;
+        self.out.sync()?;
         // Its pages are of no use to the cache: the object is in memory or not needed.
-        out.forget(0, HEADER_BYTES as u64 + len);
-        disk.rename(&unfinished, &name)?;
+        self.out.forget(0, self.end);
+        disk.rename(&Self::unfinished(&self.name), &self.name)?;
         disk.sync_dir(DIR)?;
-        Ok(())
-    })
-    .await
+        Ok(header.packed)
+    }
 }
 
 /// Opens the file of an object and checks what it says about itself.
@@ -131,11 +163,11 @@ async fn open(disk: &Arc<dyn Disk>, object: ObjectId, file: File) -> Result<Box<
     let (name, header) = (file.id(object).name(), file.header(object));
     apart(disk, move |disk| {
         let mut from = disk.open(&name, false)?;
-        let found = Header::decode(&from.read_at(0, HEADER_BYTES)?)?;
+        let found = Header::decode(&from.read_at(0, HEADER_BYTES_MAX)?)?;
         if found != header {
             return Err(Damage::Name.into());
         }
-        if from.len()? != HEADER_BYTES as u64 + header.len {
+        if from.len()? != header.file_len() {
             return Err(Damage::Length.into());
         }
         Ok(from)
@@ -146,11 +178,50 @@ async fn open(disk: &Arc<dyn Disk>, object: ObjectId, file: File) -> Result<Box<
 /// Bytes of an object from its file, one piece after the other, checked at the end.
 pub struct Pieces {
     disk: Arc<dyn Disk>,
-    from: Option<Box<dyn DiskFile>>,
+    reading: Option<Reading>,
     len: u64,
-    want: u32,
     at: u64,
+}
+
+/// How far a file has been read.
+struct Reading {
+    from: Box<dyn DiskFile>,
+    header: Header,
     crc: crc32fast::Hasher,
+    /// Where the next bytes stand.
+    next: u64,
+}
+
+impl Reading {
+    /// The next `len` bytes of the object.
+    fn piece(&mut self, len: usize) -> Result<Vec<u8>, SpillError> {
+        let bytes = if self.header.packed.is_some() {
+            let prefix = self.bytes(PREFIX)?;
+            let packed = self.bytes(packing::packed_len(&prefix, len)?)?;
+            packing::unpack(packed, len)?
+        } else {
+            self.bytes(len)?
+        };
+        self.crc.update(&bytes);
+        Ok(bytes)
+    }
+
+    fn bytes(&mut self, len: usize) -> Result<Vec<u8>, SpillError> {
+        let bytes = self.from.read_at(self.next, len)?;
+        if bytes.len() != len {
+            return Err(Damage::Length.into());
+        }
+        self.next += len as u64;
+        Ok(bytes)
+    }
+
+    /// Whether what was read is all there is, and what was written.
+    fn end(self) -> Result<(), SpillError> {
+        if self.next != self.header.file_len() {
+            return Err(Damage::Length.into());
+        }
+        if self.crc.finalize() != self.header.crc { Err(Damage::Bytes.into()) } else { Ok(()) }
+    }
 }
 
 impl Pieces {
@@ -159,8 +230,10 @@ impl Pieces {
     /// # Errors
     /// There is no such file, or not as it was written.
     pub async fn open(disk: Arc<dyn Disk>, object: ObjectId, file: File) -> Result<Self, SpillError> {
-        let from = Some(open(&disk, object, file).await?);
-        Ok(Pieces { disk, from, len: file.len, want: file.crc, at: 0, crc: crc32fast::Hasher::new() })
+        let (from, header) = (open(&disk, object, file).await?, file.header(object));
+        let next = header.bytes() as u64;
+        let reading = Some(Reading { from, header, crc: crc32fast::Hasher::new(), next });
+        Ok(Pieces { disk, reading, len: file.len, at: 0 })
     }
 
     /// The next piece; `None` when all were read and are what was written.
@@ -168,22 +241,17 @@ impl Pieces {
     /// # Errors
     /// The disk failed, or the bytes are not what was written.
     pub async fn next(&mut self) -> Result<Option<Vec<u8>>, SpillError> {
-        let (at, len) = (self.at, (CHUNK as u64).min(self.len - self.at) as usize);
+        let len = (PIECE as u64).min(self.len - self.at) as usize;
+        let mut reading = self.reading.take().ok_or(SpillError::Stopping)?;
         if len == 0 {
-            let whole = self.crc.clone().finalize() == self.want;
-            return if whole { Ok(None) } else { Err(Damage::Bytes.into()) };
+            return reading.end().map(|()| None);
         }
-        let (mut from, mut crc) = (self.from.take().ok_or(SpillError::Stopping)?, self.crc.clone());
-        let (from, crc, bytes) = apart(&self.disk, move |_| {
-            let bytes = from.read_at(HEADER_BYTES as u64 + at, len)?;
-            if bytes.len() != len {
-                return Err(Damage::Length.into());
-            }
-            crc.update(&bytes);
-            Ok((from, crc, bytes))
+        let (reading, bytes) = apart(&self.disk, move |_| {
+            let bytes = reading.piece(len)?;
+            Ok((reading, bytes))
         })
         .await?;
-        (self.from, self.crc) = (Some(from), crc);
+        self.reading = Some(reading);
         self.at += len as u64;
         Ok(Some(bytes))
     }
@@ -237,8 +305,8 @@ pub async fn scan(disk: Arc<dyn Disk>) -> Result<Vec<(ObjectId, File)>, SpillErr
             let Some(id) = FileId::of_name(&name) else { continue };
             match look(disk, &name, id) {
                 Ok(header) => {
-                    let (len, crc, job) = (header.len, header.crc, header.job);
-                    found.push((id.object, File { number: id.number, len, crc, job }));
+                    let Header { len, crc, job, packed, .. } = header;
+                    found.push((id.object, File { number: id.number, len, crc, job, packed }));
                 }
                 Err(SpillError::Damaged(damage)) => {
                     tracing::warn!(name, %damage, "the file of a spilled object is of no use: it is removed");
@@ -254,11 +322,11 @@ pub async fn scan(disk: Arc<dyn Disk>) -> Result<Vec<(ObjectId, File)>, SpillErr
 
 fn look(disk: &dyn Disk, name: &str, id: FileId) -> Result<Header, SpillError> {
     let mut file = disk.open(name, false)?;
-    let header = Header::decode(&file.read_at(0, HEADER_BYTES)?)?;
+    let header = Header::decode(&file.read_at(0, HEADER_BYTES_MAX)?)?;
     if header.object != id.object {
         return Err(Damage::Name.into());
     }
-    if file.len()? != HEADER_BYTES as u64 + header.len {
+    if file.len()? != header.file_len() {
         return Err(Damage::Length.into());
     }
     Ok(header)
@@ -274,12 +342,28 @@ mod tests {
         TaskId::root(JobId(1)).output(n)
     }
 
-    /// An object of two and a half pieces, somewhere in memory.
+    /// Bytes of two and a half pieces that shrink, and some that do not.
+    fn contents() -> [Vec<u8>; 3] {
+        let len = PIECE * 5 / 2;
+        let mut dice = mobula_base::random::Random::new(1);
+        let noise: Vec<u8> = (0..len).map(|_| dice.next_u64() as u8).collect();
+        let text: Vec<u8> = (0..len).map(|n| (n % 251) as u8).collect();
+        // One whose first piece shrinks and whose last does not.
+        let half = [&text[..len * 2 / 3], &noise[..len - len * 2 / 3]].concat();
+        [text, noise, half]
+    }
+
+    /// An object with these bytes, somewhere in memory.
+    fn laid(bytes: &[u8]) -> (Region, File) {
+        let region = Region::heap(4 * PIECE as u64);
+        region.write(64, bytes);
+        let (len, crc) = (bytes.len() as u64, crc32fast::hash(bytes));
+        (region, File { number: 3, len, crc, job: JobId(1), packed: None })
+    }
+
     fn made() -> (Region, Vec<u8>, File) {
-        let bytes: Vec<u8> = (0..CHUNK * 5 / 2).map(|n| (n % 251) as u8).collect();
-        let region = Region::heap(4 * CHUNK as u64);
-        region.write(64, &bytes);
-        let file = File { number: 3, len: bytes.len() as u64, crc: crc32fast::hash(&bytes), job: JobId(1) };
+        let [bytes, ..] = contents();
+        let (region, file) = laid(&bytes);
         (region, bytes, file)
     }
 
@@ -289,19 +373,52 @@ mod tests {
 
     #[test]
     fn what_is_written_outlives_a_power_cut_and_is_read_back() {
-        let (region, bytes, file) = made();
+        for (bytes, shrinks_to) in contents().iter().zip([5, 100, 80]) {
+            let (region, file) = laid(bytes);
+            let disk = SimDisk::new(1);
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            block_on(async {
+                let written = write(shared.clone(), &region, object(1), file, 64).await;
+                let packed = written.expect("it is taken");
+                assert_eq!(packed.is_some(), shrinks_to < 100);
+                let file = File { packed, ..file };
+                let whole = disk.read(&file.id(object(1)).name()).expect("there").len() as u64;
+                assert_eq!(whole, file.header(object(1)).file_len());
+                assert!(whole * 100 <= file.len * shrinks_to + 10_000, "{whole} of {}", file.len);
+                disk.power_cut();
+                assert_eq!(scan(shared.clone()).await.expect("works"), [(object(1), file)]);
+                let back = Region::heap(4 * PIECE as u64);
+                read(shared.clone(), &back, object(1), file, 128).await.expect("it is whole");
+                assert_eq!(back.view(128, file.len), *bytes);
+                remove(shared.clone(), file.id(object(1))).await.expect("works");
+                remove(shared.clone(), file.id(object(1))).await.expect("gone is gone");
+                assert!(scan(shared.clone()).await.expect("works").is_empty());
+            });
+        }
+    }
+
+    /// As a build wrote it that packed nothing, byte by byte.
+    #[test]
+    fn a_file_from_before_packing_is_read() {
+        let (_, bytes, file) = made();
+        let mut old = b"MOBSPILL".to_vec();
+        old.extend(1_u32.to_le_bytes());
+        old.extend(0_u32.to_le_bytes());
+        old.extend(1_u64.to_le_bytes());
+        old.extend(file.len.to_le_bytes());
+        old.extend(file.crc.to_le_bytes());
+        old.extend(object(1).to_bytes());
+        old.extend([0; 2]);
+        old.extend(crc32fast::hash(&old).to_le_bytes());
+        old.extend(&bytes);
         let disk = SimDisk::new(1);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+        disk.open(&file.id(object(1)).name(), true).expect("memory").write_at(0, &old).expect("memory");
         block_on(async {
-            write(shared.clone(), &region, object(1), file, 64).await.expect("it is taken");
-            disk.power_cut();
             assert_eq!(scan(shared.clone()).await.expect("works"), [(object(1), file)]);
-            let back = Region::heap(4 * CHUNK as u64);
-            read(shared.clone(), &back, object(1), file, 128).await.expect("it is whole");
-            assert_eq!(back.view(128, file.len), bytes);
-            remove(shared.clone(), file.id(object(1))).await.expect("works");
-            remove(shared.clone(), file.id(object(1))).await.expect("gone is gone");
-            assert!(scan(shared.clone()).await.expect("works").is_empty());
+            let back = Region::heap(4 * PIECE as u64);
+            read(shared.clone(), &back, object(1), file, 0).await.expect("it is whole");
+            assert_eq!(back.view(0, file.len), bytes);
         });
     }
 
@@ -344,18 +461,47 @@ mod tests {
 
     #[test]
     fn a_flipped_bit_anywhere_is_seen() {
-        let (region, _, file) = made();
-        let name = file.id(object(1)).name();
-        let whole = file.len + HEADER_BYTES as u64;
-        for byte in [0, 9, 20, 40, HEADER_BYTES as u64 - 1, HEADER_BYTES as u64, whole / 2, whole - 1] {
+        for bytes in contents() {
+            let (region, file) = laid(&bytes);
+            let name = file.id(object(1)).name();
             let disk = SimDisk::new(1);
             let shared: Arc<dyn Disk> = Arc::new(disk.clone());
             block_on(async {
-                write(shared.clone(), &region, object(1), file, 64).await.expect("it is taken");
-                disk.flip_bit(&name, byte);
-                let elsewhere = Region::heap(4 * CHUNK as u64);
-                let back = read(shared.clone(), &elsewhere, object(1), file, 64).await;
-                assert!(matches!(back, Err(SpillError::Damaged(_))), "byte {byte}: {back:?}");
+                let written = write(shared.clone(), &region, object(1), file, 64).await;
+                let file = File { packed: written.expect("it is taken"), ..file };
+                let header = file.header(object(1));
+                let (head, whole) = (header.bytes() as u64, header.file_len());
+                // In the header, a packed length, the first bytes after it, somewhere, and at the end.
+                for byte in [0, 9, 20, 40, head - 1, head, head + 2, head + 4, head + 9, whole / 2, whole - 1]
+                {
+                    disk.flip_bit(&name, byte);
+                    let elsewhere = Region::heap(4 * PIECE as u64);
+                    let back = read(shared.clone(), &elsewhere, object(1), file, 64).await;
+                    assert!(matches!(back, Err(SpillError::Damaged(_))), "byte {byte}: {back:?}");
+                    disk.flip_bit(&name, byte);
+                }
+                read(shared.clone(), &region, object(1), file, 64).await.expect("all of it is mended");
+            });
+        }
+    }
+
+    /// A packed file whose header is right, but with more or fewer bytes than its pieces take.
+    #[test]
+    fn pieces_that_do_not_fill_their_file_are_damage() {
+        let (region, _, file) = made();
+        for more in [-1_i64, 1] {
+            let disk = SimDisk::new(1);
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            block_on(async {
+                let written = write(shared.clone(), &region, object(1), file, 64).await;
+                let packed = written.expect("it is taken").expect("it shrinks");
+                let file = File { packed: Some(packed.saturating_add_signed(more)), ..file };
+                let header = file.header(object(1));
+                let mut out = disk.open(&file.id(object(1)).name(), false).expect("there");
+                out.write_at(0, &header.encode()).expect("memory");
+                out.set_len(header.file_len()).expect("memory");
+                let back = read(shared.clone(), &region, object(1), file, 64).await;
+                assert!(matches!(back, Err(SpillError::Damaged(Damage::Length))), "{back:?}");
             });
         }
     }
@@ -366,7 +512,8 @@ mod tests {
         let disk = SimDisk::new(1);
         let shared: Arc<dyn Disk> = Arc::new(disk.clone());
         block_on(async {
-            write(shared.clone(), &region, object(1), file, 64).await.expect("it is taken");
+            let packed = write(shared.clone(), &region, object(1), file, 64).await.expect("it is taken");
+            let file = File { packed, ..file };
             let name = file.id(object(1)).name();
             let bytes = disk.read(&name).expect("there");
             let other = FileId { object: object(2), number: 4 };

@@ -237,6 +237,11 @@ fn results_that_find_no_room_go_to_files_and_come_back(c: &Cluster) {
     assert!(all.into_iter().all(|is_made| is_made));
     check(&largest, LARGEST, 77);
     assert!(c.home.count("mobula_objects_spilled") > 180);
+    let (bytes, stored) = ("mobula_object_store_spilled_bytes", "mobula_object_store_spill_file_bytes");
+    assert!(
+        c.home.count(stored) * 100 < c.home.count(bytes),
+        "each is one byte again and again: it is packed"
+    );
     assert_eq!(c.home.count("mobula_object_spill_failures_total"), 0);
     // In another order, by tasks, by pairs of them, and by the driver.
     let seen: Vec<_> =

@@ -9,7 +9,7 @@
 //! - [`table`] — the objects and their states; the invariants are listed there.
 //! - [`pins`] — who looks at which place, so that it is not used again too early.
 //! - [`depot`] — memory and files together: what is spilled, what is brought back, who waits.
-//! - [`spill_file`] — what such a file looks like.
+//! - [`spill_file`] — what such a file looks like; [`packing`] — when its bytes are packed, and how.
 //! - [`arena`] — carving one region into allocations; its metadata is outside the shared memory.
 //! - [`region`] — the memory itself, mapped or on the heap. All `unsafe` is here.
 
@@ -17,6 +17,7 @@ pub mod arena;
 pub mod depot;
 pub mod hostile;
 mod lru;
+pub mod packing;
 pub mod pins;
 pub mod region;
 pub mod spill_file;

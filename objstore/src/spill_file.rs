@@ -1,20 +1,30 @@
-//! The file of an object that has left memory: a header, then the bytes of the object as they were.
+//! The file of an object that has left memory: a header, then the bytes of the object, as they were or in
+//! packed pieces ([`crate::packing`]).
 //!
 //! Whoever reads one believes nothing: the header has a checksum of its own, and the bytes must have the
 //! checksum that the header names. Pure; reading and writing are somebody else's.
 
 use mobula_base::{JobId, ObjectId};
 
-/// Bytes before the object's own.
+/// Bytes before the object's own, where they are as they were.
 pub const HEADER_BYTES: usize = 64;
+/// Bytes of the longest header there is.
+pub const HEADER_BYTES_MAX: usize = PACKED_HEADER_BYTES;
 /// What such files are called at the end.
 pub const EXTENSION: &str = "spill";
 
 const MAGIC: [u8; 8] = *b"MOBSPILL";
-const VERSION: u32 = 1;
-/// Bit 0 and up: reserved for how the bytes are packed. They are not.
-const FLAGS: u32 = 0;
-const CRC_AT: usize = HEADER_BYTES - 4;
+/// The bytes as they were. Such files are the same as ever, so that a build that knows no others reads them.
+const PLAIN: u32 = 1;
+/// Packed pieces: the header ends with how many bytes follow.
+const PACKED: u32 = 2;
+const PACKED_HEADER_BYTES: usize = HEADER_BYTES + 8;
+/// How packed pieces are packed: LZ4 blocks. Nothing else is known.
+const LZ4: u32 = 1;
+/// Where the object stands, and how far what both versions have goes.
+const OBJECT_AT: usize = 36;
+const STORED_AT: usize = 60;
+const CRC_BYTES: usize = 4;
 
 /// What a file says about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,10 +33,12 @@ pub struct Header {
     pub object: ObjectId,
     /// The object's job.
     pub job: JobId,
-    /// How many bytes.
+    /// How many bytes it has.
     pub len: u64,
     /// CRC-32 of them.
     pub crc: u32,
+    /// If they are packed: how many bytes follow the header.
+    pub packed: Option<u64>,
 }
 
 /// Why a file is not what it should be. It counts as gone, whatever the reason.
@@ -51,7 +63,9 @@ impl std::fmt::Display for Damage {
         match self {
             Damage::Length => f.write_str("it has another length than its header says"),
             Damage::Magic => f.write_str("it is no file of a spilled object"),
-            Damage::Version(version) => write!(f, "it has version {version}, this build reads {VERSION}"),
+            Damage::Version(version) => {
+                write!(f, "it has version {version}, this build reads {PLAIN} and {PACKED}")
+            }
             Damage::Header => f.write_str("the checksum of its header is wrong"),
             Damage::Bytes => f.write_str("the checksum of its bytes is wrong"),
             Damage::Name => f.write_str("it is of another object than its name says"),
@@ -62,60 +76,73 @@ impl std::fmt::Display for Damage {
 impl std::error::Error for Damage {}
 
 impl Header {
+    /// How long it is written.
+    pub fn bytes(&self) -> usize {
+        if self.packed.is_some() { PACKED_HEADER_BYTES } else { HEADER_BYTES }
+    }
+
+    /// The length of the whole file.
+    pub fn file_len(&self) -> u64 {
+        self.bytes() as u64 + self.packed.unwrap_or(self.len)
+    }
+
     /// As it is written.
-    pub fn encode(&self) -> [u8; HEADER_BYTES] {
-        let mut out = [0; HEADER_BYTES];
-        let object = self.object.to_bytes();
-        let parts: [&[u8]; 7] = [
-            &MAGIC,
-            &VERSION.to_le_bytes(),
-            &FLAGS.to_le_bytes(),
-            &self.job.0.to_le_bytes(),
-            &self.len.to_le_bytes(),
-            &self.crc.to_le_bytes(),
-            &object,
-        ];
-        let mut at = 0;
-        for part in parts {
-            out[at..at + part.len()].copy_from_slice(part);
-            at += part.len();
-        }
-        let crc = crc32fast::hash(&out[..CRC_AT]);
-        out[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
+    pub fn encode(&self) -> Vec<u8> {
+        let (version, flags) = if self.packed.is_some() { (PACKED, LZ4) } else { (PLAIN, 0) };
+        let mut out = Vec::with_capacity(self.bytes());
+        out.extend(MAGIC);
+        out.extend(version.to_le_bytes());
+        out.extend(flags.to_le_bytes());
+        out.extend(self.job.0.to_le_bytes());
+        out.extend(self.len.to_le_bytes());
+        out.extend(self.crc.to_le_bytes());
+        out.extend(self.object.to_bytes());
+        out.resize(STORED_AT, 0);
+        out.extend(self.packed.iter().flat_map(|stored| stored.to_le_bytes()));
+        out.extend(crc32fast::hash(&out).to_le_bytes());
         out
     }
 
-    /// Reads the first bytes of a file; what comes after them is not looked at.
+    /// Reads the first bytes of a file; what comes after the header is not looked at.
     ///
     /// # Errors
     /// It is not the header of a file that this build can read.
     pub fn decode(bytes: &[u8]) -> Result<Header, Damage> {
-        let header: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Damage::Length)?;
-        if header[..8] != MAGIC {
+        let head: &[u8; HEADER_BYTES] = bytes.first_chunk().ok_or(Damage::Length)?;
+        if head[..8] != MAGIC {
             return Err(Damage::Magic);
         }
-        if u32_at(header, CRC_AT) != crc32fast::hash(&header[..CRC_AT]) {
+        // Flags are part of the version: what is unknown cannot be read. Nor can it be told from a known
+        // version that was damaged: where the checksum stands is not known.
+        let (version, flags) = (u32_at(head, 8), u32_at(head, 12));
+        let packed = match (version, flags) {
+            (PLAIN, 0) => None,
+            (PACKED, LZ4) => Some(bytes.get(STORED_AT..STORED_AT + 8).ok_or(Damage::Length)?),
+            _ => return Err(Damage::Version(version)),
+        };
+        let packed = packed.map(|stored| u64_at(stored, 0));
+        let whole = if packed.is_some() { PACKED_HEADER_BYTES } else { HEADER_BYTES };
+        let whole = bytes.get(..whole).ok_or(Damage::Length)?;
+        let (said, crc) = whole.split_at(whole.len() - CRC_BYTES);
+        if u32_at(crc, 0) != crc32fast::hash(said) {
             return Err(Damage::Header);
         }
-        // Flags are part of the version: what is unknown cannot be read.
-        let (version, flags) = (u32_at(header, 8), u32_at(header, 12));
-        if version != VERSION || flags != FLAGS {
-            return Err(Damage::Version(version));
-        }
-        let object = ObjectId::from_bytes(&header[36..36 + ObjectId::LEN]).ok_or(Damage::Header)?;
-        let job = JobId(u64_at(header, 16));
-        let header = Header { object, job, len: u64_at(header, 24), crc: u32_at(header, 32) };
+        let object =
+            ObjectId::from_bytes(&head[OBJECT_AT..OBJECT_AT + ObjectId::LEN]).ok_or(Damage::Header)?;
+        let job = JobId(u64_at(head, 16));
+        let header = Header { object, job, len: u64_at(head, 24), crc: u32_at(head, 32), packed };
         // A length that no file can have.
-        header.len.checked_add(HEADER_BYTES as u64).ok_or(Damage::Length)?;
+        let longest = header.len.max(packed.unwrap_or(0));
+        longest.checked_add(HEADER_BYTES_MAX as u64).ok_or(Damage::Length)?;
         Ok(header)
     }
 }
 
-fn u32_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u32 {
+fn u32_at(bytes: &[u8], at: usize) -> u32 {
     u32::from_le_bytes(*bytes[at..].first_chunk().expect("offsets of the layout"))
 }
 
-fn u64_at(bytes: &[u8; HEADER_BYTES], at: usize) -> u64 {
+fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(*bytes[at..].first_chunk().expect("offsets of the layout"))
 }
 
@@ -159,27 +186,55 @@ mod tests {
 
     fn header() -> Header {
         let object = TaskId::root(JobId(7)).output(3);
-        Header { object, job: JobId(7), len: 5_000_000, crc: 0xdead_beef }
+        Header { object, job: JobId(7), len: 5_000_000, crc: 0xdead_beef, packed: None }
+    }
+
+    fn packed() -> Header {
+        Header { packed: Some(77_000), ..header() }
     }
 
     #[test]
     fn what_is_written_is_read() {
-        let bytes = header().encode();
-        assert_eq!(Header::decode(&bytes), Ok(header()));
-        assert_eq!(Header::decode(&bytes[..63]), Err(Damage::Length));
-        assert_eq!(Header::decode(b""), Err(Damage::Length));
-        let mut longer = bytes.to_vec();
-        longer.extend(b"the object");
-        assert_eq!(Header::decode(&longer), Ok(header()));
+        for header in [header(), packed()] {
+            let bytes = header.encode();
+            assert_eq!(bytes.len(), header.bytes());
+            assert_eq!(Header::decode(&bytes), Ok(header));
+            assert_eq!(Header::decode(&bytes[..bytes.len() - 1]), Err(Damage::Length));
+            assert_eq!(Header::decode(b""), Err(Damage::Length));
+            let mut longer = bytes.to_vec();
+            longer.extend(b"the object");
+            assert_eq!(Header::decode(&longer), Ok(header));
+        }
+        assert_eq!((header().file_len(), packed().file_len()), (5_000_064, 77_072));
+    }
+
+    /// A file of a build that packed nothing (the golden one is the fuzz target's first input).
+    #[test]
+    fn the_format_before_packing_is_read_and_written_as_ever() {
+        let golden = include_bytes!("../../fuzz/seeds/spill_file/header-v1.spill");
+        let read = Header::decode(golden).expect("it is whole");
+        assert_eq!(read.packed, None);
+        assert_eq!(read.encode(), golden);
+    }
+
+    #[test]
+    fn what_a_later_build_writes_is_called_so() {
+        let mut bytes = packed().encode();
+        bytes[8] = 3;
+        assert_eq!(Header::decode(&bytes), Err(Damage::Version(3)));
+        let mut bytes = packed().encode();
+        bytes[12] = 2;
+        assert_eq!(Header::decode(&bytes), Err(Damage::Version(PACKED)));
     }
 
     #[test]
     fn every_flipped_bit_is_seen() {
-        let bytes = header().encode();
-        for bit in 0..HEADER_BYTES * 8 {
-            let mut changed = bytes;
-            changed[bit / 8] ^= 1 << (bit % 8);
-            assert!(Header::decode(&changed).is_err(), "bit {bit}");
+        for bytes in [header().encode(), packed().encode()] {
+            for bit in 0..bytes.len() * 8 {
+                let mut changed = bytes.clone();
+                changed[bit / 8] ^= 1 << (bit % 8);
+                assert!(Header::decode(&changed).is_err(), "bit {bit}");
+            }
         }
     }
 
@@ -199,8 +254,8 @@ mod tests {
         fn headers_that_are_something_else(
             mut bytes in prop_oneof![
                 prop::collection::vec(any::<u8>(), 0..100),
-                any::<(u64, u64, u32)>().prop_map(|(job, len, crc)| {
-                    Header { job: JobId(job), len, crc, ..header() }.encode().to_vec()
+                any::<(u64, u64, u32, Option<u64>)>().prop_map(|(job, len, crc, packed)| {
+                    Header { job: JobId(job), len, crc, packed, ..header() }.encode()
                 }),
             ],
             changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),

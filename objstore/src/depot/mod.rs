@@ -50,6 +50,8 @@ pub struct File {
     pub crc: u32,
     /// Its job.
     pub job: JobId,
+    /// If its bytes are packed: how many there are in the file. None until it is written.
+    pub packed: Option<u64>,
 }
 
 impl File {
@@ -60,7 +62,12 @@ impl File {
 
     /// What stands in front of its bytes.
     pub fn header(&self, object: ObjectId) -> Header {
-        Header { object, job: self.job, len: self.len, crc: self.crc }
+        Header { object, job: self.job, len: self.len, crc: self.crc, packed: self.packed }
+    }
+
+    /// Bytes that the object takes in the file.
+    fn stored(&self) -> u64 {
+        self.packed.unwrap_or(self.len)
     }
 }
 
@@ -136,7 +143,24 @@ enum Moving {
     Back,
 }
 
-/// How a file was written, or why not: what matters of it is whether to try again.
+/// Counts of what lies in files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spilled {
+    /// How many files.
+    pub files: u64,
+    /// Bytes of the objects in them.
+    pub bytes: u64,
+    /// What these take in the files, without headers.
+    pub stored_bytes: u64,
+    /// How often the disk did not take one.
+    pub failures: u64,
+}
+
+/// How a file was written: to how many bytes its object was packed, if it was. Or that it was not: what matters
+/// of it is whether to try again.
+pub type Written = Result<Option<u64>, ()>;
+
+/// Whether a file was read back.
 pub type Outcome = Result<(), ()>;
 
 /// What a node holds.
@@ -155,6 +179,7 @@ pub struct Depot {
     is_pausing: bool,
     files: BTreeMap<ObjectId, File>,
     file_bytes: u64,
+    stored_bytes: u64,
     next_number: u64,
     dirty: Lru,
     clean: Lru,
@@ -192,6 +217,7 @@ impl Depot {
             is_pausing: false,
             files: BTreeMap::new(),
             file_bytes: 0,
+            stored_bytes: 0,
             next_number: 1,
             dirty: Lru::default(),
             clean: Lru::default(),
@@ -459,9 +485,14 @@ impl Depot {
         self.memory.count()
     }
 
-    /// Files, their bytes without headers, and how often the disk did not take one.
-    pub fn spilled(&self) -> (u64, u64, u64) {
-        (self.files.len() as u64, self.file_bytes, self.failures)
+    /// What lies in files.
+    pub fn spilled(&self) -> Spilled {
+        Spilled {
+            files: self.files.len() as u64,
+            bytes: self.file_bytes,
+            stored_bytes: self.stored_bytes,
+            failures: self.failures,
+        }
     }
 
     /// Requests that wait.
@@ -495,6 +526,7 @@ impl Depot {
             "sealed, not in order"
         );
         assert_eq!(self.files.values().map(|file| file.len).sum::<u64>(), self.file_bytes);
+        assert_eq!(self.files.values().map(File::stored).sum::<u64>(), self.stored_bytes);
         for object in &self.gone {
             assert!(self.find(*object).is_some() && self.is_claimed(*object), "{object} is kept for nobody");
         }

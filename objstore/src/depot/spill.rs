@@ -1,6 +1,6 @@
 //! What leaves memory for a file, and what comes of it.
 
-use super::{Depot, Effect, File, Outcome, RESTORER, WRITES_MAX};
+use super::{Depot, Effect, File, Outcome, RESTORER, WRITES_MAX, Written};
 use crate::Reader;
 use mobula_base::ObjectId;
 
@@ -46,7 +46,7 @@ impl Depot {
         let (Some(place), Some(job)) = (self.memory.get(object), self.memory.job(object)) else {
             return false;
         };
-        let file = File { number: self.next_number, len: place.len, crc: place.crc, job };
+        let file = File { number: self.next_number, len: place.len, crc: place.crc, job, packed: None };
         self.next_number += 1;
         self.memory.pin(object, Reader::Spill);
         self.dirty.touch(object);
@@ -61,16 +61,17 @@ impl Depot {
     }
 
     /// A file is durable, or it could not be written.
-    pub fn written(&mut self, object: ObjectId, outcome: Outcome) {
+    pub fn written(&mut self, object: ObjectId, outcome: Written) {
         let Some((file, place)) = self.writing.remove(&object) else { return };
         self.memory.unpin(object, Reader::Spill);
-        if outcome.is_err() {
+        let Ok(packed) = outcome else {
             self.failures += 1;
             if !std::mem::replace(&mut self.is_pausing, true) {
                 self.effects.push(Effect::Pause);
             }
             return;
-        }
+        };
+        let file = File { packed, ..file };
         if self.memory.get(object) != Some(place) || self.files.contains_key(&object) {
             // It has gone meanwhile, or was made again.
             self.effects.push(Effect::Remove { file: file.id(object) });
@@ -125,6 +126,7 @@ impl Depot {
 
     pub(super) fn add_file(&mut self, object: ObjectId, file: File) {
         self.file_bytes += file.len;
+        self.stored_bytes += file.stored();
         self.files.insert(object, file);
     }
 
@@ -132,6 +134,7 @@ impl Depot {
     pub(super) fn drop_file(&mut self, object: ObjectId) -> bool {
         let Some(file) = self.files.remove(&object) else { return false };
         self.file_bytes -= file.len;
+        self.stored_bytes -= file.stored();
         self.effects.push(Effect::Remove { file: file.id(object) });
         true
     }

@@ -6,7 +6,7 @@ use super::room::Waiting;
 use super::worker::Client;
 use mobula_base::{Incarnation, Instant, ObjectId, Resources, ShardId};
 use mobula_objstore::Depot;
-use mobula_objstore::depot::File;
+use mobula_objstore::depot::{self, File};
 use mobula_proto::{ClusterView, Failure, HoldingRequest, Output, PeerMsg, StreamBatch, TaskSpec, peer_msg};
 use mobula_scheduler::{ClientId, Config, Core, Event, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -136,7 +136,7 @@ pub enum Input {
     /// A transfer has filled its room, or broke off.
     Filled { object: ObjectId, from: Incarnation, offset: u64, content: Content, breaks: bool },
     /// A file is durable, or was not taken.
-    FileWritten { object: ObjectId, outcome: Result<(), ()> },
+    FileWritten { object: ObjectId, outcome: depot::Written },
     /// An object is in memory again, or its file is damaged.
     FileRead { object: ObjectId, outcome: Result<(), ()> },
     /// A file was found damaged when it was sent to another node.
