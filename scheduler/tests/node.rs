@@ -369,21 +369,23 @@ fn what_is_on_its_way_to_a_worker_that_waits_keeps_its_cpu() {
     for worker in [1, 2, 3] {
         node.step(Event::WorkerUp { worker, job: JOB });
     }
-    // One CPU for each of the first two; what is known to be short is put behind one that runs.
+    // What is known to be short is put behind one that runs.
     node.step(Event::Submit { client: DRIVER, specs: vec![spec(0, &[])] });
-    node.finish(1, task(0), 1, small("v"));
+    let (task, value, contains, elements) = (task(0), small("v"), Vec::new(), Default::default());
+    let outcome = TaskOutcome { task, attempt: 1, value, contains, ran_ns: 1_000, elements };
+    node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
+    node.runs();
     node.step(Event::Submit { client: DRIVER, specs: (1..5).map(|n| spec(n, &[])).collect() });
-    let behind: Vec<TaskId> = node.runs().into_iter().filter(|(w, ..)| *w == 1).map(|(_, t, _)| t).collect();
-    let [front, next] = behind[..] else { panic!("{behind:?}") };
-    let others = (5..9).map(|n| spec(n, &[])).collect();
+    let given = node.runs();
+    let line: Vec<TaskId> = given.iter().filter(|(w, ..)| *w == 1).map(|(_, task, _)| *task).collect();
+    assert_eq!((given.len(), line.len()), (4, 2), "two CPUs, two lines: {given:?}");
     // The first one waits; what stands behind it had not come there yet.
     node.step(Event::Blocked { worker: 1, returned: vec![] });
-    node.step(Event::Submit { client: DRIVER, specs: others });
-    assert!(node.runs().iter().all(|(w, ..)| *w == 2), "the third worker would be one too many for two CPUs");
+    node.step(Event::Submit { client: DRIVER, specs: (5..9).map(|n| spec(n, &[])).collect() });
+    assert!(node.runs().iter().all(|(w, ..)| *w == 2), "the third worker would be one too many");
     // It comes, and the worker still waits: so it is handed back, and the CPU is free.
-    node.step(Event::Blocked { worker: 1, returned: vec![next] });
-    assert!(node.runs().iter().any(|(w, t, _)| (*w, *t) == (3, next)));
-    node.finish(1, front, 1, small("f"));
+    node.step(Event::Blocked { worker: 1, returned: vec![line[1]] });
+    assert!(node.runs().iter().any(|(w, task, _)| (*w, *task) == (3, line[1])));
 }
 
 #[test]
