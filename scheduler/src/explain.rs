@@ -164,6 +164,7 @@ impl Core {
         };
         let Some(w) = self.workers.get(&worker) else { return "given" };
         match w.queue.iter().position(|other| *other == task) {
+            Some(0) if w.blocked && self.waits_for_taker(run, because) => "blocked",
             Some(0) if w.blocked => {
                 because.push(format!("it runs in worker {worker} and waits there for what it asked for"));
                 "blocked"
@@ -181,6 +182,18 @@ impl Core {
                 "given"
             }
         }
+    }
+
+    /// Whether a task is so far ahead of whoever takes the items of its stream that it waits, in words.
+    fn waits_for_taker(&self, run: &Run, because: &mut Vec<String>) -> bool {
+        let Some((made, taken)) = Core::progress(run) else { return false };
+        let waits = made >= taken.saturating_add(crate::items::window(&run.spec));
+        if waits {
+            because.push(format!(
+                "it has made {made} items of its stream, of which {taken} are taken: it goes on when more are"
+            ));
+        }
+        waits
     }
 
     /// What keeps the arguments that are not here.

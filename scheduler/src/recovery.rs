@@ -473,6 +473,7 @@ impl Core {
             }
             if run.others.is_empty() {
                 run.orphan = true;
+                self.heed_taken(task, crate::items::ALL_TAKEN);
                 self.forget_run(task);
             } else {
                 run.keeper = run.others.remove(0);
@@ -498,6 +499,7 @@ impl Core {
         }
         self.forget_client_refs(client);
         self.forget_watches(client);
+        self.forget_consumer(client);
     }
 
     /// A job ended: everything of it goes.
@@ -512,6 +514,7 @@ impl Core {
             self.take_run(task);
         }
         self.copies.forget_job(job);
+        self.forget_streams(job);
         self.counted.remove(&job);
         self.reuse.remove(&job);
         for id in self.objects.sorted_keys(|object| object.job == job) {
