@@ -96,7 +96,8 @@ impl Core {
         let (Some(n), crc, me) = (id.item(), self.config.crc, self.config.incarnation) else { return };
         let streams = &self.streams;
         let Some(run) = self.runs.get_mut(&id.task).filter(|run| run.given == Some(worker)) else { return };
-        let leaves = run.askers().any(|asker| asker.node != me) || run.spec.max_retries == 0;
+        let other = run.askers().map(|asker| asker.node).find(|node| *node != me);
+        let leaves = other.is_some() || run.spec.max_retries == 0;
         let open = |(shard, number): &(&ShardId, &u64)| !streams.are_committed(**shard, **number);
         let after = match has_refs && leaves && !mutant!("W33") {
             true => run.submitted.iter().filter(open).map(|(shard, number)| (*shard, *number)).collect(),
@@ -110,6 +111,10 @@ impl Core {
         };
         making.untold.push_back(Untold { item: Told { value: Some(value) }, after });
         self.untold.insert(id.task);
+        if let (Some(other), Some(object)) = (other, self.objects.get_mut(&id)) {
+            // Whoever takes it has a copy, too: the last of the two to be done with it lets the other one go.
+            (object.refs.left, object.refs.copy_at) = (true, Some(other));
+        }
     }
 
     /// Tells of items what can be told by now.
