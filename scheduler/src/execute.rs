@@ -403,11 +403,10 @@ impl Core {
         let TaskOutcome { task, value, mut contains, ran_ns, mut elements, .. } = outcome;
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
-        if run.items.is_some() {
+        let (mismatch, streams) = (elements::mismatch(&run.spec, elements.len()), run.items.is_some());
+        if streams {
             self.tell_items_of(task);
         }
-        let Some(run) = self.runs.get(&task) else { return };
-        let mismatch = elements::mismatch(&run.spec, elements.len());
         let mut value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
         if let (Ok(_), Some(failure)) = (&value, mismatch) {
             value = Err(failure);

@@ -136,7 +136,10 @@ impl Core {
             let first = making.made - making.untold.len() as u32;
             let (mut items, mut bytes) = (Vec::new(), 0);
             let is_open = |next: &Untold| next.after.iter().any(|(s, n)| !streams.are_committed(*s, *n));
-            while let Some(next) = making.untold.pop_front_if(|next| bytes < NEWS_BYTES && !is_open(next)) {
+            while bytes < NEWS_BYTES
+                && making.untold.front().is_some_and(|next| !is_open(next))
+                && let Some(next) = making.untold.pop_front()
+            {
                 bytes += told_bytes(&next.item);
                 items.push(next.item);
             }
@@ -369,7 +372,9 @@ impl Core {
         let Some(consumer) = self.consumers.get_mut(&task) else { return };
         let before = consumer.taken;
         let is_safe = |gate: &BTreeMap<ShardId, u64>| gate.iter().all(|(s, n)| streams.are_committed(*s, *n));
-        while let Some((taken, _)) = consumer.unsafe_yet.pop_front_if(|(_, gate)| is_safe(gate)) {
+        while consumer.unsafe_yet.front().is_some_and(|(_, gate)| is_safe(gate))
+            && let Some((taken, _)) = consumer.unsafe_yet.pop_front()
+        {
             consumer.taken = taken;
         }
         if consumer.taken > before {
@@ -390,10 +395,10 @@ impl Core {
     }
 
     /// This node keeps the task no longer: whoever still runs an attempt of it does so for nobody here.
-    pub(crate) fn let_go_of_stream(&mut self, task: TaskId) {
-        match self.kept.get(&task).map(|kept| kept.state) {
-            Some(KeptState::Placed(to)) if to == self.config.incarnation => self.heed_taken(task, ALL_TAKEN),
-            Some(KeptState::Placed(to)) => {
+    pub(crate) fn let_go_of_stream(&mut self, task: TaskId, state: KeptState) {
+        match state {
+            KeptState::Placed(to) if to == self.config.incarnation => self.heed_taken(task, ALL_TAKEN),
+            KeptState::Placed(to) => {
                 self.effects.push(Effect::TellTaken { to, task, taken: ALL_TAKEN });
             }
             _ => {}

@@ -81,10 +81,10 @@ impl Core {
         if let Some(why) = elements::too_many(&spec) {
             return self.refuse(client, task, &spec, why);
         }
-        if let Some(why) = items::refused(&spec) {
-            return self.refuse(client, task, &spec, why);
-        }
         if items::window(&spec) > 0 {
+            if let Some(why) = items::refused(&spec) {
+                return self.refuse(client, task, &spec, why);
+            }
             self.begin_consuming(client, task, job);
         }
         self.expect(client, task, &spec);

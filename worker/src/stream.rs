@@ -239,3 +239,146 @@ impl Client {
         state.slots.get(&task.output(0)).is_some_and(|slot| slot.told) && state.closed.is_none()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::args::Args;
+    use bytes::BytesMut;
+    use mobula_net::frame::Decoder;
+    use mobula_net::written::Written;
+    use mobula_objstore::Region;
+    use mobula_proto::{
+        DaemonMsg, Failure, ItemsMade, ObjectReady, ToClient, ToDaemon, Value, Welcome, daemon_msg,
+        object_bytes, value as wire_value,
+    };
+
+    fn client(streams: bool) -> Client {
+        let welcome = Welcome { job: 1, arena_bytes: 4096, streams, ..Welcome::default() };
+        Client::new(welcome, Region::heap(4096), Written::default())
+    }
+
+    fn numbers() -> Task<Streamed<u64>> {
+        Task::new("test", Args::default())
+    }
+
+    /// What has been said since the last look: `S` a submission, `T` items that are taken, `O` that no more are, `D` how many
+    /// references are dropped, `C` that a task is cancelled.
+    fn said(client: &Client) -> String {
+        let mut said = Vec::new();
+        let frames = client.shell.outbox.try_take(&mut BytesMut::new());
+        let mut decoder = Decoder::default();
+        frames.iter().for_each(|frame| decoder.buffer().extend_from_slice(frame));
+        while let Some(frame) = decoder.next_message::<ToDaemon>().expect("a frame") {
+            for ClientMsg { msg } in frame.msgs {
+                said.push(match msg {
+                    Some(client_msg::Msg::Submit(spec)) => {
+                        format!("S{}", spec.options.map_or(0, |options| options.window))
+                    }
+                    Some(client_msg::Msg::Take(take)) if take.over => format!("O{}", take.upto),
+                    Some(client_msg::Msg::Take(take)) => format!("T{}..{}", take.first, take.upto),
+                    Some(client_msg::Msg::Dropped(dropped)) => format!("D{}", dropped.objects.len()),
+                    Some(client_msg::Msg::Cancel(_)) => "C".to_owned(),
+                    other => format!("{other:?}"),
+                });
+            }
+        }
+        said.join(" ")
+    }
+
+    fn hears(client: &Client, msg: daemon_msg::Msg) {
+        client.receive(ToClient { msgs: vec![DaemonMsg { msg: Some(msg) }] });
+    }
+
+    fn made(client: &Client, stream: &Stream<u64>, items: u32) {
+        hears(client, daemon_msg::Msg::ItemsMade(ItemsMade { task: task_bytes(stream.task), items }));
+    }
+
+    fn ended(client: &Client, stream: &Stream<u64>, value: wire_value::Value) {
+        let object = object_bytes(stream.mark.id());
+        let value = Some(Value { value: Some(value) });
+        hears(client, daemon_msg::Msg::Ready(ObjectReady { object, value }));
+    }
+
+    fn mark(items: u32) -> wire_value::Value {
+        wire_value::Value::Inline(value::encode(&(items, 7u32)).expect("plain").bytes.into())
+    }
+
+    fn now(stream: &mut Stream<u64>) -> Option<Result<ObjectRef<u64>, Error>> {
+        stream.next_timeout(Duration::ZERO)
+    }
+
+    #[test]
+    fn what_is_taken_in_a_row_is_told_at_once() {
+        let client = client(true);
+        let mut stream = client.submit_stream(numbers());
+        assert!(matches!(now(&mut stream), Some(Err(Error::Timeout(_)))), "there is none yet");
+        assert_eq!(said(&client), format!("S{DEFAULT_WINDOW}"));
+        made(&client, &stream, 3);
+        // What comes late says less.
+        made(&client, &stream, 2);
+        let items = [(); 3].map(|()| now(&mut stream).expect("one").expect("an item"));
+        assert!(items.iter().zip(0..).all(|(item, n)| item.id() == stream.task.item(n)));
+        assert_eq!(said(&client), "T0..3");
+        assert!(matches!(now(&mut stream), Some(Err(Error::Timeout(_)))));
+        ended(&client, &stream, mark(3));
+        assert!(now(&mut stream).is_none() && stream.next().is_none());
+        drop(items);
+        drop(stream);
+        assert_eq!(said(&client), "D3 O3 D1");
+        let state = client.state();
+        assert!(state.slots.is_empty() && state.items.is_empty());
+    }
+
+    #[test]
+    fn of_a_stream_that_has_ended_the_mark_says_how_many_there_are() {
+        let client = client(true);
+        let mut stream = client.submit_stream(numbers().window(9999));
+        ended(&client, &stream, mark(2));
+        assert_eq!(stream.by_ref().map(|item| item.expect("an item")).count(), 2);
+        assert_eq!(said(&client), "S4096 T0..1 D1 T1..2 D1");
+        drop(stream);
+        assert_eq!(said(&client), "O2 D1", "it is not cancelled");
+    }
+
+    #[test]
+    fn a_failure_comes_after_what_was_made() {
+        let client = client(true);
+        let mut stream = client.submit_stream(numbers().window(0));
+        made(&client, &stream, 1);
+        ended(
+            &client,
+            &stream,
+            wire_value::Value::Failure(Failure { message: "no".into(), ..Default::default() }),
+        );
+        let item = now(&mut stream).expect("one").expect("an item");
+        assert!(matches!(now(&mut stream), Some(Err(Error::Task { message, .. })) if message == "no"));
+        assert!(now(&mut stream).is_none());
+        drop((item, stream));
+        assert_eq!(said(&client), "S1 T0..1 D1 O1 D1");
+    }
+
+    #[test]
+    fn who_drops_it_early_cancels_it_unless_that_is_a_task() {
+        let client = client(true);
+        let stream = client.submit_stream(numbers().window(2));
+        drop(stream);
+        assert_eq!(said(&client), "S2 C O0 D1");
+        let context = crate::context::Context::new(client.job(), Default::default(), 1, false);
+        let in_task = client.for_task(context, crate::options::JobOptions::default());
+        drop(in_task.submit_stream(numbers().window(2)));
+        assert_eq!(said(&client), "S2 O0 D1");
+    }
+
+    #[test]
+    fn what_never_left_the_program_fails_and_is_not_told() {
+        let old = client(false);
+        let mut stream = old.submit_stream(numbers());
+        assert!(
+            matches!(now(&mut stream), Some(Err(Error::Task { message, .. })) if message.contains("release"))
+        );
+        drop(stream);
+        assert_eq!(said(&old), "");
+        assert!(old.state().slots.is_empty() && old.state().items.is_empty());
+    }
+}

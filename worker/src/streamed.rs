@@ -301,3 +301,87 @@ fn end_flow(mut flowing: Flowing, taken: u32, failed: Option<Failure>) -> Result
 fn lost(error: &crate::error::Error) -> Failure {
     Failure::new(FailureKind::FailureUserError, error.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mobula_base::JobId;
+
+    fn task() -> TaskId {
+        TaskId::new(JobId(1), TaskId::root(JobId(1)), 0, 3)
+    }
+
+    fn flow(out: &impl Serialize) -> Flow {
+        encode(out).expect("a stream").flow.expect("it is taken out")
+    }
+
+    fn item(flowing: &mut Flowing, flow: &mut Flow) -> Option<u64> {
+        let (id, item) = flowing.next(flow).expect("none fails")?;
+        flowing.put(ObjectRef::new(id, None), crc32fast::hash(&item.bytes), item.bytes.len() as u64);
+        Some(value::decode(&item.bytes).expect("a number"))
+    }
+
+    #[test]
+    fn items_are_made_one_by_one_and_held_until_they_are_taken() {
+        let mut flow = flow(&Streamed::new(5..8u64));
+        let mut flowing = Flowing::new(task(), 2);
+        let mut turns = Vec::new();
+        while item(&mut flowing, &mut flow).is_some() {
+            turns.push(flowing.turn());
+        }
+        assert_eq!((turns, flowing.end()), (vec![0, 1, 2], 3), "two may wait to be taken");
+        flowing.taken(1);
+        assert_eq!(flowing.held.front().map(ObjectRef::id), Some(task().item(1)));
+        flowing.taken(u32::MAX);
+        assert!(flowing.held.is_empty());
+        let mark = flowing.mark().expect("plain").bytes;
+        assert_eq!(value::decode::<(u32, u32)>(&mark).expect("a mark").0, 3);
+    }
+
+    #[test]
+    fn a_mark_tells_other_items_apart() {
+        let mark = |items: &[u64]| {
+            let mut flowing = Flowing::new(task(), 100);
+            let mut flow = flow(&Streamed::new(items.to_vec()));
+            while item(&mut flowing, &mut flow).is_some() {}
+            flowing.mark().expect("plain").bytes
+        };
+        assert_eq!(mark(&[1, 2]), mark(&[1, 2]));
+        assert!(
+            mark(&[1, 2]) != mark(&[2, 1]) && mark(&[1, 2]) != mark(&[1, 2, 2]) && mark(&[]) != mark(&[1])
+        );
+    }
+
+    #[test]
+    fn errors_and_panics_of_the_iterator_are_the_tasks() {
+        let fails = |out: Streamed<u64>| {
+            let (mut flow, mut flowing) = (flow(&out), Flowing::new(task(), 100));
+            item(&mut flowing, &mut flow).expect("the first is well");
+            flowing.next(&mut flow).expect_err("the second is not")
+        };
+        let error = fails(Streamed::fallible([Ok(1), Err("no")]));
+        assert_eq!((error.kind(), &error.message[..]), (FailureKind::FailureUserError, "no"));
+        let panic = fails(Streamed::new((0..2u64).map(|n| if n == 1 { panic!("on purpose") } else { n })));
+        assert_eq!((panic.kind(), &panic.message[..]), (FailureKind::FailurePanic, "on purpose"));
+        let mut many = Flowing { made: STREAM_ITEMS_MAX, ..Flowing::new(task(), 1) };
+        let refused = many.next(&mut flow(&Streamed::new(0..1u64))).expect_err("one too many");
+        assert!(refused.message.contains("more than 1048576 items"), "{}", refused.message);
+        many.made -= 1;
+        assert!(matches!(many.next(&mut flow(&Streamed::new(0..1u64))), Ok(Some(_))));
+    }
+
+    #[test]
+    fn what_is_no_stream_and_what_holds_one_says_so() {
+        let why = |out: Result<Encoded, Failure>| out.expect_err("it is refused").message;
+        let stream = || Streamed::new(0..1u64);
+        for refused in [why(encode(&7u64)), why(encode(&())), why(encode(&(stream(), 1u8)))] {
+            assert!(refused.contains("is not a stream"), "{refused}");
+        }
+        assert!(why(encode(&(stream(), stream()))).contains("is not a stream"));
+        // One that is a value to its submitter.
+        assert!(value::encode(&stream()).expect_err("there is no place for it").contains("submit_stream"));
+        let once = stream();
+        assert!(encode(&once).is_ok());
+        assert!(why(encode(&once)).contains("once"));
+    }
+}

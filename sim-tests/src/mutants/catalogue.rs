@@ -242,6 +242,15 @@ pub const MUTANTS: &[Mutant] = &[
         "a task begins without a CPU behind one that waited, since it was on its way there",
         CORE,
     ),
+    product("W33", "R4", "an item of a stream is told before what lies inside is on record", CORE),
+    product("W34", "R16", "an attempt at a stream that counts no more waits for ever to be taken from", CORE),
+    product(
+        "W35",
+        "G3",
+        "an item of a stream that another attempt makes otherwise is told all the same",
+        CORE,
+    ),
+    product("W36", "R8", "an item of a stream is let go of before whoever takes it holds it", CORE),
 ];
 
 /// The bug of this name.
