@@ -72,7 +72,8 @@ pub fn encode_value<T: Serialize>(out: &T) -> RunResult {
         (0, _) => return crate::streamed::encode(out),
         (elements, _) => return crate::split::encode(out, elements),
     }
-    value::encode(out).map_err(|e| Failure::new(FailureKind::FailureUserError, e))
+    value::encode(out)
+        .map_err(|e| Failure::new(FailureKind::FailureUserError, crate::streamed::refusal().unwrap_or(e)))
 }
 
 /// Encodes what a fallible function returned.

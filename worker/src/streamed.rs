@@ -11,7 +11,6 @@ use crate::value::{self, Encoded};
 use mobula_base::ids::STREAM_ITEMS_MAX;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{Failure, FailureKind, INLINE_MAX, Shared};
-use serde::ser::Error as _;
 use serde::{Serialize, Serializer};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -89,17 +88,29 @@ impl fmt::Debug for Flow {
 thread_local! {
     /// Where a stream goes that is being encoded on this thread; `None`: there is no place for one.
     static FOUND: RefCell<Option<Vec<Flow>>> = const { RefCell::new(None) };
+    /// Why the last one went nowhere.
+    static REFUSED: Cell<Option<&'static str>> = const { Cell::new(None) };
+}
+
+/// Why a stream that was encoded on this thread was none, if so. (The encoding keeps no words.)
+pub(crate) fn refusal() -> Option<String> {
+    REFUSED.take().map(str::to_owned)
+}
+
+fn refuse<E: serde::ser::Error>(why: &'static str) -> E {
+    REFUSED.set(Some(why));
+    E::custom(why)
 }
 
 impl<T> Serialize for Streamed<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let flow = self.items.take().ok_or_else(|| S::Error::custom("a stream can be returned once"))?;
+        let flow = self.items.take().ok_or_else(|| refuse::<S::Error>("a stream can be returned once"))?;
         FOUND.with(|found| match &mut *found.borrow_mut() {
             Some(found) => {
                 found.push(flow);
                 Ok(())
             }
-            None => Err(S::Error::custom(
+            None => Err(refuse(
                 "a stream is no value: submit its task by `submit_stream`, and put no stream inside a value",
             )),
         })?;
@@ -116,7 +127,7 @@ pub(crate) fn encode<T: Serialize>(out: &T) -> Result<Encoded, Failure> {
     let encoded = value::encode(out);
     let mut found = FOUND.with(|found| found.replace(None)).unwrap_or_default();
     let failed = |why: String| Failure::new(FailureKind::FailureBadArguments, why);
-    let encoded = encoded.map_err(failed)?;
+    let encoded = encoded.map_err(|why| failed(refusal().unwrap_or(why)))?;
     match (found.pop(), found.is_empty() && encoded.bytes.is_empty()) {
         (Some(flow), true) => Ok(Encoded { flow: Some(flow), ..Encoded::default() }),
         _ => Err(failed(format!(
@@ -379,7 +390,8 @@ mod tests {
         }
         assert!(why(encode(&(stream(), stream()))).contains("is not a stream"));
         // One that is a value to its submitter.
-        assert!(value::encode(&stream()).expect_err("there is no place for it").contains("submit_stream"));
+        let refused = crate::function::encode_value(&stream()).expect_err("there is no place for it");
+        assert!(refused.message.contains("submit_stream"), "{}", refused.message);
         let once = stream();
         assert!(encode(&once).is_ok());
         assert!(why(encode(&once)).contains("once"));

@@ -81,6 +81,17 @@ fn total(marker: String, many: u64, at: u64) -> Result<u64, Error> {
     Ok(sum)
 }
 
+/// The same in an `async` task, with items that lie on the other node.
+#[remote]
+async fn total_async(many: u64) -> Result<u64, Error> {
+    let task = counted::task(many).window(3).node_affinity("node-1", Affinity::Hard);
+    let (mut stream, mut sum) = (mobula::current().submit_stream(task), 0);
+    while let Some(item) = stream.next_async().await {
+        sum += item?.get_async().await?;
+    }
+    Ok(sum)
+}
+
 /// Takes three, and fails the first time.
 #[remote]
 fn gives_up(marker: String) -> Result<u64, String> {
@@ -199,7 +210,8 @@ pub fn streams_end_with_their_failure_after_their_items(c: &Cluster) {
     }
     // Submitted as what it is not.
     let refused = client.submit(counted::task(3));
-    assert!(matches!(client.wait(&[refused], 1, SOON)[..], [true]));
+    assert_eq!(client.wait(std::slice::from_ref(&refused), 1, SOON), [true]);
+    drop(refused);
     settles(c, &[1, 2], 0, Some(0));
     client.end(true).expect("the job ends");
 }
@@ -298,6 +310,9 @@ pub fn items_may_hold_references_and_tasks_may_take_streams(c: &Cluster) {
         let again = on(node, gives_up::task(marker)).retry_on(RetryOn::Errors);
         assert_eq!(client.submit(again).get_timeout(SOON).expect("the second time"), 3);
     }
+    let sum = client.submit(on("node-2", total_async::task(50)));
+    assert_eq!(sum.get_timeout(SOON).expect("it runs"), 1225);
+    drop(sum);
     settles(c, &[1, 2], 0, Some(0));
     client.end(true).expect("the job ends");
 }
