@@ -5,9 +5,9 @@
 use bytes::Bytes;
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    ClusterView, Here, Holder, ItemOutcome, Located, NodeView, Output, StreamAck, StreamBatch, TaskOptions,
-    TaskSpec, TaskState, TaskView, item_outcome, located, object_bytes, object_id, stream_item, task_bytes,
-    task_id,
+    ClusterView, Here, Holder, ItemOutcome, Located, NodeView, Output, Placement, StreamAck, StreamBatch,
+    TaskOptions, TaskSpec, TaskState, TaskView, item_outcome, located, object_bytes, object_id, stream_item,
+    task_bytes, task_id,
 };
 use mobula_scheduler::items::ALL_TAKEN;
 use mobula_scheduler::{Config, Core, Effect, Event, FetchError, Ready, TaskOutcome, Value};
@@ -64,7 +64,10 @@ fn stream_of(parent: TaskId) -> TaskId {
 
 fn spec(id: TaskId, parent: TaskId, function: u64, replay: bool) -> TaskSpec {
     let window = if function == MAKES { window_of(id) } else { 0 };
-    let options = (window > 0).then(|| Box::new(TaskOptions { window, ..TaskOptions::default() }));
+    // Some where there is room, so mostly on another node than their keeper.
+    let spread = id.run.0.is_multiple_of(2);
+    let placement = spread.then(|| Placement { spread, ..Placement::default() });
+    let options = (window > 0).then(|| Box::new(TaskOptions { window, placement, ..TaskOptions::default() }));
     TaskSpec {
         id: task_bytes(id),
         job: JOB.0,
@@ -757,8 +760,10 @@ impl World {
         let of = |(at, node): (&u64, &Node)| {
             let census = node.core.census();
             let tasks: u64 = census.kept.iter().chain(&census.runs).map(|(_, n)| n).sum();
-            (tasks + census.objects.0 > 0)
-                .then(|| format!("node {at}: {tasks} tasks, {} objects", census.objects.0))
+            let (objects, busy) =
+                (census.objects.0, node.clients.values().filter(|c| c.doing.is_some()).count());
+            let is_left = tasks + objects > 0 || busy > 0;
+            is_left.then(|| format!("node {at}: {tasks} tasks, {objects} objects, {busy} workers at work"))
         };
         self.nodes.iter().filter_map(of).collect()
     }
@@ -777,6 +782,11 @@ fn walk(seed: u64, faults: usize) {
         steps += 1;
         assert!(steps < STEPS_MAX, "seed {seed} never ends:\n{}", world.stuck());
     }
+    let again = |record: &&Record| record.attempt > 1;
+    assert!(
+        faults > 0 || !world.records.values().any(|record| again(&record)),
+        "seed {seed}: one runs again"
+    );
     world.let_go();
     for step in 0.. {
         world.step();
