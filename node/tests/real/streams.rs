@@ -8,7 +8,7 @@ use mobula::{
 use std::time::{Duration, Instant};
 
 fn bytes_of(n: u64) -> usize {
-    if n % 2 == 0 { 8 } else { BYTES }
+    if n.is_multiple_of(2) { 8 } else { BYTES }
 }
 
 /// Small and large ones in turn; leaves a mark for each.
@@ -157,7 +157,10 @@ pub fn items_are_taken_while_their_task_runs(c: &Cluster) {
         settles(c, &[1, 2], 0, Some(0));
     }
     // As an iterator, with the window that nobody chose.
-    let all: u64 = client.submit_stream(counted::task(100)).map(|item| item.unwrap().get().unwrap()).sum();
+    let all: u64 = client
+        .submit_stream(counted::task(100))
+        .map(|item| item.expect("an item").get().expect("it is there"))
+        .sum();
     assert_eq!(all, 4950);
     ends(&mut client.submit_stream(counted::task(0)));
     client.end(true).expect("the job ends");
