@@ -164,9 +164,9 @@ impl Core {
         };
         let Some(w) = self.workers.get(&worker) else { return "given" };
         match w.queue.iter().position(|other| *other == task) {
-            Some(0) if w.blocked && self.waits_for_taker(run, because) => "blocked",
             Some(0) if w.blocked => {
                 because.push(format!("it runs in worker {worker} and waits there for what it asked for"));
+                because.extend(how_far(run));
                 "blocked"
             }
             Some(0) if w.stalled => {
@@ -182,18 +182,6 @@ impl Core {
                 "given"
             }
         }
-    }
-
-    /// Whether a task is so far ahead of whoever takes the items of its stream that it waits, in words.
-    fn waits_for_taker(&self, run: &Run, because: &mut Vec<String>) -> bool {
-        let Some((made, taken)) = Core::progress(run) else { return false };
-        let waits = made >= taken.saturating_add(crate::items::window(&run.spec));
-        if waits {
-            because.push(format!(
-                "it has made {made} items of its stream, of which {taken} are taken: it goes on when more are"
-            ));
-        }
-        waits
     }
 
     /// What keeps the arguments that are not here.
@@ -238,4 +226,13 @@ impl Core {
             None => format!("a node that is gone ({node})"),
         }
     }
+}
+
+/// How far a stream is, if that may be why its worker waits.
+fn how_far(run: &Run) -> Option<String> {
+    let (made, taken) = Core::progress(run).filter(|(made, taken)| made > taken)?;
+    let window = crate::items::window(&run.spec);
+    Some(format!(
+        "of the {made} items of its stream that it has made {taken} are taken: it waits when it is {window} ahead"
+    ))
 }

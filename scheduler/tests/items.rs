@@ -222,6 +222,14 @@ fn items_are_taken_as_they_are_made_and_nothing_is_left_of_them() {
     node.put(stream.item(1), LARGE, &[]);
     node.settle();
     assert_eq!(node.said(), "R1 m1 m2");
+    // Its worker waits; whoever asks is told why.
+    node.step(Event::Blocked { worker: WORKER, returned: Vec::new() });
+    let (explained, _) = node.core.explain("".parse().expect("all"), 9);
+    let why = explained.iter().flat_map(|task| &task.because);
+    assert!(
+        why.into_iter().any(|why| why.contains("of the 2 items of its stream that it has made 0 are taken"))
+    );
+    node.step(Event::Unblocked { worker: WORKER });
     node.take(stream, 0, 1);
     assert_eq!(node.told(stream.item(0)), [Ready::Here(small("a"))]);
     assert_eq!(node.said(), "t1", "this node holds it already");

@@ -137,6 +137,13 @@ pub(crate) fn encode<T: Serialize>(out: &T) -> Result<Encoded, Failure> {
     }
 }
 
+/// So many items must have been taken before a worker goes on, and if it is not so, that many.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    at_once: u32,
+    after_waiting: u32,
+}
+
 /// A stream that is being made: what has been put of it, and how far it is.
 pub(crate) struct Flowing {
     task: TaskId,
@@ -158,14 +165,16 @@ impl Flowing {
         }
     }
 
-    /// So many items must have been taken before the next one is made.
-    pub fn turn(&self) -> u32 {
-        (self.made + 1).saturating_sub(self.window)
+    /// When the next item is made. Who has to wait does so until half of the window is free: else each item that is taken
+    /// would wake its worker for one more.
+    pub fn turn(&self) -> Turn {
+        let at_once = (self.made + 1).saturating_sub(self.window);
+        Turn { at_once, after_waiting: at_once.max(self.made.saturating_sub(self.window / 2)) }
     }
 
-    /// So many must have been taken before the task ends: whoever takes them holds them then.
-    pub fn end(&self) -> u32 {
-        self.made
+    /// When the task ends: whoever takes the items holds all of them then.
+    pub fn end(&self) -> Turn {
+        Turn { at_once: self.made, after_waiting: self.made }
     }
 
     /// So many are held by whoever takes them.
@@ -219,20 +228,20 @@ impl Client {
     }
 
     /// Waits until so many items are taken. Meanwhile the CPU is others' (R16).
-    fn wait_taken(&self, task: TaskId, enough: u32) -> Result<u32, Failure> {
-        let mut now = self.taken_now(task, enough);
-        let known = now(&mut self.state());
-        known.unwrap_or_else(|| self.blocking(|| self.wait_sync(None, now)).unwrap_or_else(|e| Err(lost(&e))))
+    fn wait_taken(&self, task: TaskId, turn: Turn) -> Result<u32, Failure> {
+        let known = self.taken_now(task, turn.at_once)(&mut self.state());
+        let later = || self.wait_sync(None, self.taken_now(task, turn.after_waiting));
+        known.unwrap_or_else(|| self.blocking(later).unwrap_or_else(|e| Err(lost(&e))))
     }
 
     /// As [`Client::wait_taken`], without blocking the thread.
-    async fn wait_taken_async(&self, task: TaskId, enough: u32) -> Result<u32, Failure> {
-        let mut now = self.taken_now(task, enough);
-        if let Some(known) = now(&mut self.state()) {
+    async fn wait_taken_async(&self, task: TaskId, turn: Turn) -> Result<u32, Failure> {
+        let known = self.taken_now(task, turn.at_once)(&mut self.state());
+        if let Some(known) = known {
             return known;
         }
         self.block(false);
-        let taken = self.wait_async(now).await;
+        let taken = self.wait_async(self.taken_now(task, turn.after_waiting)).await;
         self.unblock();
         taken.unwrap_or_else(|e| Err(lost(&e)))
     }
@@ -338,15 +347,33 @@ mod tests {
         let mut flowing = Flowing::new(task(), 2);
         let mut turns = Vec::new();
         while item(&mut flowing, &mut flow).is_some() {
-            turns.push(flowing.turn());
+            turns.push(flowing.turn().at_once);
         }
-        assert_eq!((turns, flowing.end()), (vec![0, 1, 2], 3), "two may wait to be taken");
+        assert_eq!((turns, flowing.end().at_once), (vec![0, 1, 2], 3), "two may wait to be taken");
         flowing.taken(1);
         assert_eq!(flowing.held.front().map(ObjectRef::id), Some(task().item(1)));
         flowing.taken(u32::MAX);
         assert!(flowing.held.is_empty());
         let mark = flowing.mark().expect("plain").bytes;
         assert_eq!(value::decode::<(u32, u32)>(&mark).expect("a mark").0, 3);
+    }
+
+    #[test]
+    fn who_has_waited_goes_on_when_half_of_the_window_is_free() {
+        for (window, made, at_once, after_waiting) in [
+            (1, 0, 0, 0),
+            (1, 5, 5, 5),
+            (2, 5, 4, 4),
+            (3, 5, 3, 4),
+            (8, 5, 0, 1),
+            (8, 8, 1, 4),
+            (8, 20, 13, 16),
+        ] {
+            let flowing = Flowing { made, ..Flowing::new(task(), window) };
+            assert_eq!(flowing.turn(), Turn { at_once, after_waiting }, "{window} {made}");
+            // Whoever takes all that there is never waits for what waits for it.
+            assert!(at_once <= made && after_waiting <= made);
+        }
     }
 
     #[test]
