@@ -243,7 +243,7 @@ impl Core {
         let (me, crc) = (self.config.incarnation, self.config.crc);
         let Some(consumer) = self.consumers.get_mut(&task) else { return };
         let known = consumer.made.len();
-        let (client, job) = (consumer.client, consumer.job);
+        let client = consumer.client;
         let mut again = Vec::new();
         for (n, item) in (first..STREAM_ITEMS_MAX).zip(items) {
             let (state, output) = match item.value {
@@ -282,14 +282,13 @@ impl Core {
             self.effects.push(Effect::ItemsMade { client, task, made: made as u32 });
         }
         for (n, state) in again {
-            self.item_found(task.item(n), job, state, by);
+            self.item_found(task.item(n), state, by);
         }
     }
 
     /// Takes note of where an item is, unless that is known.
-    fn item_found(&mut self, id: ObjectId, job: JobId, state: State, by: Incarnation) {
+    fn item_found(&mut self, id: ObjectId, state: State, by: Incarnation) {
         let Some(object) = self.objects.get_mut(&id) else { return };
-        debug_assert_eq!(object.job, job);
         if !matches!(object.state, State::Unknown | State::Locating | State::Pending) {
             return;
         }
@@ -314,7 +313,7 @@ impl Core {
         let items: Vec<ObjectId> = (first..upto).map(|n| task.item(n)).collect();
         self.client_held(client, job, items.clone());
         for id in &items {
-            self.take_ahead(client, *id, job);
+            self.take_ahead(client, *id);
         }
         self.get(client, job, items, false);
         let Some(consumer) = self.consumers.get_mut(&task).filter(|c| c.client == client) else { return };
@@ -341,19 +340,19 @@ impl Core {
     }
 
     /// What is known of an item before it is taken.
-    fn take_ahead(&mut self, client: ClientId, id: ObjectId, job: JobId) {
+    fn take_ahead(&mut self, client: ClientId, id: ObjectId) {
         let Some(consumer) = self.consumers.get_mut(&id.task).filter(|c| c.client == client) else { return };
         let Some(state) = id.item().and_then(|n| consumer.ahead.remove(&n)) else { return };
         let Some(KeptState::Placed(by)) = self.kept.get(&id.task).map(|kept| kept.state) else {
             // It has ended, so where it is may have changed: but what it is has not.
             if let State::Here(_) = state {
-                self.item_found(id, job, state, self.config.incarnation);
+                self.item_found(id, state, self.config.incarnation);
             }
             return;
         };
         let is_there = |node: &Incarnation| self.members.contains_key(node);
         if !matches!(&state, State::Elsewhere { holders, .. } if !holders.iter().all(is_there)) {
-            self.item_found(id, job, state, by);
+            self.item_found(id, state, by);
         }
     }
 

@@ -24,7 +24,7 @@ const TAKES_MAX: u32 = 1024;
 /// task waits when it is [`Task::window`] items ahead. What ends the stream early (the task's failure, a lost worker that
 /// may not be retried) comes as an error after the items that were made before.
 ///
-/// A driver that drops the stream before its end cancels the task. A task that does so lets it run on by itself, since
+/// A driver that drops the stream before its end cancels the task. What was taken of it stays, but is not made again. A task that does so lets it run on by itself, since
 /// it may have to take the same again when it is run again; [`Stream::cancel`] ends it all the same.
 pub struct Stream<T> {
     client: Client,
