@@ -15,8 +15,16 @@ pub const SLOTS: u32 = 1024;
 /// Slots of an object id from here on are `put`s of the task, below are its return values.
 pub const FIRST_PUT_SLOT: u32 = 0x8000_0000;
 
+/// Slots from here on are the items of the stream that a task returns (decision 27): puts of the task at places known
+/// beforehand. Half a billion other puts lie below.
+pub const FIRST_ITEM_SLOT: u32 = 0xA000_0000;
+/// Items of one stream at most: its keeper remembers size and checksum of each until it ends.
+pub const STREAM_ITEMS_MAX: u32 = 1 << 20;
+/// So many items of a stream may be made before they are taken, at most.
+pub const STREAM_WINDOW_MAX: u32 = 4096;
+
 /// Slots from here on are the elements of what a task returns, if it was submitted so that each is an object of its
-/// own (decision 26). They are like puts of the task, at places known beforehand: a billion real puts lie below.
+/// own (decision 26). They are like puts of the task, at places known beforehand.
 pub const FIRST_ELEMENT_SLOT: u32 = 0xC000_0000;
 /// Elements of one task at most.
 pub const ELEMENTS_MAX: u32 = 32;
@@ -163,6 +171,11 @@ impl TaskId {
         ObjectId { task: self, slot }
     }
 
+    /// Item `n` of the stream that this task returns.
+    pub fn item(self, n: u32) -> ObjectId {
+        self.output(FIRST_ITEM_SLOT + n)
+    }
+
     /// Element `n` of what this task returns in parts.
     pub fn element(self, n: u32) -> ObjectId {
         self.output(FIRST_ELEMENT_SLOT + n)
@@ -271,6 +284,11 @@ impl ObjectId {
         self.slot >= FIRST_PUT_SLOT
     }
 
+    /// Its number, if it is an item of a stream: a put of its task in every other respect.
+    pub fn item(self) -> Option<u32> {
+        self.slot.checked_sub(FIRST_ITEM_SLOT).filter(|_| self.slot < FIRST_ELEMENT_SLOT)
+    }
+
     /// Its number, if it is an element of what its task returns in parts: it is made when that ends well.
     pub fn element(self) -> Option<u32> {
         self.slot.checked_sub(FIRST_ELEMENT_SLOT)
@@ -345,9 +363,11 @@ mod tests {
         assert_eq!(TaskId::from_bytes(&task.to_bytes()), Some(task));
         let object = task.output(FIRST_PUT_SLOT + 2);
         assert_eq!(ObjectId::from_bytes(&object.to_bytes()), Some(object));
-        assert!(object.is_put() && object.element().is_none());
+        assert!(object.is_put() && object.element().is_none() && object.item().is_none());
+        let item = task.item(3);
+        assert!(item.is_put() && item.element().is_none() && item.item() == Some(3));
         let element = task.element(3);
-        assert!(element.is_put() && element.element() == Some(3));
+        assert!(element.is_put() && element.element() == Some(3) && element.item().is_none());
         assert_eq!(TaskId::from_bytes(&[0; 17]), None);
         assert_eq!(ObjectId::from_bytes(&[0; 23]), None);
     }

@@ -7,7 +7,7 @@ use mobula_base::ids::ELEMENTS_MAX;
 use mobula_base::{ObjectId, TaskId};
 use mobula_objstore::Reader;
 use mobula_proto::{
-    Cancel, ClientMsg, Failure, FailureKind, Flush, Seal, Shared, TaskResult, TaskSpec, client_msg,
+    Cancel, ClientMsg, Failure, FailureKind, Flush, Seal, Shared, Take, TaskResult, TaskSpec, client_msg,
     object_id, task_id, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Element, Elements, Event, TaskOutcome, Value};
@@ -112,6 +112,11 @@ impl Life {
                 }
                 client_msg::Msg::Dropped(dropped) => {
                     run.push(Event::Dropped { client, objects: objects(&dropped.objects) });
+                }
+                client_msg::Msg::Take(Take { task, first, upto, over }) => {
+                    if let Ok(task) = task_id(&task) {
+                        run.push(Event::Take { client, job, task, first, upto, over });
+                    }
                 }
                 client_msg::Msg::Unpin(unpin) => {
                     for object in objects(&unpin.objects) {

@@ -269,6 +269,7 @@ impl Life {
             cluster,
             shards,
             heads: client.heads(),
+            streams: true,
         };
         let links = Arc::new(Links {
             inbox: inbox.clone(),

@@ -16,9 +16,9 @@ use mobula_net::written::Written;
 use mobula_objstore::Reader;
 use mobula_objstore::depot::Kept;
 use mobula_proto::{
-    Cancel, Claims, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, JobStart, Made,
-    NamedResource, Notice, Output, PeerMsg, RunTask, Shared, Stop, Waiting, arg, daemon_msg, object_bytes,
-    object_id, peer_msg, task_bytes, task_id, terse, value as wire_value,
+    Cancel, Claims, ClusterView, Committed, DaemonMsg, Failure, FailureKind, Freed, Hello, ItemsMade,
+    ItemsTaken, JobStart, Made, NamedResource, Notice, Output, PeerMsg, RunTask, Shared, Stop, Waiting, arg,
+    daemon_msg, object_bytes, object_id, peer_msg, task_bytes, task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Effect, Event, FetchError, Ready, Value};
 use std::sync::Arc;
@@ -277,6 +277,12 @@ impl Life {
                     events.push(Event::PeerDurable { from, task, attempt: d.attempt });
                 }
             }
+            Some(peer_msg::Msg::NewItems(news)) => events.push(Event::NewItems { from, news }),
+            Some(peer_msg::Msg::ItemsTaken(told)) => {
+                if let Ok(task) = task_id(&told.task) {
+                    events.push(Event::PeerTaken { from, task, taken: told.items });
+                }
+            }
             Some(peer_msg::Msg::Waiting(w)) => events.push(Event::PeerWaiting { from, tasks: w.tasks }),
             Some(peer_msg::Msg::Replica(r)) => {
                 if let (Ok(object), Some(output)) = (object_id(&r.object), r.output) {
@@ -399,6 +405,21 @@ impl Life {
             Effect::Spawn { job } => self.spawn_worker(job, spawner),
             Effect::Assign { to, assign } => self.tell_peer(to, peer_msg::Msg::Assign(assign)),
             Effect::Result { to, result } => self.tell_peer(to, peer_msg::Msg::Result(result)),
+            Effect::NewItems { to, news } => self.tell_peer(to, peer_msg::Msg::NewItems(news)),
+            Effect::TellTaken { to, task, taken } => {
+                self.tell_peer(
+                    to,
+                    peer_msg::Msg::ItemsTaken(ItemsTaken { task: task_bytes(task), items: taken }),
+                );
+            }
+            Effect::ItemsTaken { worker, task, taken } => {
+                let taken = ItemsTaken { task: task_bytes(task), items: taken };
+                self.tell(worker, daemon_msg::Msg::ItemsTaken(taken));
+            }
+            Effect::ItemsMade { client, task, made } => {
+                let made = ItemsMade { task: task_bytes(task), items: made };
+                self.tell(client, daemon_msg::Msg::ItemsMade(made));
+            }
             Effect::Waiting { to, tasks } => self.tell_peer(to, peer_msg::Msg::Waiting(Waiting { tasks })),
             Effect::Durable { to, task, attempt } => {
                 let durable = mobula_proto::Durable { task: task_bytes(task), attempt };

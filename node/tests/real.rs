@@ -15,6 +15,8 @@ mod options;
 mod packages;
 #[path = "real/splits.rs"]
 mod splits;
+#[path = "real/streams.rs"]
+mod streams;
 
 use mobula_gcs::{Head, HeadConfig, Parts as HeadParts};
 use mobula_net::tcp::TcpNet;
@@ -537,7 +539,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 29] = [
+    let tests: [Test; 37] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -578,6 +580,26 @@ fn main() {
         ("tasks_submit_tasks_in_parts", splits::tasks_submit_tasks_in_parts),
         ("elements_fail_as_their_task_does", splits::elements_fail_as_their_task_does),
         ("a_lost_element_is_made_again", splits::a_lost_element_is_made_again),
+        ("items_are_taken_while_their_task_runs", streams::items_are_taken_while_their_task_runs),
+        ("a_long_stream_takes_no_more_than_its_window", streams::a_long_stream_takes_no_more_than_its_window),
+        (
+            "streams_end_with_their_failure_after_their_items",
+            streams::streams_end_with_their_failure_after_their_items,
+        ),
+        ("a_stream_that_is_dropped_or_cancelled_ends", streams::a_stream_that_is_dropped_or_cancelled_ends),
+        (
+            "a_stream_goes_on_when_its_worker_or_node_dies",
+            streams::a_stream_goes_on_when_its_worker_or_node_dies,
+        ),
+        ("another_attempt_must_make_the_same_items", streams::another_attempt_must_make_the_same_items),
+        (
+            "items_may_hold_references_and_tasks_may_take_streams",
+            streams::items_may_hold_references_and_tasks_may_take_streams,
+        ),
+        (
+            "streams_of_a_driver_that_is_gone_leave_nothing",
+            streams::streams_of_a_driver_that_is_gone_leave_nothing,
+        ),
         ("slots_move_under_a_job", slots_move_under_a_job),
     ];
     let only = std::env::args().nth(1).filter(|a| !a.starts_with('-'));

@@ -7,6 +7,7 @@ use crate::copies::Seen;
 use crate::elide::Later;
 use crate::execute::Run;
 use crate::groups::Groups;
+use crate::items::Consumer;
 use crate::map::RunMap;
 use crate::memory::Watched;
 use crate::objects::{Object, Putting};
@@ -212,6 +213,10 @@ pub struct Core {
     /// Something was acknowledged or withdrawn: whoever waits for it looks again.
     pub(crate) recheck: bool,
     pub(crate) copies: Seen,
+    /// Streams that clients of this node take from.
+    pub(crate) consumers: BTreeMap<TaskId, Consumer>,
+    /// Runs that have made items which are not told.
+    pub(crate) untold: BTreeSet<TaskId>,
     pub(crate) memory: Watched,
     pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
@@ -276,6 +281,8 @@ impl Core {
             freed_at: BTreeMap::new(),
             recheck: false,
             copies: Seen::default(),
+            consumers: BTreeMap::new(),
+            untold: BTreeSet::new(),
             memory: Watched::default(),
             bends: Bends::default(),
             effects: Vec::new(),
@@ -302,6 +309,7 @@ impl Core {
         self.tell_of_less_waiting();
         self.fail_dependents();
         self.look_again();
+        self.tell_items();
         self.start_fetches();
         self.flush_locates();
         self.flush_streams();
@@ -328,6 +336,11 @@ impl Core {
                 self.put(client, object, job, value, Putting { by_driver, contains, replicas });
             }
             Event::Held { client, job, objects } => self.client_held(client, job, objects),
+            Event::Take { client, job, task, first, upto, over } => {
+                self.take_items(client, job, task, (first, upto), over);
+            }
+            Event::NewItems { from, news } => self.peer_items(from, news),
+            Event::PeerTaken { from, task, taken } => self.peer_taken(from, task, taken),
             Event::Dropped { client, objects } => self.client_dropped(client, objects),
             Event::Freed { objects } => self.freed(objects),
             Event::ClientGone { client } => self.client_gone(client),
@@ -437,6 +450,7 @@ impl Core {
             self.check_undurable();
             self.check_held_back();
             self.check_put_edges();
+            self.check_taken();
             self.tidy_all();
         }
     }

@@ -4,6 +4,7 @@ use crate::cancel::time_limit;
 use crate::core::Core;
 use crate::elements;
 use crate::groups;
+use crate::items::{self, Making};
 use crate::objects::State;
 use crate::outcome::End;
 use crate::placement::Class;
@@ -42,6 +43,8 @@ pub(crate) struct Run {
     pub submitted: BTreeMap<ShardId, u64>,
     /// Objects whose references lie inside what it put.
     pub contains: Vec<ObjectId>,
+    /// What it makes of a stream, if its task returns one.
+    pub items: Option<Box<Making>>,
 }
 
 /// Who waits for the end of a run.
@@ -65,6 +68,12 @@ impl Run {
             None if by.attempt == self.attempt || !mutant!("W13") => self.others.push(by),
             None => {}
         }
+    }
+
+    /// Whoever waits for its end.
+    pub(crate) fn askers(&self) -> impl Iterator<Item = Asker> + '_ {
+        let first = (!self.orphan).then_some(self.keeper);
+        first.into_iter().chain(self.others.iter().copied())
     }
 
     /// Its done-record comes after what has this ticket of a shard.
@@ -133,7 +142,12 @@ impl Core {
         if let Some(old) = self.runs.get_mut(&task) {
             // A repeated or older assignment begins nothing; a newer attempt waits for nobody.
             if old.attempt >= attempt {
+                let is_news = old.askers().all(|asker| asker.node != keeper.node);
                 old.asked(keeper);
+                if is_news && old.items.is_some() {
+                    // It has not heard of the first items, so whoever takes them there may want those.
+                    self.heed_taken(task, items::ALL_TAKEN);
+                }
                 return;
             }
             let living = (!old.orphan).then_some(old.keeper);
@@ -149,8 +163,21 @@ impl Core {
         self.use_args(&spec, true);
         let (submitted, contains) = (BTreeMap::new(), Vec::new());
         let (orphan, given, began, missing) = (false, None, self.now, 0);
-        let run =
-            Run { spec, attempt, keeper, others, orphan, class, given, began, missing, submitted, contains };
+        let items = items::making(&spec);
+        let run = Run {
+            spec,
+            attempt,
+            keeper,
+            others,
+            orphan,
+            class,
+            given,
+            began,
+            missing,
+            submitted,
+            contains,
+            items,
+        };
         self.runs.insert(task, run);
         let mut missing = 0;
         for id in objects {
@@ -272,8 +299,11 @@ impl Core {
         let is_first = entry.queue.len() == 1;
         let run = self.runs.get_mut(&task).expect("seen above");
         run.given = Some(worker);
-        let (spec, attempt) = (run.spec.clone(), run.attempt);
+        let (spec, attempt, streams) = (run.spec.clone(), run.attempt, run.items.is_some());
         self.effects.push(Effect::Run { worker, spec, attempt, args, made: None, devices });
+        if streams {
+            self.tell_worker_taken(worker, task);
+        }
         if is_first {
             self.watch_time(worker);
         }
@@ -373,7 +403,10 @@ impl Core {
         let TaskOutcome { task, value, mut contains, ran_ns, mut elements, .. } = outcome;
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
-        let mismatch = elements::mismatch(&run.spec, elements.len());
+        let (mismatch, streams) = (elements::mismatch(&run.spec, elements.len()), run.items.is_some());
+        if streams {
+            self.tell_items_of(task);
+        }
         let mut value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
         if let (Ok(_), Some(failure)) = (&value, mismatch) {
             value = Err(failure);
@@ -548,6 +581,7 @@ impl Core {
         let Some(run) = self.take_run(task) else { return };
         if run.given.is_some() {
             self.strays.insert(task);
+            self.let_run_on(&run, task);
             self.call_back(task);
         }
     }

@@ -166,6 +166,7 @@ impl Core {
         match w.queue.iter().position(|other| *other == task) {
             Some(0) if w.blocked => {
                 because.push(format!("it runs in worker {worker} and waits there for what it asked for"));
+                because.extend(how_far(run));
                 "blocked"
             }
             Some(0) if w.stalled => {
@@ -225,4 +226,13 @@ impl Core {
             None => format!("a node that is gone ({node})"),
         }
     }
+}
+
+/// How far a stream is, if that may be why its worker waits.
+fn how_far(run: &Run) -> Option<String> {
+    let (made, taken) = Core::progress(run).filter(|(made, taken)| made > taken)?;
+    let window = crate::items::window(&run.spec);
+    Some(format!(
+        "of the {made} items of its stream that it has made {taken} are taken: it waits when it is {window} ahead"
+    ))
 }

@@ -7,7 +7,7 @@ use crate::{Config, Core};
 use bytes::{Buf, Bytes};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    Assign, ClusterView, LocatedList, PeerResult, StreamAck, StreamBatch, TaskSpec, object_id, task_id,
+    Assign, ClusterView, LocatedList, PeerResult, StreamAck, StreamBatch, Take, TaskSpec, object_id, task_id,
 };
 use prost::Message;
 use std::collections::{BTreeMap, VecDeque};
@@ -76,7 +76,7 @@ impl World {
     fn event(&mut self, what: u8, who: u8, bytes: &mut Bytes) -> Option<Event> {
         let from = Incarnation(u64::from(who) % PEERS + 2);
         let job = JobId(u64::from(who) % 2);
-        Some(match what % 19 {
+        Some(match what % 22 {
             0 => Event::Submit { client: DRIVER, specs: vec![message::<TaskSpec>(bytes)?] },
             1 => Event::Assigned { from, assign: message::<Assign>(bytes)? },
             2 => Event::PeerResult { from, result: message::<PeerResult>(bytes)? },
@@ -133,8 +133,30 @@ impl World {
                 Event::Replicate { object, job, holder: from, output, want, at }
             }
             17 => Event::WatchGroup { client: DRIVER, group: message(bytes)? },
+            18 => self.streamed(who, message(bytes)?)?,
+            19 => Event::NewItems { from, news: message(bytes)? },
+            20 => self.item_put(who)?,
             _ => Event::Freed { objects: objects(&message(bytes)?) },
         })
+    }
+
+    /// What is said of the items of a stream, by its client or by the keeper of its task.
+    fn streamed(&mut self, who: u8, take: Take) -> Option<Event> {
+        let task = task_id(&take.task).ok()?;
+        let (client, job, from) =
+            (DRIVER, JobId(u64::from(who) % 2), Incarnation(u64::from(who) % PEERS + 2));
+        Some(match who > 200 {
+            true => Event::PeerTaken { from, task, taken: take.upto },
+            false => Event::Take { client, job, task, first: take.first, upto: take.upto, over: take.over },
+        })
+    }
+
+    /// An item of the oldest attempt that was given to a worker.
+    fn item_put(&mut self, who: u8) -> Option<Event> {
+        let (worker, task, _) = self.runs.front().copied()?;
+        let (object, value) = (task.item(u32::from(who) % 4), Value::Inline(Bytes::from_static(b"item")));
+        let (job, contains) = (JobId(1), if who > 200 { vec![task.output(0)] } else { Vec::new() });
+        Some(Event::Put { client: worker, object, job, value, by_driver: false, contains, replicas: 0 })
     }
 
     /// The oldest question's answer.
@@ -200,6 +222,10 @@ impl World {
                 | Effect::Result { .. }
                 | Effect::Durable { .. }
                 | Effect::Waiting { .. }
+                | Effect::NewItems { .. }
+                | Effect::TellTaken { .. }
+                | Effect::ItemsTaken { .. }
+                | Effect::ItemsMade { .. }
                 | Effect::Ready { .. }
                 | Effect::Committed { .. }
                 | Effect::Held { .. }
@@ -229,8 +255,8 @@ fn objects(list: &LocatedList) -> Vec<ObjectId> {
 mod tests {
     use super::*;
     use mobula_proto::{
-        Arg, Failure, FailureKind, Here, Holder, Located, NodeView, Output, TaskOptions, Value as Told, arg,
-        located, object_bytes, task_bytes,
+        Arg, Failure, FailureKind, Here, Holder, Located, NewItems, NodeView, Output, TaskOptions,
+        Value as Told, arg, located, object_bytes, task_bytes, value as wire,
     };
     use proptest::prelude::*;
 
@@ -249,7 +275,10 @@ mod tests {
             args: if argument % 6 < n % 6 { vec![object] } else { Vec::new() },
             options: n
                 .is_multiple_of(4)
-                .then(|| Box::new(TaskOptions { elements: u32::from(n / 4) % 40, ..TaskOptions::default() })),
+                .then(|| Box::new(TaskOptions { elements: u32::from(n / 4) % 40, ..TaskOptions::default() }))
+                .or_else(|| {
+                    n.is_multiple_of(3).then(|| Box::new(TaskOptions { window: 2, ..TaskOptions::default() }))
+                }),
             ..TaskSpec::default()
         }
     }
@@ -281,7 +310,7 @@ mod tests {
 
     /// One step as it is written in an input.
     fn step(what: u8, who: u8, n: u8, kind: u8) -> Vec<u8> {
-        let what = what % 18;
+        let what = what % 21;
         let mut out = vec![what, who];
         let inline = Bytes::from_static(b"value");
         let result = PeerResult {
@@ -300,6 +329,20 @@ mod tests {
                 .encode_length_delimited(&mut out),
             2 | 15 => result.encode_length_delimited(&mut out),
             3 | 13 | 16 | 17 => located(n, kind).encode_length_delimited(&mut out),
+            18 => Take {
+                task: task_bytes(task(n)),
+                first: u32::from(kind % 4),
+                upto: u32::from(kind % 16),
+                over: kind > 200,
+            }
+            .encode_length_delimited(&mut out),
+            19 => NewItems {
+                task: task_bytes(task(n)),
+                attempt: u32::from(kind) % 3,
+                first: u32::from(kind % 4),
+                items: vec![Told { value: Some(wire::Value::Elsewhere(Output { crc: 5, size: 9 })) }; 2],
+            }
+            .encode_length_delimited(&mut out),
             4 => view(kind).encode_length_delimited(&mut out),
             5 => StreamAck { mark: u64::from(n), revision: 1, outcomes: Vec::new() }
                 .encode_length_delimited(&mut out),

@@ -18,6 +18,7 @@
 //! - [`waiting`] — what other nodes hear of their tasks that wait inside here.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
 //! - `elements` — tasks that return several objects.
+//! - [`items`] — tasks that return a stream, which is taken while they run.
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
 //! - [`memory`] — whose worker ends when memory runs short.
 //! - [`objects`] — what this node knows of each object, and who waits for it.
@@ -47,6 +48,7 @@ mod follow;
 pub mod groups;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
+pub mod items;
 mod line;
 pub mod map;
 pub mod memory;

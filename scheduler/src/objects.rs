@@ -393,6 +393,7 @@ impl Core {
         object.state = State::Here(value.clone());
         object.refs.origin = true;
         let contains = if self.counts(job) { contains } else { Vec::new() };
+        let has_refs = !contains.is_empty();
         if by_driver {
             self.keep_put_safe(id, job, value, contains, replicas);
         } else {
@@ -405,6 +406,7 @@ impl Core {
                     false => self.begin_copies_later(id, job, replicas, output),
                 }
             }
+            self.item_put(client, id, &value, has_refs);
         }
         self.announce(id);
     }

@@ -167,6 +167,7 @@ impl Core {
         let Some(kept) = self.kept.get_mut(&task) else { return };
         kept.state = KeptState::Placed(node);
         let (spec, attempt) = (kept.spec.clone(), kept.attempt);
+        let streams = crate::items::window(&spec) > 0;
         if node == me {
             self.start_run(spec, attempt, me);
         } else {
@@ -182,6 +183,9 @@ impl Core {
             }
             let assign = Assign { hints: self.hints(&spec), spec: Some(TaskSpec::clone(&spec)), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
+        }
+        if streams {
+            self.tell_taken(task);
         }
     }
 

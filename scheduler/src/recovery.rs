@@ -478,6 +478,7 @@ impl Core {
             }
             if run.others.is_empty() {
                 run.orphan = true;
+                self.heed_taken(task, crate::items::ALL_TAKEN);
                 self.forget_run(task);
             } else {
                 run.keeper = run.others.remove(0);
@@ -503,6 +504,7 @@ impl Core {
         }
         self.forget_client_refs(client);
         self.forget_watches(client);
+        self.forget_consumer(client);
     }
 
     /// A job ended: everything of it goes.
@@ -520,6 +522,7 @@ impl Core {
         let is_of_it = |id: &ObjectId| objects.get(id).is_none_or(|object| object.job == job);
         self.recovering.retain(|_, lost| !lost.iter().any(is_of_it) || mutant!("W43"));
         self.copies.forget_job(job);
+        self.forget_streams(job);
         self.counted.remove(&job);
         self.reuse.remove(&job);
         for id in self.objects.sorted_keys(|object| object.job == job) {

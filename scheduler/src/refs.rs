@@ -264,10 +264,14 @@ impl Core {
     /// Takes a task out of what this node keeps, with its claims on what it names.
     pub(crate) fn forget_kept(&mut self, task: TaskId) {
         let Some(kept) = self.kept.get_mut(&task) else { return };
+        let streamed = (crate::items::window(&kept.spec) > 0).then_some(kept.state);
         let (record, names) =
             (std::mem::replace(&mut kept.record, Record::Sent), std::mem::take(&mut kept.names));
         self.kept.discard(&task);
         self.cancelled.remove(&task);
+        if let Some(state) = streamed {
+            self.let_go_of_stream(task, state);
+        }
         if let Record::Waits(waits) = record {
             // It was never sent, and will not be.
             self.streams.give_up(waits.ticket);

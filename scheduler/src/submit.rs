@@ -4,6 +4,7 @@ use crate::core::{Core, Early, Kept, KeptState};
 use crate::elements;
 use crate::elide::Later;
 use crate::groups;
+use crate::items;
 use crate::objects::State;
 use crate::refs::Home;
 use crate::stream::About;
@@ -80,6 +81,12 @@ impl Core {
         if let Some(why) = elements::too_many(&spec) {
             return self.refuse(client, task, &spec, why);
         }
+        if items::window(&spec) > 0 {
+            if let Some(why) = items::refused(&spec) {
+                return self.refuse(client, task, &spec, why);
+            }
+            self.begin_consuming(client, task, job);
+        }
         self.expect(client, task, &spec);
         self.keep(client, task, spec);
     }
@@ -102,6 +109,9 @@ impl Core {
         } else {
             self.refer(client, output, job);
             self.subscribe(client, output, job);
+        }
+        if items::window(spec) > 0 {
+            self.begin_consuming(client, task, job);
         }
         self.hold_again(output, job);
     }
@@ -169,9 +179,14 @@ impl Core {
         let spec = Arc::new(spec);
         let later = Later { item: spec.clone().into(), bytes: spec_bytes(&spec), about: About::Submit(task) };
         let (record, ticket) = self.send_record(task, later, edges);
-        let shared = elements::count(&spec) > 0;
-        if shared {
+        let (parts, streams) = (elements::count(&spec) > 0, items::window(&spec) > 0);
+        let shared = parts || streams;
+        if parts {
             self.hold_elements(task, &spec);
+        }
+        if streams {
+            // Its items are asked for at their home soon.
+            self.streams.hurry_for(ticket.shard, ticket.number);
         }
         // What a task submits must be committed before its own done-record (R4).
         if let Ok(parent) = task_id(&spec.parent)

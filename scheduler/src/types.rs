@@ -5,8 +5,8 @@ use crate::memory::Measured;
 use bytes::Bytes;
 use mobula_base::{Incarnation, JobId, ObjectId, ShardId, TaskId};
 use mobula_proto::{
-    Assign, ClusterView, Failure, GroupState, InGroup, Located, Notice, Output, PeerResult, StreamAck,
-    StreamBatch, StreamItem, TaskSpec,
+    Assign, ClusterView, Failure, GroupState, InGroup, Located, NewItems, Notice, Output, PeerResult,
+    StreamAck, StreamBatch, StreamItem, TaskSpec,
 };
 use smallvec::SmallVec;
 use std::sync::Arc;
@@ -117,6 +117,21 @@ pub enum Event {
     },
     /// A client took references out of values. (It refers to what it submits and puts anyway.)
     Held { client: ClientId, job: JobId, objects: Vec<ObjectId> },
+    /// A client takes these items of a stream, and refers to them from here on; `over`: it takes no more.
+    Take {
+        /// Who.
+        client: ClientId,
+        /// Its job.
+        job: JobId,
+        /// Whose items.
+        task: TaskId,
+        /// The first of them.
+        first: u32,
+        /// The first that is not among them.
+        upto: u32,
+        /// Whether it is done with the stream.
+        over: bool,
+    },
     /// A client dropped its last references to these.
     Dropped { client: ClientId, objects: Vec<ObjectId> },
     /// Nobody needs these any more, says their home or a node that heard it: copies may go.
@@ -152,6 +167,22 @@ pub enum Event {
     PeerResult { from: Incarnation, result: PeerResult },
     /// All that an earlier reported task had submitted is committed.
     PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
+    /// Another node has made items of a stream for this one.
+    NewItems {
+        /// Which node.
+        from: Incarnation,
+        /// What it says.
+        news: NewItems,
+    },
+    /// So many items of a stream that is made here are taken, says its keeper.
+    PeerTaken {
+        /// The keeper.
+        from: Incarnation,
+        /// Whose items.
+        task: TaskId,
+        /// How many.
+        taken: u32,
+    },
     /// So many of the tasks that this node has assigned to another wait inside there, and have given their CPUs back.
     PeerWaiting { from: Incarnation, tasks: u32 },
     /// A peer asks this node to keep a copy: one of `want`, which are, or shall be, at these nodes; 0: a second one.
@@ -233,6 +264,40 @@ pub enum Effect {
     Result { to: Incarnation, result: PeerResult },
     /// Report that a task's submissions are committed.
     Durable { to: Incarnation, task: TaskId, attempt: u32 },
+    /// Tell a keeper of items of a stream that were made here.
+    NewItems {
+        /// Whom.
+        to: Incarnation,
+        /// What is new.
+        news: NewItems,
+    },
+    /// Tell an executor how many items of a stream are taken.
+    TellTaken {
+        /// Whom.
+        to: Incarnation,
+        /// Whose items.
+        task: TaskId,
+        /// How many.
+        taken: u32,
+    },
+    /// Tell a worker the same.
+    ItemsTaken {
+        /// Whom.
+        worker: ClientId,
+        /// Whose items.
+        task: TaskId,
+        /// How many.
+        taken: u32,
+    },
+    /// Tell a client how many items of a stream there are, or were.
+    ItemsMade {
+        /// Whom.
+        client: ClientId,
+        /// Whose items.
+        task: TaskId,
+        /// How many.
+        made: u32,
+    },
     /// Tell a node how many of the tasks that it has assigned here wait inside.
     Waiting { to: Incarnation, tasks: u32 },
     /// Send the next batch of a stream; repeat it until it is acknowledged.

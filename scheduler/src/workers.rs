@@ -150,6 +150,7 @@ impl Core {
         self.return_lease(worker);
         self.forget_client_refs(worker);
         self.forget_watches(worker);
+        self.forget_consumer(worker);
         self.memory.forget(worker);
         let Some(gone) = self.workers.remove(&worker) else { return };
         if gone.blocked {

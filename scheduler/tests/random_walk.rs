@@ -193,6 +193,10 @@ impl World {
                 | Effect::Freed { .. }
                 // Some do not listen: they end when they end, or are killed.
                 | Effect::Stop { .. }
+                | Effect::NewItems { .. }
+                | Effect::TellTaken { .. }
+                | Effect::ItemsTaken { .. }
+                | Effect::ItemsMade { .. }
                 | Effect::Cancel { .. }
                 | Effect::TellClaims
                 | Effect::Group { .. }

@@ -67,6 +67,10 @@ pub(crate) struct State {
     pub notices: VecDeque<Notice>,
     pub tasks: VecDeque<RunTask>,
     pub blocked: bool,
+    /// How many items there are, or were, of streams that this program takes from.
+    pub items: IdMap<TaskId, u32>,
+    /// How many items are taken of streams that are made, or to be made, here.
+    pub taken: IdMap<TaskId, u32>,
     /// It waits for room in shared memory.
     pub for_room: bool,
     /// The task that runs in this worker, and its attempt.
@@ -177,7 +181,12 @@ impl Client {
     pub(crate) fn hand_in<T>(&self, task: Task<T>) -> TaskId {
         let Task { mut spec, error, named, .. } = task;
         let id = self.context.next_task();
-        let elements = spec.options.as_deref().map_or(0, |options| options.elements);
+        let (elements, window) =
+            spec.options.as_deref().map_or((0, 0), |options| (options.elements, options.window));
+        if window > 0 {
+            // Before the daemon can say how many there are.
+            self.state().items.insert(id, 0);
+        }
         if let Some(error) = error.or_else(|| too_large(&spec)) {
             let failure = Failure::new(FailureKind::FailureBadArguments, error);
             self.own_returned(id, elements, Some(failed(failure)), None);
@@ -323,6 +332,11 @@ impl Client {
         self.shell.welcome.shards
     }
 
+    /// Whether the node knows tasks that return streams.
+    pub(crate) fn knows_streams(&self) -> bool {
+        self.shell.welcome.streams
+    }
+
     /// This job.
     pub fn job(&self) -> JobId {
         self.context.job
@@ -384,7 +398,7 @@ impl Client {
         self.bytes_here(state, id).or_else(|| state.stopped.then(|| Err(told_to_stop().into())))
     }
 
-    fn bytes_here(&self, state: &mut State, id: ObjectId) -> Option<Result<ArgBytes, Error>> {
+    pub(crate) fn bytes_here(&self, state: &mut State, id: ObjectId) -> Option<Result<ArgBytes, Error>> {
         let slot = state.slots.get_mut(&id)?;
         match slot.ready.as_ref()?.value.as_ref()? {
             wire_value::Value::Inline(bytes) => Some(Ok(ArgBytes::Inline(bytes.clone()))),

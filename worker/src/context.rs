@@ -18,6 +18,8 @@ pub struct Context {
     pub devices: Vec<u32>,
     /// In so many parts it is to return what it makes; 0: as one value.
     pub elements: u32,
+    /// It is to return a stream, of which so many items may wait to be taken; 0: a value.
+    pub window: u32,
     /// Submissions are looked up before they are scheduled (R7).
     pub replay: bool,
     next_index: AtomicU64,
@@ -30,17 +32,17 @@ const STRAND: u64 = 0;
 impl Context {
     /// A fresh context: the first submission has index 0.
     pub fn new(job: JobId, task: TaskId, attempt: u32, replay: bool) -> Arc<Self> {
-        Context::of_task(job, task, attempt, replay, Vec::new(), 0)
+        Context::of_task(job, task, attempt, replay, Vec::new(), (0, 0))
     }
 
-    /// The same for a task that may use these GPUs, and returns so many elements.
+    /// The same for a task that may use these GPUs, and returns so many elements, or a stream with this window.
     pub fn of_task(
         job: JobId,
         task: TaskId,
         attempt: u32,
         replay: bool,
         devices: Vec<u32>,
-        elements: u32,
+        (elements, window): (u32, u32),
     ) -> Arc<Self> {
         let first = u64::from(replay && mutant!("R1"));
         Arc::new(Context {
@@ -49,6 +51,7 @@ impl Context {
             attempt,
             devices,
             elements,
+            window,
             replay,
             next_index: AtomicU64::new(first),
             next_put: AtomicU32::new(0),
@@ -82,9 +85,9 @@ pub(crate) fn try_current() -> Option<Client> {
     CURRENT.try_with(Clone::clone).ok()
 }
 
-/// In so many parts the task that runs here is to return what it makes; 0: as one value.
-pub(crate) fn elements() -> u32 {
-    CURRENT.try_with(|client| client.context.elements).unwrap_or(0)
+/// In so many parts the task that runs here is to return what it makes, or as a stream with this window; 0: as one value.
+pub(crate) fn returns() -> (u32, u32) {
+    CURRENT.try_with(|client| (client.context.elements, client.context.window)).unwrap_or((0, 0))
 }
 
 pub(crate) fn enter<R>(client: Client, run: impl FnOnce() -> R) -> R {

@@ -10,6 +10,7 @@ use crate::options::JobOptions;
 use crate::recent::Recent;
 use crate::reference::AnyRef;
 use crate::split::Landing;
+use crate::streamed::Flowing;
 use crate::value::Encoded;
 use bytes::Bytes;
 use futures::future::{Either, select};
@@ -77,6 +78,15 @@ pub fn run_tasks(client: &Client) {
                 guarded(|| futures::executor::block_on(future))
             }
         };
+        let outcome = match outcome {
+            Ok(Encoded { flow: Some(flow), .. }) => {
+                let (client, flowing) = (prepared.client.clone(), prepared.flowing());
+                let made = context::enter(client.clone(), || client.run_flow(flowing, flow));
+                client.end_flow_of(prepared.task);
+                made
+            }
+            whole => whole,
+        };
         let ran_ns = started.elapsed().as_nanos() as u64;
         let returned = match outcome {
             Err(failure) => Returned::whole(Err(failure), Vec::new()),
@@ -112,6 +122,16 @@ pub async fn run_tasks_async(client: &Client) {
             Err(failure) => Err(failure),
             Ok((Run::Sync(run), args)) => context::enter(prepared.client.clone(), || guarded(|| run(args))),
             Ok((Run::Async(run), args)) => run_async(prepared.client.clone(), run(args)).await,
+        };
+        let outcome = match outcome {
+            Ok(Encoded { flow: Some(flow), .. }) => {
+                let (client, flowing) = (prepared.client.clone(), prepared.flowing());
+                let made = client.run_flow_async(flowing, flow);
+                let made = context::enter_async(client.clone(), made).await;
+                client.end_flow_of(prepared.task);
+                made
+            }
+            whole => whole,
         };
         let returned = match outcome {
             Err(failure) => Returned::whole(Err(failure), Vec::new()),
@@ -167,8 +187,8 @@ fn prepare(client: &Client, run: RunTask) -> (Prepared, Ready) {
     let spec = run.spec.unwrap_or_default();
     let task = task_id(&spec.id).unwrap_or_default();
     let replay = spec.replay || run.attempt > 1;
-    let elements = spec.options.as_deref().map_or(0, |options| options.elements);
-    let context = Context::of_task(JobId(spec.job), task, run.attempt, replay, run.devices, elements);
+    let returns = spec.options.as_deref().map_or((0, 0), |options| (options.elements, options.window));
+    let context = Context::of_task(JobId(spec.job), task, run.attempt, replay, run.devices, returns);
     let client_of_task = client.for_task(context, JobOptions::of(&spec));
     let args = ArgReader::new(run.args.into_iter().map(|value| client.arg_bytes(value)));
     let (reader, args_of) = (client.clone(), spec.id.clone());
@@ -214,6 +234,10 @@ impl Returned {
 }
 
 impl Prepared {
+    fn flowing(&self) -> Flowing {
+        Flowing::new(self.task, self.client.context.window)
+    }
+
     /// Reports how it ended. What the task itself referred to is dropped already, but for the references
     /// in its value: those go once the report has named them.
     fn report(self, returned: Returned, ran_ns: u64, recent: &mut Recent) {
@@ -245,7 +269,7 @@ fn shared(placed: Result<Shared, Error>) -> Result<Value, Failure> {
     placed.map(|shared| Value { value: Some(wire_value::Value::Shared(shared)) }).map_err(no_room)
 }
 
-fn no_room(error: Error) -> Failure {
+pub(crate) fn no_room(error: Error) -> Failure {
     match error {
         Error::Task { kind, message, causes } => Failure { kind: kind as i32, message, causes },
         other => Failure::new(FailureKind::FailureStoreFull, other.to_string()),
@@ -253,7 +277,7 @@ fn no_room(error: Error) -> Failure {
 }
 
 /// A panic of user code is the task's failure, not the worker's.
-fn guarded(run: impl FnOnce() -> RunResult) -> RunResult {
+pub(crate) fn guarded<R>(run: impl FnOnce() -> Result<R, Failure>) -> Result<R, Failure> {
     catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<&str>()

@@ -67,11 +67,13 @@ pub fn function_id(name: &str) -> u64 {
 /// # Errors
 /// It cannot be encoded.
 pub fn encode_value<T: Serialize>(out: &T) -> RunResult {
-    let elements = crate::context::elements();
-    if elements > 0 {
-        return crate::split::encode(out, elements);
+    match crate::context::returns() {
+        (0, 0) => {}
+        (0, _) => return crate::streamed::encode(out),
+        (elements, _) => return crate::split::encode(out, elements),
     }
-    value::encode(out).map_err(|e| Failure::new(FailureKind::FailureUserError, e))
+    value::encode(out)
+        .map_err(|e| Failure::new(FailureKind::FailureUserError, crate::streamed::refusal().unwrap_or(e)))
 }
 
 /// Encodes what a fallible function returned.

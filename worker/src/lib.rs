@@ -35,6 +35,7 @@
 //! - [`cancel`] — ending tasks early; which failures are retried.
 //! - [`placement`] — where a task may run; [`group`] — resources that are reserved together; [`runtime`] — what workers find around them.
 //! - [`split`] — tasks that return several objects.
+//! - [`stream`] — taking what a task makes one after the other; [`streamed`] — making it.
 //! - [`function`] — the registry that `#[remote]` fills.
 //! - [`context`] — inside which task the code runs: deterministic ids (R1).
 //! - [`link`] — the connection to the node daemon, as threads or as async tasks; `pump` — what it says.
@@ -66,6 +67,8 @@ pub mod reference;
 mod room;
 pub mod runtime;
 pub mod split;
+pub mod stream;
+pub mod streamed;
 pub mod task;
 pub mod value;
 
@@ -86,6 +89,8 @@ pub use put::Put;
 pub use reference::{AnyRef, ObjectRef};
 pub use runtime::Runtime;
 pub use split::Split;
+pub use stream::Stream;
+pub use streamed::Streamed;
 pub use task::Task;
 pub use value::Blob;
 

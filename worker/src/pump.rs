@@ -3,8 +3,8 @@
 use crate::args::ArgBytes;
 use crate::client::{Client, Notice, State, failed, told_to_stop};
 use mobula_proto::{
-    Committed, DaemonMsg, Failure, FailureKind, NotBegun, RunTask, Stop, TaskResult, ToClient, Value,
-    client_msg, daemon_msg, object_id, task_id, value as wire_value,
+    Committed, DaemonMsg, Failure, FailureKind, ItemsTaken, NotBegun, RunTask, Stop, TaskResult, ToClient,
+    Value, client_msg, daemon_msg, object_id, task_id, value as wire_value,
 };
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -45,6 +45,16 @@ impl State {
         self.tasks.remove(at);
         let value = Some(failed(told_to_stop()));
         Some(TaskResult { task: stop.task, attempt: stop.attempt, value, ..TaskResult::default() })
+    }
+
+    /// So many items are taken of a stream that runs here, or stands in line. Of others nobody would ask.
+    fn note_taken(&mut self, told: &ItemsTaken) {
+        let runs = self.running.as_ref().is_some_and(|(task, _)| *task == told.task);
+        let waits = |run: &RunTask| run.spec.as_ref().is_some_and(|spec| spec.id == told.task);
+        if let (Ok(task), true) = (task_id(&told.task), runs || self.tasks.iter().any(waits)) {
+            let taken = self.taken.entry(task).or_default();
+            *taken = told.items.max(*taken);
+        }
     }
 
     /// The shared memory is no longer ours: what lay there may be another job's by now.
@@ -140,6 +150,12 @@ impl Client {
                     self.send_result(result);
                 }
             }
+            daemon_msg::Msg::ItemsMade(made) => {
+                if let Some(known) = task_id(&made.task).ok().and_then(|id| state.items.get_mut(&id)) {
+                    *known = made.items.max(*known);
+                }
+            }
+            daemon_msg::Msg::ItemsTaken(taken) => state.note_taken(&taken),
             daemon_msg::Msg::Created(created) => {
                 if let Ok(id) = object_id(&created.object) {
                     state.created.insert(id, created);

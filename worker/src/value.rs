@@ -62,6 +62,8 @@ pub struct Encoded {
     pub references: Vec<AnyRef>,
     /// What was returned in parts: then that is all there is ([`crate::split`]).
     pub elements: Vec<Encoded>,
+    /// What is returned one after the other: then that is all there is ([`crate::streamed`]).
+    pub(crate) flow: Option<crate::streamed::Flow>,
 }
 
 impl Encoded {
@@ -80,7 +82,7 @@ pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Encoded, String> {
     let name = std::any::type_name::<T>();
     let bytes = encoded.map_err(|e| format!("{name} cannot be encoded: {e}"))?;
     check_count(references.len()).map_err(|e| format!("a {name} {e}"))?;
-    Ok(Encoded { bytes, references, elements: Vec::new() })
+    Ok(Encoded { bytes, references, ..Encoded::default() })
 }
 
 /// How many bytes a value is encoded as. It is walked, and nothing is written.

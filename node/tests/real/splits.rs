@@ -4,7 +4,7 @@ use super::{Cluster, Node, SOON, length, marks, metrics, slow};
 use mobula::{Affinity, Blob, Client, Error, FailureKind, ObjectRef, Scope, Task, remote};
 use std::time::{Duration, Instant};
 
-const BYTES: usize = 400_000;
+pub const BYTES: usize = 400_000;
 
 /// A small and a large one; leaves a mark each time.
 #[remote]
@@ -50,7 +50,7 @@ fn breaks(how: String) -> Result<(u64, Blob), String> {
     }
 }
 
-fn mark(c: &Cluster, name: &str) -> (impl Fn() -> usize + use<>, String) {
+pub fn mark(c: &Cluster, name: &str) -> (impl Fn() -> usize + use<>, String) {
     let path = c.dir.join(name);
     let name = path.display().to_string();
     (move || std::fs::read(&path).map_or(0, |marks| marks.len()), name)
@@ -64,7 +64,7 @@ fn count(c: &Cluster, node: usize, name: &str) -> u64 {
 }
 
 /// Waits until these nodes have so many bytes in memory together, and know of so many objects.
-fn settles(c: &Cluster, nodes: &[usize], bytes: usize, objects: Option<u64>) {
+pub fn settles(c: &Cluster, nodes: &[usize], bytes: usize, objects: Option<u64>) {
     let until = Instant::now() + SOON;
     loop {
         let sum = |name| nodes.iter().map(|n| count(c, *n, name)).sum::<u64>();
@@ -79,7 +79,7 @@ fn settles(c: &Cluster, nodes: &[usize], bytes: usize, objects: Option<u64>) {
     }
 }
 
-fn on<T>(node: &str, task: Task<T>) -> Task<T> {
+pub fn on<T>(node: &str, task: Task<T>) -> Task<T> {
     task.node_affinity(node, Affinity::Hard)
 }
 

@@ -96,6 +96,16 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         Event::PeerDurable { from, task, attempt } => {
             ("hears", format!("{task} attempt {attempt} from {from} is durable"))
         }
+        Event::Take { client, task, first, upto, over, .. } => {
+            ("takes", format!("client {client}: items {first}..{upto} of {task}, over: {over}"))
+        }
+        Event::NewItems { from, news } => {
+            let task = task_id(&news.task).map(|id| id.to_string()).unwrap_or_default();
+            ("hears", format!("{} items from {} of {task} are at {from}", news.items.len(), news.first))
+        }
+        Event::PeerTaken { from, task, taken } => {
+            ("hears", format!("{taken} items of {task} are taken at {from}"))
+        }
         Event::PeerWaiting { from, tasks } => ("hears", format!("{tasks} tasks wait inside at {from}")),
         Event::Replicate { object, holder, .. } => ("replicates", format!("{object} of {holder}")),
         Event::Located { answers, .. } => {
@@ -163,6 +173,19 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
         }
         Effect::Durable { to, task, attempt } => {
             ("reports", format!("{task} attempt {attempt} is durable, to {to}"))
+        }
+        Effect::NewItems { to, news } => {
+            let task = task_id(&news.task).map(|id| id.to_string()).unwrap_or_default();
+            ("reports", format!("{} items from {} of {task}, to {to}", news.items.len(), news.first))
+        }
+        Effect::TellTaken { to, task, taken } => {
+            ("tells", format!("{taken} items of {task} are taken, to {to}"))
+        }
+        Effect::ItemsTaken { worker, task, taken } => {
+            ("tells", format!("worker {worker}: {taken} items of {task} are taken"))
+        }
+        Effect::ItemsMade { client, task, made } => {
+            ("tells", format!("client {client}: {made} items of {task} are made"))
         }
         Effect::Waiting { to, tasks } => {
             ("reports", format!("{tasks} of its tasks wait inside here, to {to}"))

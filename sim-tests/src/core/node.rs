@@ -311,6 +311,15 @@ impl World {
                 self.judge_leaves(&result);
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
             }
+            Effect::NewItems { to, news } => {
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::NewItems(news));
+            }
+            Effect::TellTaken { to, task, taken } => {
+                let taken = mobula_proto::ItemsTaken { task: task_bytes(task), items: taken };
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::ItemsTaken(taken));
+            }
+            // No program here has streams.
+            Effect::ItemsTaken { .. } | Effect::ItemsMade { .. } => {}
             Effect::Waiting { to, tasks } => {
                 let waiting = mobula_proto::Waiting { tasks };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Waiting(waiting));
@@ -575,6 +584,12 @@ fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Even
         Some(peer_msg::Msg::Durable(d)) => {
             if let Ok(task) = task_id(&d.task) {
                 events.push(Event::PeerDurable { from, task, attempt: d.attempt });
+            }
+        }
+        Some(peer_msg::Msg::NewItems(news)) => events.push(Event::NewItems { from, news }),
+        Some(peer_msg::Msg::ItemsTaken(told)) => {
+            if let Ok(task) = task_id(&told.task) {
+                events.push(Event::PeerTaken { from, task, taken: told.items });
             }
         }
         Some(peer_msg::Msg::Waiting(w)) => events.push(Event::PeerWaiting { from, tasks: w.tasks }),

@@ -209,7 +209,8 @@ impl Body {
         });
         // Processes are not simulated: nobody measures what they have.
         let (placement, timeout_ms, memory_limit) = (self.place.placement(), self.limit_ms, 0);
-        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements: self.parts };
+        let (elements, window) = (self.parts, 0);
+        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements, window };
         (options != TaskOptions::default()).then(|| Box::new(options))
     }
 

@@ -39,6 +39,12 @@ impl World {
             Effect::Send { shard, batch } => events.extend(self.batch(shard, batch)),
             Effect::Assign { to, assign } => self.tell(node, to, Event::Assigned { from, assign }),
             Effect::Result { to, result } => self.tell(node, to, Event::PeerResult { from, result }),
+            Effect::NewItems { to, news } => self.tell(node, to, Event::NewItems { from, news }),
+            Effect::TellTaken { to, task, taken } => {
+                self.tell(node, to, Event::PeerTaken { from, task, taken })
+            }
+            // No program here has streams.
+            Effect::ItemsTaken { .. } | Effect::ItemsMade { .. } => {}
             Effect::Waiting { to, tasks } => self.tell(node, to, Event::PeerWaiting { from, tasks }),
             Effect::Durable { to, task, attempt } => {
                 self.tell(node, to, Event::PeerDurable { from, task, attempt });

@@ -111,6 +111,10 @@ impl World {
             }
             Effect::Assign { to, assign } => self.tell(to, Event::Assigned { from, assign }),
             Effect::Result { to, result } => self.tell(to, Event::PeerResult { from, result }),
+            Effect::NewItems { to, news } => self.tell(to, Event::NewItems { from, news }),
+            Effect::TellTaken { to, task, taken } => self.tell(to, Event::PeerTaken { from, task, taken }),
+            // No program here has streams.
+            Effect::ItemsTaken { .. } | Effect::ItemsMade { .. } => {}
             Effect::Waiting { to, tasks } => self.tell(to, Event::PeerWaiting { from, tasks }),
             Effect::Durable { to, task, attempt } => {
                 self.tell(to, Event::PeerDurable { from, task, attempt });

@@ -10,7 +10,8 @@ use syn::{FnArg, GenericArgument, ItemFn, Pat, PathArguments, ReturnType, Type, 
 /// `task(args…) -> Task<R>` (to submit with options) and `remote(args…) -> ObjectRef<R>` (to submit
 /// from inside a task). Every argument may be given as a value or as an `ObjectRef` of its type. A
 /// function that returns `Result<R, E>` with `E: Display` fails its task with the error's text. One that returns a tuple
-/// or an array can be submitted so that each element is an object of its own: `client.submit_split(name::task(…))`.
+/// or an array can be submitted so that each element is an object of its own: `client.submit_split(name::task(…))`. One that
+/// returns `mobula::Streamed` is submitted by `client.submit_stream(name::task(…))`.
 ///
 /// The function must stand in a module (not inside another function) and must not be generic.
 #[proc_macro_attribute]
