@@ -3,12 +3,15 @@
 //! A node dies before the record of what it was to make has come. A task that was to use it, and whose own record has
 //! come, waits on another node. Should anybody need either, then their parent too, which submits both again. If nobody
 //! does, nothing ever makes what is missing, and the task would wait until its job ends (decision 18). So its keeper
-//! gives it up: the record goes, or stands without a keeper for whoever still needs it and takes it over.
+//! gives it up: the record goes, or stands without a keeper for whoever still needs it and takes it over. So, too, a task
+//! that has begun where it is kept and waits inside. One that waits inside on another node is not given up yet.
 
 use crate::core::{Core, KeptState, Record};
 use crate::elements::returned;
+use crate::execute::Run;
 use crate::objects::State;
 use crate::submit::arg_objects;
+use crate::types::Effect;
 use mobula_base::{Instant, JobId, ObjectId, TaskId, mutant};
 use mobula_proto::{NextAttempt, located, task_bytes};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -63,7 +66,25 @@ impl Core {
                 self.abandon(task, id);
             }
         }
+        if so_long >= ABANDON_AFTER && !mutant!("W46") {
+            self.give_up_readers(id);
+        }
         so_long
+    }
+
+    /// What is kept here, runs here and waits inside for `id` is given up as what has not begun is: a value that was
+    /// put can be read elsewhere before the records of what lies inside have come.
+    fn give_up_readers(&mut self, id: ObjectId) {
+        for (worker, task) in self.blocked_readers(id) {
+            let me = self.config.incarnation;
+            // Others that have asked for it know more.
+            let for_me =
+                |run: &&Run| run.given == Some(worker) && run.keeper.node == me && run.others.is_empty();
+            if self.runs.get(&task).filter(for_me).is_some() && self.abandon(task, id) {
+                self.drop_run(task);
+                self.effects.push(Effect::Kill { worker });
+            }
+        }
     }
 
     /// It is known after all.
@@ -90,15 +111,15 @@ impl Core {
         tasks
     }
 
-    /// Gives a task up if nobody here needs it.
-    fn abandon(&mut self, task: TaskId, missing: ObjectId) {
+    /// Gives a task up if nobody here needs it; whether it did.
+    fn abandon(&mut self, task: TaskId, missing: ObjectId) -> bool {
         let output = task.output(0);
         let needed = self.is_return_needed(task);
         let Some(kept) = self.kept.get(&task).filter(|kept| matches!(kept.record, Record::Sent)) else {
-            return;
+            return false;
         };
         if needed || self.recovering.contains_key(&task) || !self.counts(JobId(kept.spec.job)) {
-            return;
+            return false;
         }
         let (job, from) = (JobId(kept.spec.job), kept.attempt);
         let next = NextAttempt { task: task_bytes(task), from, abandoned: true, ..NextAttempt::default() };
@@ -110,5 +131,6 @@ impl Core {
             self.to_tidy.push_back(id);
         }
         self.drop_kept(task);
+        true
     }
 }

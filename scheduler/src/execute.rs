@@ -555,17 +555,24 @@ impl Core {
         }
     }
 
+    /// Workers that wait inside their tasks for an object, or to hear that it exists.
+    pub(crate) fn blocked_readers(&self, id: ObjectId) -> Vec<(ClientId, TaskId)> {
+        let Some(object) = self.objects.get(&id).filter(|_| !mutant!("W21")) else { return Vec::new() };
+        let mut readers: Vec<ClientId> = object.getters.iter().chain(&object.subscribers).copied().collect();
+        readers.sort_unstable();
+        readers.dedup();
+        let runs = |worker: ClientId| {
+            let w = self.workers.get(&worker).filter(|w| w.blocked)?;
+            w.queue.front().map(|task| (worker, *task))
+        };
+        readers.into_iter().filter_map(runs).collect()
+    }
+
     /// Nobody knows of an object, and whoever was to record it may be dead. What waits for it in an attempt that
     /// is for nobody would wait until its job ends: its worker ends. Were the task assigned here again later, it
     /// would begin anew.
     pub(crate) fn end_vain_readers(&mut self, id: ObjectId) {
-        let Some(object) = self.objects.get(&id).filter(|_| !mutant!("W21")) else { return };
-        let mut readers: Vec<ClientId> = object.getters.iter().chain(&object.subscribers).copied().collect();
-        readers.sort_unstable();
-        readers.dedup();
-        for worker in readers {
-            let Some(w) = self.workers.get(&worker).filter(|w| w.blocked) else { continue };
-            let Some(task) = w.queue.front().copied() else { continue };
+        for (worker, task) in self.blocked_readers(id) {
             match self.runs.get(&task).filter(|run| run.given == Some(worker)) {
                 Some(run) if !run.orphan => continue,
                 Some(_) => self.drop_run(task),
@@ -577,7 +584,7 @@ impl Core {
     }
 
     /// Nothing of an attempt counts any more, whoever has it.
-    fn drop_run(&mut self, task: TaskId) {
+    pub(crate) fn drop_run(&mut self, task: TaskId) {
         let Some(run) = self.take_run(task) else { return };
         if run.given.is_some() {
             self.strays.insert(task);

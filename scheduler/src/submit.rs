@@ -109,11 +109,11 @@ impl Core {
         } else {
             self.refer(client, output, job);
             self.subscribe(client, output, job);
+            self.hold_again(output, job);
         }
         if items::window(spec) > 0 {
             self.begin_consuming(client, task, job);
         }
-        self.hold_again(output, job);
     }
 
     /// Notes that a task will make this, and that its submitter refers to it and wants to know when it is there.

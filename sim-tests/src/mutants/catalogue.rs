@@ -256,6 +256,12 @@ pub const MUTANTS: &[Mutant] = &[
     product("W43", "G8", "what is being recovered is remembered when its job has ended", CORE),
     product("W44", "G8", "whom the puts of a driver concerned is remembered for ever", CORE),
     product("W45", "R6", "a copy whose record is still on its way is given up", CORE),
+    product(
+        "W46",
+        "G5",
+        "a task that nobody needs waits inside for what nobody knows until its job ends",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.
