@@ -118,7 +118,7 @@ impl Core {
         let Some(kept) = self.kept.get(&task).filter(|kept| matches!(kept.record, Record::Sent)) else {
             return false;
         };
-        if needed || self.recovering.contains_key(&task) || !self.counts(JobId(kept.spec.job)) {
+        if needed || self.recovering.contains_key(&task) {
             return false;
         }
         let (job, from) = (JobId(kept.spec.job), kept.attempt);

@@ -37,7 +37,7 @@ impl World {
                     // What was given up may stay for who needs it, or since it must not run twice; it waits for nothing.
                     let may_stay =
                         || record.needed_of(place).next().is_some() || self.oracle.tasks[&task].retries == 0;
-                    let given_up = keeper == 0 && may_stay();
+                    let given_up = keeper == 0 && (!self.options.counts || may_stay());
                     if !given_up && !self.judges.fenced.is_dead_somewhere(keeper) {
                         let why = self.why_it_stays(task);
                         return Some(format!(
