@@ -11,6 +11,7 @@ use mobula_sim_tests::core::program::{self, Body, End, Locals, Op, Submission, p
 use mobula_sim_tests::core::worker::Doom;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::task::Poll;
 use std::time::Duration;
 
 /// Shorter than this no timer measures: such computations are added up.
@@ -217,8 +218,15 @@ impl Run {
 
     async fn gets(&mut self, object: ObjectId) -> Result<(), Error> {
         let reference = self.refs[&object].clone();
-        self.waits_for(&reference);
-        let got = reference.get_async().await;
+        let mut get = std::pin::pin!(reference.get_async());
+        // What is known to exist may have to be brought: whether it waits shows at the first look.
+        let got = match std::future::poll_fn(|cx| Poll::Ready(get.as_mut().poll(cx))).await {
+            Poll::Ready(got) => got,
+            Poll::Pending => {
+                self.waits();
+                get.await
+            }
+        };
         let content = judge(object, got)?;
         self.take(Some(object), content);
         Ok(())
@@ -227,9 +235,13 @@ impl Run {
     /// Whoever waits inside a task has given its CPU back (R16).
     fn waits_for(&mut self, reference: &ObjectRef<Content>) {
         if !reference.is_ready() {
-            hit("worker waited inside a task");
-            self.lets_go();
+            self.waits();
         }
+    }
+
+    fn waits(&mut self) {
+        hit("worker waited inside a task");
+        self.lets_go();
     }
 
     fn lets_go(&mut self) {
