@@ -348,6 +348,9 @@ impl Core {
 
     /// Somebody else was faster, or there is nothing to grant.
     fn refused(&mut self, task: TaskId, view: TaskView) {
+        if self.is_begun_anew(task) {
+            return self.refused_before_it_began(task);
+        }
         let mut waiting = self.elements_awaited(task);
         if view.state == TaskState::TaskFailed as i32 {
             self.ends_rebuild(task, "it failed for good", 0);
@@ -372,6 +375,22 @@ impl Core {
                         self.forget_place(id);
                     }
                 }
+            }
+        }
+    }
+
+    /// Whether what is kept was submitted after its next attempt had been asked for: what waits for a grant says so.
+    fn is_begun_anew(&self, task: TaskId) -> bool {
+        self.kept.get(&task).is_some_and(|kept| kept.state != KeptState::AwaitAttempt) && !mutant!("W47")
+    }
+
+    /// There was nothing to grant, and a replayed parent has submitted the task since: that goes on, and only what
+    /// earlier attempts put is looked for.
+    fn refused_before_it_began(&mut self, task: TaskId) {
+        for id in self.recovering.remove(&task).unwrap_or_default() {
+            let is_put = id.is_put() && id.element().is_none();
+            if is_put && self.objects.get(&id).is_some_and(|object| object.state == State::Pending) {
+                self.forget_place(id);
             }
         }
     }

@@ -937,6 +937,28 @@ fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
 }
 
 #[test]
+fn what_is_submitted_anew_before_its_next_attempt_is_refused_goes_on() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
+    located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
+    let next = node.batch();
+    assert!(matches!(items(&next)[..], [Item::Next(_)]));
+    node.submit(WORKER, TaskSpec { replay: true, ..spec(a, &[]) });
+    node.effects.clear();
+    // Its record went meanwhile.
+    node.ack(next, |_| Some(item_outcome::Outcome::Refused(TaskView::default())));
+    assert!(locates(&node, inside) > 0, "what an earlier attempt put is looked for");
+    let record = node.batch();
+    assert_eq!(told(&items(&record)), [('s', out(a))]);
+    node.effects.clear();
+    node.ack(record, |_| None);
+    let is_first = |effect: &Effect| matches!(effect, Effect::Run { attempt: 1, .. });
+    assert!(node.effects.iter().any(is_first), "{:?}", node.effects);
+}
+
+#[test]
 fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
     for ended in [false, true] {
         let mut node = Node::new();
