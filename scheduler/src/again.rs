@@ -5,6 +5,7 @@
 //! while edges of an earlier one of that name had yet to end waits for that (R6).
 
 use crate::core::{Core, Early, Kept, KeptState};
+use crate::elements;
 use crate::elide::Later;
 use crate::execute::{Asker, UndurableRun};
 use crate::objects::State;
@@ -90,11 +91,13 @@ impl Core {
 
     /// The record of a replayed task is new, but the value lies here, made here before its first record could
     /// be committed: then it has ended. One that contains references, or came from elsewhere and may, is made
-    /// again: edges and records of what lies inside may never have come.
+    /// again: edges and records of what lies inside may never have come. So are several returns: where they lie is
+    /// not known here.
     fn is_made_already(&mut self, task: TaskId) -> bool {
         let id = task.output(0);
         let Some(State::Here(value)) = self.objects.get(&id).map(|o| o.state.clone()) else { return false };
-        if !self.objects[&id].refs.plain {
+        let in_parts = |kept: &Kept| elements::count(&kept.spec) > 0 && !mutant!("W49");
+        if !self.objects[&id].refs.plain || self.kept.get(&task).is_some_and(in_parts) {
             self.discard(id);
             self.set_object_state(id, State::Pending);
             return false;

@@ -462,6 +462,24 @@ fn of_a_task_that_others_keep_the_home_says_where_an_element_is() {
 }
 
 #[test]
+fn what_was_made_in_parts_for_another_node_is_made_again_when_its_record_comes_anew() {
+    let mut node = Node::new();
+    let split = task(1);
+    let assign = Assign { spec: Some(spec(split, 2, &[])), attempt: 1, hints: vec![] };
+    node.step(Event::Assigned { from: OTHER, assign });
+    node.finish(split, 1, &[small("a"), small("b")]);
+    // Nobody needs this one, and the other node dies before the record was there. A replayed parent submits it again.
+    node.step(Event::Freed { objects: vec![split.element(1)] });
+    node.members(&[ME]);
+    node.submit(TaskSpec { replay: true, ..spec(split, 2, &[]) });
+    node.settle();
+    assert_eq!(node.runs(), [(split, 1), (split, 1)]);
+    node.finish(split, 1, &[small("a"), small("b")]);
+    node.settle();
+    assert_eq!(node.told(split.element(1)), [Ready::Here(small("b"))]);
+}
+
+#[test]
 fn other_elements_than_were_asked_for_are_a_failure_that_says_so() {
     let mut node = Node::new();
     let (split, many) = (task(1), task(2));

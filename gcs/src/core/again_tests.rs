@@ -60,6 +60,26 @@ fn a_record_that_comes_again_is_early_until_edges_of_the_earlier_one_have_ended(
 }
 
 #[test]
+fn an_end_that_is_delivered_between_an_edge_and_its_record_has_the_edge_told_once_more() {
+    let (mut a, mut b) = (Shard::new(0, 2), Shard::new(1, 2));
+    let (user, arg) = (task_in(0), task_in(1));
+    let named = || edge(arg.output(0), user.output(0), false);
+    b.say(1, vec![submit(arg, &[]), done(arg, 1, 7), named()]);
+    assert_eq!(a.say(1, vec![submit(user, &[arg.output(0)])]), [], "it is there for the first time");
+    a.say(1, vec![done(user, 1, 7), release(user.output(0))]);
+    a.settle();
+    // A replayed parent names it on another node before the end is told; its record comes after.
+    b.say(2, vec![named(), hold(arg.output(0))]);
+    assert_eq!(deliver(&mut a, 0, &mut b), 1);
+    assert_eq!(a.say(2, vec![submit(user, &[arg.output(0)])]), [Outcome::Early(true)]);
+    let asked = a.say(2, vec![submit(user, &[arg.output(0)])]);
+    assert!(matches!(&asked[..], [Outcome::Known(view)] if !view.early), "{asked:?}");
+    b.say(2, vec![named(), release(arg.output(0))]);
+    b.say(1, vec![release(arg.output(0))]);
+    assert!(b.has(arg), "the new record names it");
+}
+
+#[test]
 fn who_submits_again_holds_it_too() {
     let mut shard = Shard::new(0, 1);
     let (id, object) = (task(0), task(0).output(0));

@@ -232,7 +232,7 @@ impl ShardState {
     }
 
     /// Whether what lies in the run's slot lies here for certain.
-    fn is_mine(&self, run: RunId) -> bool {
+    pub(super) fn is_mine(&self, run: RunId) -> bool {
         match self.slots.epoch() {
             0 => self.counting.owned.contains(run.slot()),
             _ => self.slots.moved(run.slot()).is_none(),

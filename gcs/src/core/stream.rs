@@ -115,12 +115,13 @@ impl ShardState {
         if self.no_room_for(places.len() as u64, batch.job).is_none() {
             let mut known = self.run_of(run, batch.job)?;
             if !known.present().meets(&places) {
+                let again = known.pruned_of(&places);
                 known.add(chunk.clone(), &places);
                 drop(known);
                 self.has_come(who, run, batch.job, &chunk, &places);
-                if !self.counting.outbox.is_empty() {
+                if !self.counting.outbox.is_empty() || !again.is_empty() {
                     for (seq, place) in (first_seq..).zip(places.iter()) {
-                        say(outcomes, seq, self.early(TaskId { run, place }));
+                        say(outcomes, seq, self.early(TaskId { run, place }, &chunk, again.contains(place)));
                     }
                 }
                 return Ok(None);
@@ -163,9 +164,15 @@ impl ShardState {
         self.counting.outbox.is_ending(id) && !mutant!("R6e")
     }
 
-    /// What is said of a new record.
-    fn early(&self, id: TaskId) -> Option<Outcome> {
-        self.is_early(id).then_some(Outcome::Early(true))
+    /// What is said of a new record, which may come again. Of one that does, an end may have been delivered after
+    /// its edges were told anew, and before it came: nobody can tell whether, so they are told once more.
+    fn early(&self, id: TaskId, chunk: &Chunk, again: bool) -> Option<Outcome> {
+        let names_elsewhere = || {
+            let (_, spec) = chunk.record(id.place).unwrap_or_default();
+            let spec = proto::TaskSpec::decode(&*spec).unwrap_or_default();
+            super::prune::named(&spec).iter().any(|object| !self.is_mine(object.task.run))
+        };
+        (self.is_early(id) || again && !mutant!("W48") && names_elsewhere()).then_some(Outcome::Early(true))
     }
 
     fn submit_one(
@@ -194,9 +201,12 @@ impl ShardState {
             return Ok(Some(refused));
         }
         let place = only(id.place);
-        self.run_of(id.run, job)?.add(chunk.clone(), &place);
+        let mut run = self.run_of(id.run, job)?;
+        let again = !run.pruned_of(&place).is_empty();
+        run.add(chunk.clone(), &place);
+        drop(run);
         self.has_come(who, id.run, job, chunk, &place);
-        Ok(self.early(id))
+        Ok(self.early(id, chunk, again))
     }
 
     /// Why nothing of a job that was forgotten is taken.

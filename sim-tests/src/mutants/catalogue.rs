@@ -262,6 +262,14 @@ pub const MUTANTS: &[Mutant] = &[
         "a task that nobody needs waits inside for what nobody knows until its job ends",
         CORE,
     ),
+    product("W47", "R7", "a refusal takes along what was submitted anew meanwhile", CORE),
+    product(
+        "W48",
+        "R6",
+        "an end that came between an edge and its record, which is there again, takes the edge along",
+        CORE,
+    ),
+    product("W49", "R2", "what returned in parts passes for made when its mark lies here", CORE),
 ];
 
 /// The bug of this name.

@@ -294,6 +294,11 @@ impl Run {
         self.pruned.contains(place)
     }
 
+    /// Those of `places` where a record was and is no more.
+    pub fn pruned_of(&self, places: &Places) -> Places {
+        self.pruned.intersect(places)
+    }
+
     /// All places that had a record.
     pub fn past(&self) -> Places {
         self.pruned
