@@ -80,6 +80,28 @@ fn an_end_that_is_delivered_between_an_edge_and_its_record_has_the_edge_told_onc
 }
 
 #[test]
+fn a_record_that_goes_between_an_edge_and_its_next_life_does_not_take_the_edge_along() {
+    let mut a = Shard::new(0, 1);
+    let (user, arg) = (task(0), task(1));
+    let named = || edge(arg.output(0), user.output(0), false);
+    a.say(
+        1,
+        vec![submit(arg, &[]), done(arg, 1, 7), named(), submit(user, &[arg.output(0)]), done(user, 1, 7)],
+    );
+    // A replayed parent names it on another node before it is let go of; its record comes after.
+    a.say(2, vec![named(), hold(arg.output(0))]);
+    a.say(1, vec![release(user.output(0)), release(arg.output(0))]);
+    a.settle();
+    assert!(!a.has(user) && a.has(arg));
+    assert_eq!(a.say(2, vec![submit(user, &[arg.output(0)]), release(arg.output(0))]), []);
+    a.settle();
+    assert!(a.has(arg), "the new record names it");
+    a.say(2, vec![done(user, 1, 7), release(user.output(0))]);
+    a.settle();
+    assert!(is_empty(&a.state));
+}
+
+#[test]
 fn who_submits_again_holds_it_too() {
     let mut shard = Shard::new(0, 1);
     let (id, object) = (task(0), task(0).output(0));

@@ -66,7 +66,7 @@ impl ShardState {
         Ok(None)
     }
 
-    fn begin_edge(
+    pub(super) fn begin_edge(
         &mut self,
         object: ObjectId,
         by: ObjectId,

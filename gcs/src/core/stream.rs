@@ -7,12 +7,13 @@ use super::run::{Chunk, DoneSet, Standing, State};
 use super::tasks::Changing;
 use super::{Answer, MAX_TASKS_PER_SHARD, ShardState};
 use mobula_base::ids::RUN_LEN;
-use mobula_base::{RunId, TaskId, mutant};
+use mobula_base::{ObjectId, RunId, TaskId, mutant};
 use mobula_proto as proto;
 use prost::Message;
 use proto::FailureKind;
 use proto::item_outcome::Outcome;
 use proto::stream_item::Item;
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
@@ -119,6 +120,7 @@ impl ShardState {
                 known.add(chunk.clone(), &places);
                 drop(known);
                 self.has_come(who, run, batch.job, &chunk, &places);
+                self.name_again(who, run, batch.job, &chunk, &again)?;
                 if !self.counting.outbox.is_empty() || !again.is_empty() {
                     for (seq, place) in (first_seq..).zip(places.iter()) {
                         say(outcomes, seq, self.early(TaskId { run, place }, &chunk, again.contains(place)));
@@ -164,14 +166,35 @@ impl ShardState {
         self.counting.outbox.is_ending(id) && !mutant!("R6e")
     }
 
+    /// Records that come again name what lies here, should an earlier one of that name have gone, and its edges
+    /// with it, after the edges of this one were told.
+    fn name_again(
+        &mut self,
+        who: u64,
+        run: RunId,
+        job: u64,
+        chunk: &Chunk,
+        again: &Places,
+    ) -> io::Result<()> {
+        if !self.counting.on || mutant!("W50") {
+            return Ok(());
+        }
+        for place in again.iter() {
+            let by = TaskId { run, place }.output(0);
+            let mut here = named_by(chunk, place);
+            here.retain(|object| self.is_mine(object.task.run));
+            for object in here {
+                self.begin_edge(object, by, false, who, job)?;
+            }
+        }
+        Ok(())
+    }
+
     /// What is said of a new record, which may come again. Of one that does, an end may have been delivered after
-    /// its edges were told anew, and before it came: nobody can tell whether, so they are told once more.
+    /// its edges elsewhere were told anew, and before it came: nobody can tell whether, so they are told once more.
     fn early(&self, id: TaskId, chunk: &Chunk, again: bool) -> Option<Outcome> {
-        let names_elsewhere = || {
-            let (_, spec) = chunk.record(id.place).unwrap_or_default();
-            let spec = proto::TaskSpec::decode(&*spec).unwrap_or_default();
-            super::prune::named(&spec).iter().any(|object| !self.is_mine(object.task.run))
-        };
+        let names_elsewhere =
+            || named_by(chunk, id.place).iter().any(|object| !self.is_mine(object.task.run));
         (self.is_early(id) || again && !mutant!("W48") && names_elsewhere()).then_some(Outcome::Early(true))
     }
 
@@ -202,11 +225,12 @@ impl ShardState {
         }
         let place = only(id.place);
         let mut run = self.run_of(id.run, job)?;
-        let again = !run.pruned_of(&place).is_empty();
+        let again = run.pruned_of(&place);
         run.add(chunk.clone(), &place);
         drop(run);
         self.has_come(who, id.run, job, chunk, &place);
-        Ok(self.early(id, chunk, again))
+        self.name_again(who, id.run, job, chunk, &again)?;
+        Ok(self.early(id, chunk, !again.is_empty()))
     }
 
     /// Why nothing of a job that was forgotten is taken.
@@ -390,6 +414,11 @@ impl ShardState {
         }
         Ok(Some(Outcome::Granted(self.view_of(id, true)?)))
     }
+}
+
+fn named_by(chunk: &Chunk, place: u16) -> BTreeSet<ObjectId> {
+    let (_, spec) = chunk.record(place).unwrap_or_default();
+    super::prune::named(&proto::TaskSpec::decode(&*spec).unwrap_or_default())
 }
 
 pub(super) fn run_id(bytes: &[u8]) -> Option<RunId> {

@@ -117,6 +117,11 @@ impl Life {
         orders.into_iter().map(|order| order.task).collect()
     }
 
+    /// What a worker is to be told next.
+    pub fn first_order(&self, worker: ClientId) -> Option<TaskId> {
+        self.waiting.orders.get(&worker)?.1.front().map(|order| order.task)
+    }
+
     fn next_order(&mut self, worker: ClientId) -> Option<Order> {
         self.waiting.orders.get_mut(&worker)?.1.pop_front()
     }

@@ -131,16 +131,16 @@ impl World {
         let Some(life) = self.life(machine, epoch) else { return };
         let Some(gone) = life.clients.remove(&client) else { return };
         let incarnation = life.incarnation.0;
+        // The daemon's core cannot know that what it has given had not begun, or was still to be told.
+        let given = gone.queue.front().and_then(|given| task_id(&given.spec.id).ok());
+        let next = given.or_else(|| life.first_order(client));
         if let Some(run) = &gone.run {
             self.judges.cause.died(run.task);
             self.judges.redo.died(run.task);
             if !run.was_blocked {
                 self.judges.cpu.stopped(incarnation, run.cpu_milli);
             }
-        } else if let Some(given) = gone.queue.front()
-            && let Ok(task) = task_id(&given.spec.id)
-        {
-            // The daemon cannot know that it had not begun.
+        } else if let Some(task) = next {
             self.judges.cause.died(task);
         }
         self.note("worker-dies", machine as u64, incarnation, client, String::new);

@@ -270,6 +270,7 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W49", "R2", "what returned in parts passes for made when its mark lies here", CORE),
+    product("W50", "R6", "a record that goes takes along an edge of its next life", CORE),
 ];
 
 /// The bug of this name.
