@@ -413,8 +413,7 @@ impl Life {
                 );
             }
             Effect::ItemsTaken { worker, task, taken } => {
-                let taken = ItemsTaken { task: task_bytes(task), items: taken };
-                self.tell(worker, daemon_msg::Msg::ItemsTaken(taken));
+                self.tell_taken(worker, task, taken);
             }
             Effect::ItemsMade { client, task, made } => {
                 let made = ItemsMade { task: task_bytes(task), items: made };

@@ -11,8 +11,8 @@ use mobula_objstore::spill_file::FileId;
 use mobula_objstore::table::{Creator, Place};
 use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    Created, Failure, FailureKind, Output, Recall, RunTask, Shared, arg, daemon_msg, object_bytes, object_id,
-    task_id, terse, value as wire_value,
+    Created, Failure, FailureKind, ItemsTaken, Output, Recall, RunTask, Shared, arg, daemon_msg,
+    object_bytes, object_id, task_bytes, task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -42,6 +42,8 @@ pub(crate) struct Order {
     args: Vec<Value>,
     /// Those of its arguments that lie in shared memory, in their order.
     objects: Vec<ObjectId>,
+    /// So many items of the stream that it returns are taken already.
+    taken: u32,
 }
 
 /// What waits for the store.
@@ -111,12 +113,26 @@ impl Life {
         }
         // The arguments travel resolved; the record's own copy of them stays here.
         spec.args = Vec::new();
-        let order = Order { task, run, args, objects };
+        let order = Order { task, run, args, objects, taken: 0 };
         match self.waiting.orders.get_mut(&worker) {
             Some((_, orders)) => orders.push_back(order),
             None if order.objects.is_empty() => self.give_now(worker, order, &[]),
             None => self.wait_for_args(worker, VecDeque::from([order])),
         }
+    }
+
+    /// A worker hears how many items are taken of a stream that it makes; behind the task, should that still wait.
+    pub(crate) fn tell_taken(&mut self, worker: ClientId, task: TaskId, taken: u32) {
+        let waiting = self.waiting.orders.get_mut(&worker);
+        let order = waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task));
+        match order {
+            Some(order) => order.taken = order.taken.max(taken),
+            None => self.say_taken(worker, task, taken),
+        }
+    }
+
+    fn say_taken(&self, worker: ClientId, task: TaskId, items: u32) {
+        self.tell(worker, daemon_msg::Msg::ItemsTaken(ItemsTaken { task: task_bytes(task), items }));
     }
 
     /// Whether what a worker is given waits behind something whose arguments are brought into memory.
@@ -133,7 +149,7 @@ impl Life {
     }
 
     fn give_now(&self, worker: ClientId, order: Order, places: &[Place]) {
-        let Order { run, args, .. } = order;
+        let Order { task, run, args, taken, .. } = order;
         let mut places = places.iter();
         let resolve = |value: Value| match value {
             Value::Shared { .. } => places.next().map_or(value, |place| shared(*place)),
@@ -141,6 +157,9 @@ impl Life {
         };
         let args = args.into_iter().map(resolve).map(wire).collect();
         self.tell(worker, daemon_msg::Msg::Run(RunTask { args, ..run }));
+        if taken > 0 {
+            self.say_taken(worker, task, taken);
+        }
     }
 
     /// What a worker was to be given and has not got: it is taken back.

@@ -71,6 +71,10 @@ impl World {
             Said::Cancel(task, recursive) => {
                 events.push(Event::Cancel { from: None, tasks: vec![task], recursive });
             }
+            Said::Take { task, first, over } => {
+                let upto = first + u32::from(!over);
+                events.push(Event::Take { client, job: JOB, task, first, upto, over });
+            }
             Said::Unblocked => events.push(Event::Unblocked { worker: client }),
             Said::Held(objects) => events.push(Event::Held { client, job: JOB, objects }),
             Said::Dropped(objects) => events.push(Event::Dropped { client, objects }),

@@ -345,7 +345,11 @@ impl World {
             }
             Told::Ready { object, value: Seen::Elsewhere(_) } => self.driver_asks_again(object),
             Told::Recall(objects) => self.driver_gives_back(objects),
-            Told::RoomWaits(_) | Told::Run(_) | Told::Stop { .. } => {}
+            Told::RoomWaits(_)
+            | Told::Run(_)
+            | Told::Stop { .. }
+            | Told::Made { .. }
+            | Told::Taken { .. } => {}
         }
     }
 }

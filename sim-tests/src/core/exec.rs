@@ -29,7 +29,10 @@ impl World {
             }
             let Some(run) = self.run_of(machine, epoch, client) else { return };
             let Some(op) = run.body.ops.get(run.next).cloned().filter(|_| run.failure.is_none()) else {
-                return self.end_run(machine, epoch, client);
+                if self.flows(machine, epoch, client) {
+                    self.end_run(machine, epoch, client);
+                }
+                return;
             };
             run.next += 1;
             match op {
@@ -44,6 +47,9 @@ impl World {
                 Op::Whim(seed) => self.submit_on_a_whim(machine, epoch, client, seed),
                 Op::Get(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Value),
                 Op::Wait(pick) => run.waits = picked(&run.locals.all, pick).map(Waits::Existence),
+                Op::Take(pick) => {
+                    run.waits = run.locals.flow_of(pick).map(|flow| Waits::Item(flow.task));
+                }
                 Op::Drop(pick) => self.forget(machine, epoch, client, pick),
                 Op::Cancel(pick, recursive) => self.cancel(machine, epoch, client, pick, recursive),
             }
@@ -80,7 +86,12 @@ impl World {
         let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
         let outputs = child.outputs(&self.options.style);
+        let stream = child.stream(&self.options.style);
         let Some(run) = self.run_of(machine, epoch, client) else { return };
+        if let Some(items) = stream {
+            run.locals.flow(id, items, &given);
+            run.asked.insert(id.output(0));
+        }
         for output in outputs {
             run.locals.child(output, &given);
             run.asked.insert(output);
@@ -151,6 +162,8 @@ impl World {
         let Some(waits) = run.waits else { return true };
         let (object, want_value) = match waits {
             Waits::Room(_) => return false,
+            Waits::Item(task) => return self.may_take(machine, epoch, client, task),
+            Waits::Taken(items) => return self.may_make(machine, epoch, client, items),
             Waits::Value(object) => (object, true),
             Waits::Existence(object) => (object, false),
         };
@@ -204,7 +217,7 @@ impl World {
         }
     }
 
-    fn block(&mut self, machine: usize, epoch: u64, client: ClientId) {
+    pub(super) fn block(&mut self, machine: usize, epoch: u64, client: ClientId) {
         let Some(life) = self.life(machine, epoch) else { return };
         let incarnation = life.incarnation.0;
         let Some(worker) = life.clients.get_mut(&client) else { return };
@@ -248,11 +261,20 @@ impl World {
             return self.report_value(machine, epoch, client, room);
         }
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let Some(Op::Put { seed, len, refs }) = run.body.ops.get(run.next - 1).cloned() else { return };
-        let content = program::put_content(seed, len, run.locals.for_value(&refs));
+        let op = run.next.checked_sub(1).and_then(|last| run.body.ops.get(last)).cloned();
+        let content = match (object.item(), op) {
+            (Some(n), _) => run.items().swap_remove(n as usize),
+            (None, Some(Op::Put { seed, len, refs })) => {
+                program::put_content(seed, len, run.locals.for_value(&refs))
+            }
+            (None, _) => return,
+        };
         match same(room, &content) {
             Ok(()) => {
-                run.locals.put(object);
+                match object.item() {
+                    Some(_) => run.made_item(object),
+                    None => run.locals.put(object),
+                }
                 self.say(machine, epoch, client, Said::Seal { object, content });
             }
             Err(failure) => {

@@ -58,6 +58,8 @@ pub enum Said {
     Dropped(Vec<ObjectId>),
     /// Looks no longer where these lie, once for each time it was told.
     Unpin(Vec<ObjectId>),
+    /// Takes an item of a stream; or none any more.
+    Take { task: mobula_base::TaskId, first: u32, over: bool },
     /// Cancels a task, perhaps with all that it has submitted.
     Cancel(mobula_base::TaskId, bool),
     /// The driver's job is over.
@@ -99,6 +101,10 @@ pub enum Told {
     RoomWaits(ObjectId),
     /// What it does not look at just now it had better give back.
     Recall(Vec<ObjectId>),
+    /// So many items of a stream that it takes from are made.
+    Made { task: mobula_base::TaskId, items: u32 },
+    /// So many items of a stream that it makes are taken.
+    Taken { task: mobula_base::TaskId, items: u32 },
     /// There is room, or the object is there already, with this checksum; or there is none.
     Created { object: ObjectId, room: Result<Option<u32>, Failure> },
 }

@@ -30,6 +30,7 @@ pub mod duties;
 pub mod exec;
 pub mod explain;
 pub mod faults;
+pub mod flows;
 pub mod judge;
 pub mod life;
 pub mod net;

@@ -312,14 +312,20 @@ impl World {
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Result(result))
             }
             Effect::NewItems { to, news } => {
+                self.judge_items_leave(&news);
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::NewItems(news));
             }
             Effect::TellTaken { to, task, taken } => {
                 let taken = mobula_proto::ItemsTaken { task: task_bytes(task), items: taken };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::ItemsTaken(taken));
             }
-            // No program here has streams.
-            Effect::ItemsTaken { .. } | Effect::ItemsMade { .. } => {}
+            Effect::ItemsTaken { worker, task, taken } => {
+                self.tell_taken(machine, epoch, worker, task, taken)
+            }
+            Effect::ItemsMade { client, task, made: items } => {
+                let told = Told::Made { task, items };
+                self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
+            }
             Effect::Waiting { to, tasks } => {
                 let waiting = mobula_proto::Waiting { tasks };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Waiting(waiting));
@@ -388,8 +394,16 @@ impl World {
         let Ok(task) = task_id(&result.task) else { return };
         if result.failure.is_none() {
             let Judges { edges, order, .. } = &mut self.judges;
-            edges.leaves(&self.oracle, order, task);
+            edges.leaves(&self.oracle, order, task, |object| object.item().is_none());
         }
+    }
+
+    /// Items leave the node where they were made.
+    fn judge_items_leave(&mut self, news: &mobula_proto::NewItems) {
+        let Ok(task) = task_id(&news.task) else { return };
+        let Judges { edges, order, .. } = &mut self.judges;
+        let told = news.first..news.first + news.items.len() as u32;
+        edges.leaves(&self.oracle, order, task, |object| object.item().is_some_and(|n| told.contains(&n)));
     }
 
     fn free_job(&mut self, machine: usize, epoch: u64, job: JobId) {

@@ -122,6 +122,7 @@ impl Options {
         let driver_dies = dice.permille(120).then(|| dice.ms(50_000, 61_000));
         let mut style = Style::draw(dice);
         style.parts_permille = parts(seed);
+        style.streams_permille = streams(seed);
         if driver_dies.is_some() {
             // What has not run by then never will.
             style.work_us = style.work_us.min(WORK_BEFORE_DEATH_US);
@@ -191,6 +192,11 @@ fn replicas(seed: u64) -> u64 {
 /// Draws how many tasks return several objects: of a stream of its own, too.
 fn parts(seed: u64) -> u64 {
     Dice::new(seed, "parts").pick(&[0, 0, 0, 100, 600]).unwrap_or(0)
+}
+
+/// Draws how many tasks return a stream: of dice of its own, too.
+fn streams(seed: u64) -> u64 {
+    Dice::new(seed, "streams").pick(&[0, 0, 0, 150, 500]).unwrap_or(0)
 }
 
 /// How long tasks run at most whose driver dies.

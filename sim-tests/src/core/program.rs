@@ -44,6 +44,23 @@ pub struct Locals {
     children: Vec<ObjectId>,
     /// What it has let go of.
     dropped: Vec<ObjectId>,
+    /// The streams that it takes from, in the order in which it submitted them.
+    pub flows: Vec<Flow>,
+}
+
+/// A stream that a task takes from.
+#[derive(Clone, Debug)]
+pub struct Flow {
+    /// Who makes it.
+    pub task: TaskId,
+    /// It was given something that the one who takes from it has put (see `rings`).
+    is_ring: bool,
+    /// So many items there will be.
+    pub items: u32,
+    /// So many are known to be made.
+    pub made: u32,
+    /// So many were taken.
+    pub taken: u32,
 }
 
 impl Locals {
@@ -69,6 +86,34 @@ impl Locals {
         if given.iter().any(|id| id.task == self.task || self.rings.contains(id)) {
             self.rings.push(child);
         }
+    }
+
+    /// A stream, with what its task was given.
+    pub fn flow(&mut self, task: TaskId, items: u32, given: &[ObjectId]) {
+        let is_ring = given.iter().any(|id| id.task == self.task || self.rings.contains(id));
+        self.flows.push(Flow { task, is_ring, items, made: 0, taken: 0 });
+    }
+
+    /// The stream that a pick stands for, if there is any.
+    pub fn flow_of(&mut self, pick: u64) -> Option<&mut Flow> {
+        let at = pick % (self.flows.len() as u64).max(1);
+        self.flows.get_mut(at as usize)
+    }
+
+    /// The stream of this task.
+    pub fn flow_from(&mut self, task: TaskId) -> Option<&mut Flow> {
+        self.flows.iter_mut().find(|flow| flow.task == task)
+    }
+
+    /// The next item of a stream is taken.
+    pub fn take_item(&mut self, task: TaskId) -> Option<(ObjectId, u32)> {
+        let flow = self.flow_from(task)?;
+        let (n, is_ring) = (flow.taken, flow.is_ring);
+        flow.taken += 1;
+        let item = task.item(n);
+        self.all.push(item);
+        self.rings.extend(is_ring.then_some(item));
+        Some((item, n))
     }
 
     /// Something that the task put.
@@ -174,6 +219,17 @@ pub fn parts_content(seed: u64, inputs: &[u64], parts: u32, refs: Vec<ObjectId>)
     (0..parts).map(part).collect()
 }
 
+/// The items of a stream: every other one is as large as the task's value; the references lie in the first.
+pub fn items_content(seed: u64, inputs: &[u64], body: &Body, refs: Vec<ObjectId>) -> Vec<Content> {
+    let mut refs = Some(refs);
+    let item = |n: u32| {
+        let seed = mix(seed, 0x6974_656d + u64::from(n));
+        let len = if n % 2 == 1 { body.len } else { 16 };
+        task_content(seed, inputs.iter().copied(), len, refs.take().unwrap_or_default())
+    };
+    (0..body.items).map(item).collect()
+}
+
 /// A task's own value when it returns parts: says which.
 pub fn mark_of(parts: &[Content]) -> Content {
     let hash = parts.iter().fold(0, |hash, part| mix(hash, u64::from(part.crc())));
@@ -201,6 +257,12 @@ impl Submission {
     /// What its submitter gets references to.
     pub fn outputs(&self, style: &Style) -> Vec<ObjectId> {
         style.body(self.seed, self.depth).outputs(self.id)
+    }
+
+    /// How many items it makes, if it returns a stream.
+    pub fn stream(&self, style: &Style) -> Option<u32> {
+        let body = style.body(self.seed, self.depth);
+        (body.window > 0).then_some(body.items)
     }
 
     /// Its record.
@@ -317,6 +379,20 @@ impl Oracle {
                     self.run(style, &child);
                     children.push(child.id);
                     child.outputs(style).into_iter().for_each(|output| locals.child(output, &given));
+                    if let Some(items) = child.stream(style) {
+                        locals.flow(child.id, items, &given);
+                    }
+                }
+                Op::Take(pick) => {
+                    let Some(flow) = locals.flow_of(*pick) else { continue };
+                    let (task, is_over) = (flow.task, flow.taken == flow.items);
+                    if self.objects.get(&task.output(0)) == Some(&Expected::Failure) {
+                        fails = true;
+                        break;
+                    }
+                    if !is_over {
+                        locals.take_item(task);
+                    }
                 }
                 Op::Whim(_) => {
                     let child = TaskId::new(JOB, *id, 0, children.len() as u64);
@@ -340,7 +416,8 @@ impl Oracle {
             }
         }
         let refs = locals.for_value(&body.returns);
-        let outputs = body.outputs(*id);
+        let mut outputs = body.outputs(*id);
+        outputs.extend((0..body.items).map(|n| id.item(n)));
         if given && !fails {
             self.made(&body, *id, *seed, &inputs, refs);
         } else {
@@ -359,6 +436,13 @@ impl Oracle {
     /// A task has made its value, or all its elements.
     fn made(&mut self, body: &Body, id: TaskId, seed: u64, inputs: &[u64], refs: Vec<ObjectId>) {
         let whole = match body.parts {
+            _ if body.window > 0 => {
+                let items = items_content(seed, inputs, body, refs);
+                let mark = mark_of(&items);
+                let all = items.into_iter().enumerate();
+                self.objects.extend(all.map(|(n, item)| (id.item(n as u32), Expected::Value(item))));
+                mark
+            }
             0 => task_content(seed, inputs.iter().copied(), body.len, refs),
             parts => {
                 let parts = parts_content(seed, inputs, parts, refs);

@@ -36,6 +36,8 @@ pub struct Order {
     given: Given,
     /// Those of its arguments that lie in shared memory, in their order.
     objects: Vec<ObjectId>,
+    /// So many items of the stream that it returns are taken already.
+    taken: u32,
 }
 
 /// What waits for the store.
@@ -160,7 +162,7 @@ impl World {
         objects: Vec<ObjectId>,
     ) {
         let Some(life) = self.life(machine, epoch) else { return };
-        let order = Order { task, given, objects };
+        let order = Order { task, given, objects, taken: 0 };
         // One that has gone, of which the daemon does not know yet, is told in vain.
         let is_gone = !life.clients.contains_key(&worker);
         match life.waiting.orders.get_mut(&worker) {
@@ -180,6 +182,30 @@ impl World {
         }
         let told = Told::Run(given);
         self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+        if order.taken > 0 {
+            let told = Told::Taken { task: order.task, items: order.taken };
+            self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+        }
+    }
+
+    /// A worker hears how many items are taken of a stream that it makes; behind the task, should that still wait.
+    pub(super) fn tell_taken(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+        task: TaskId,
+        items: u32,
+    ) {
+        let Some(life) = self.life(machine, epoch) else { return };
+        let waiting = life.waiting.orders.get_mut(&client);
+        let order = waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task));
+        if let Some(order) = order {
+            order.taken = order.taken.max(items);
+            return self.sometimes.hit("items were taken of what waited for its arguments");
+        }
+        let told = Told::Taken { task, items };
+        self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
     }
 
     /// Goes on with what a worker is to be given.

@@ -56,6 +56,8 @@ pub struct Style {
     pub reuse: u32,
     /// Tasks that return several objects, in a thousand.
     pub parts_permille: u64,
+    /// Tasks below the driver's that return a stream of items, in a thousand.
+    pub streams_permille: u64,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -67,6 +69,8 @@ pub enum Op {
     Submit { seed: u64, args: Vec<u64>, nested: Vec<u64> },
     /// Waits for a value, and takes the references in it.
     Get(u64),
+    /// Takes the next item of a stream that it has submitted, if there is one more.
+    Take(u64),
     /// Waits until something exists.
     Wait(u64),
     /// Stores a value with references in it.
@@ -181,6 +185,10 @@ pub struct Body {
     pub moody: bool,
     /// How many objects it returns, if not one value: elements (decision 26).
     pub parts: u32,
+    /// It returns a stream, of which so many items may wait to be taken (decision 27); 0: it does not.
+    pub window: u32,
+    /// How many items there are.
+    pub items: u32,
 }
 
 /// Values beyond this are large.
@@ -191,6 +199,10 @@ const HANG_MS_MAX: u64 = 2_000;
 
 /// Objects that one task returns at most.
 const PARTS_MAX: u64 = 4;
+
+/// Items of a stream at most, and of those that wait to be taken.
+const ITEMS_MAX: u64 = 6;
+const WINDOW_MAX: u64 = 4;
 
 /// What the error of a first attempt says.
 pub const FLAKY: &str = "not the first time";
@@ -209,16 +221,17 @@ impl Body {
         });
         // Processes are not simulated: nobody measures what they have.
         let (placement, timeout_ms, memory_limit) = (self.place.placement(), self.limit_ms, 0);
-        let (elements, window) = (self.parts, 0);
+        let (elements, window) = (self.parts, self.window);
         let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements, window };
         (options != TaskOptions::default()).then(|| Box::new(options))
     }
 
-    /// What whoever submits it as `task` gets references to.
+    /// What whoever submits it as `task` gets references to at once: of a stream nothing.
     pub fn outputs(&self, task: TaskId) -> Vec<ObjectId> {
-        match self.parts {
-            0 => vec![task.output(0)],
-            parts => (0..parts).map(|n| task.element(n)).collect(),
+        match (self.window, self.parts) {
+            (0, 0) => vec![task.output(0)],
+            (0, parts) => (0..parts).map(|n| task.element(n)).collect(),
+            (_, _) => Vec::new(),
         }
     }
 
@@ -249,6 +262,8 @@ impl Body {
             function,
             moody: false,
             parts: 0,
+            window: 0,
+            items: 0,
         }
     }
 }
@@ -286,6 +301,7 @@ impl Style {
             shapes: [0; 5].map(|_: u64| dice.pick(&[0, 1, 4]).unwrap_or(1)),
             reuse: dice.pick(&[0, 0, 0, 1, 5]).unwrap_or(0),
             parts_permille: 0,
+            streams_permille: 0,
         }
     }
 
@@ -330,6 +346,16 @@ impl Style {
         if dice.permille(self.parts_permille) { dice.from_to(1, PARTS_MAX) as u32 } else { 0 }
     }
 
+    /// The window of a stream and how many items it has, if a task returns one: of a stream of dice of its own. A program
+    /// cannot tell how many were made by a task that fails for good, so this one does not, and has the time it needs.
+    fn flow(&self, seed: u64, depth: u8, moody: bool) -> (u32, u32) {
+        let dice = &mut Dice::new(seed, "items");
+        match depth < self.depth && !moody && dice.permille(self.streams_permille) {
+            true => (dice.from_to(1, WINDOW_MAX) as u32, dice.below(ITEMS_MAX + 1) as u32),
+            false => (0, 0),
+        }
+    }
+
     fn len(&self, dice: &mut Dice) -> u64 {
         if dice.permille(self.large_permille) {
             dice.log_uniform(INLINE_MAX + 1, 2_000_000)
@@ -368,7 +394,11 @@ impl Style {
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
         let (place, len) = (self.place(seed), self.len(dice));
-        let parts = self.parts(seed, moody);
+        let (window, items) = self.flow(seed, depth, moody);
+        let streams = window > 0;
+        let parts = if streams { 0 } else { self.parts(seed, moody) };
+        let (end, limit_ms) = if streams { (End::Value, 0) } else { (end, limit_ms) };
+        let first = if streams && first == First::Hangs { First::Same } else { first };
         Body {
             place,
             ops,
@@ -383,6 +413,8 @@ impl Style {
             function,
             moody,
             parts,
+            window,
+            items,
         }
     }
 
@@ -451,6 +483,9 @@ impl Style {
             ops.push(Op::Cancel(dice.bits(), dice.permille(500)));
         }
         for _ in 0..dice.from_to(1, self.width) {
+            if self.streams_permille > 0 {
+                (0..dice.below(6)).for_each(|_| ops.push(Op::Take(dice.bits())));
+            }
             match dice.below(10) {
                 0 => {}
                 1 => ops.push(Op::Wait(dice.bits())),

@@ -57,6 +57,8 @@ pub struct Client {
     pub runs: u64,
     /// Where it is to die.
     pub doom: Option<Doom>,
+    /// How many items are taken of streams that it makes, or is given to make.
+    pub taken: BTreeMap<TaskId, u32>,
 }
 
 /// A task that runs.
@@ -98,6 +100,10 @@ pub struct Run {
     pub(super) mood: u64,
     /// What it submitted on a whim.
     pub(super) whims: Vec<ObjectId>,
+    /// Items of its stream that it has made.
+    pub(super) made: u32,
+    /// Those that nobody else may hold yet, the oldest first.
+    pub(super) untaken: VecDeque<ObjectId>,
 }
 
 /// What a run waits for.
@@ -106,6 +112,10 @@ pub(super) enum Waits {
     Value(ObjectId),
     Existence(ObjectId),
     Room(ObjectId),
+    /// For the next item of a stream.
+    Item(TaskId),
+    /// Until so many items of its own are taken.
+    Taken(u32),
 }
 
 impl World {
@@ -184,7 +194,32 @@ impl World {
                 };
                 *run.pins.entry(object).or_default() += usize::from(place);
                 run.seen.insert(object, value);
-                if matches!(run.waits, Some(Waits::Value(id) | Waits::Existence(id)) if id == object) {
+                let is_awaited = match run.waits {
+                    Some(Waits::Value(id) | Waits::Existence(id)) => id == object,
+                    Some(Waits::Item(task)) => task.output(0) == object,
+                    Some(Waits::Room(_) | Waits::Taken(_)) | None => false,
+                };
+                if is_awaited {
+                    self.go_on(machine, epoch, client);
+                }
+            }
+            Told::Made { task, items } => {
+                let Some(run) = worker.run.as_mut() else { return };
+                if let Some(flow) = run.locals.flow_from(task) {
+                    flow.made = items.max(flow.made);
+                }
+                if run.waits == Some(Waits::Item(task)) {
+                    self.go_on(machine, epoch, client);
+                }
+            }
+            Told::Taken { task, items } => {
+                let is_meant = |given: &Given| task_id(&given.spec.id).is_ok_and(|id| id == task);
+                let runs = worker.run.as_ref().is_some_and(|run| run.task == task);
+                if runs || worker.queue.iter().any(is_meant) {
+                    let taken = worker.taken.entry(task).or_default();
+                    *taken = items.max(*taken);
+                }
+                if runs && matches!(worker.run.as_ref().and_then(|run| run.waits), Some(Waits::Taken(_))) {
                     self.go_on(machine, epoch, client);
                 }
             }
@@ -356,7 +391,7 @@ impl World {
             }
         }
         let (object, len) = (run.task.output(0), run.body.len);
-        if run.failure.is_none() && len > INLINE_MAX && run.body.parts == 0 {
+        if run.failure.is_none() && len > INLINE_MAX && run.body.parts == 0 && run.body.window == 0 {
             run.waits = Some(Waits::Room(object));
             return self.say(machine, epoch, client, Said::Create { object, len });
         }
@@ -366,6 +401,7 @@ impl World {
         }
         let value = match run.failure.take() {
             Some(failure) => Err(failure),
+            None if run.body.window > 0 => Ok(Written::Inline(program::mark_of(&run.items()))),
             None if run.body.parts > 0 => Ok(Written::Inline(program::mark_of(&run.parts()))),
             None => Ok(Written::Inline(run.content())),
         };
@@ -404,10 +440,12 @@ impl World {
         let Some(worker) = life.clients.get_mut(&client) else { return };
         let dies = worker.doom == Some(Doom::AfterReport);
         let Some(run) = worker.run.take() else { return };
+        worker.taken.remove(&run.task);
         let elements = if value.is_ok() { run.parts() } else { Vec::new() };
         if let Ok(Written::Inline(content)) = &value
             && content.refs.is_empty()
             && elements.is_empty()
+            && run.body.window == 0
         {
             worker.recent.push_back((run.task.output(0), content.clone()));
             if worker.recent.len() > RECENT_MAX {
@@ -423,7 +461,12 @@ impl World {
         };
         let unpin: Vec<ObjectId> =
             run.pins.iter().flat_map(|(object, times)| std::iter::repeat_n(*object, *times)).collect();
-        let all = run.locals.all.iter().chain(&run.whims).copied();
+        // A stream is dropped before what was taken of it.
+        for flow in &run.locals.flows {
+            self.say(machine, epoch, client, Said::Take { task: flow.task, first: flow.taken, over: true });
+        }
+        let marks: Vec<ObjectId> = run.marks().collect();
+        let all = run.locals.all.iter().chain(&run.whims).chain(&run.untaken).chain(&marks).copied();
         let lies_inside = |object: &ObjectId| {
             contains.contains(object) || elements.iter().any(|element| element.refs.contains(object))
         };
@@ -442,6 +485,9 @@ impl World {
         self.judges.ended.finished(task, attempt, incarnation);
         if !elements.is_empty() {
             self.sometimes.hit("task returned in parts");
+        }
+        if run.made > 0 && value.is_ok() {
+            self.sometimes.hit("task returned a stream");
         }
         let said = Said::Finished { task, attempt, value, contains, ran_ns, elements };
         self.say(machine, epoch, client, said);
@@ -503,11 +549,20 @@ impl Run {
             ran_ns: 0,
             mood: 0,
             whims: Vec::new(),
+            made: 0,
+            untaken: VecDeque::new(),
         })
     }
 
     fn refers_to(&self, object: ObjectId) -> bool {
-        self.locals.all.contains(&object) || self.whims.contains(&object)
+        self.locals.all.contains(&object)
+            || self.whims.contains(&object)
+            || self.marks().any(|mark| mark == object)
+    }
+
+    /// What stands for the streams that it takes from.
+    fn marks(&self) -> impl Iterator<Item = ObjectId> {
+        self.locals.flows.iter().map(|flow| flow.task.output(0))
     }
 
     /// What it waits for, if it does.
@@ -516,6 +571,8 @@ impl Run {
             Waits::Value(object) | Waits::Existence(object) | Waits::Room(object) => {
                 Some((self.task, object))
             }
+            Waits::Item(task) => Some((self.task, task.output(0))),
+            Waits::Taken(_) => Some((self.task, self.task.item(self.made))),
         }
     }
 
@@ -523,6 +580,12 @@ impl Run {
     fn parts(&self) -> Vec<Content> {
         let refs = self.locals.for_value(&self.body.returns);
         program::parts_content(self.seed, &self.inputs, self.body.parts, refs)
+    }
+
+    /// The items of its stream.
+    pub(super) fn items(&self) -> Vec<Content> {
+        let refs = self.locals.for_value(&self.body.returns);
+        program::items_content(self.seed, &self.inputs, &self.body, refs)
     }
 
     fn content(&self) -> Content {

@@ -154,7 +154,7 @@ impl Run {
                     }
                 }
                 // No task of this layer has moods: see `draw`. Cancels are left out of its programs, too.
-                Op::Whim(_) | Op::Cancel(..) => {}
+                Op::Whim(_) | Op::Cancel(..) | Op::Take(_) => {}
                 Op::Drop(pick) => drop(self.locals.forget(pick).map(|object| self.refs.remove(&object))),
                 Op::Wait(pick) => {
                     if let Some(object) = picked(&self.locals.all, pick) {

@@ -49,10 +49,16 @@ impl Edges {
         }
     }
 
-    /// The node that made a task's value tells another of it.
-    pub fn leaves(&mut self, oracle: &Oracle, order: &Order, task: TaskId) {
+    /// The node that made a task's value, or items, tells another of what is `meant` of it.
+    pub fn leaves(
+        &mut self,
+        oracle: &Oracle,
+        order: &Order,
+        task: TaskId,
+        meant: impl Fn(&ObjectId) -> bool,
+    ) {
         let Some(known) = oracle.tasks.get(&task) else { return };
-        for object in &known.outputs {
+        for object in known.outputs.iter().filter(|object| meant(object)) {
             let Some(Expected::Value(content)) = oracle.objects.get(object) else { continue };
             let lacks =
                 |inner: &&ObjectId| known.children.contains(&inner.task) && !order.had_record(inner.task);
