@@ -392,8 +392,9 @@ impl Core {
         let object = self.object(id, job);
         object.state = State::Here(value.clone());
         object.refs.origin = true;
+        // What lies inside is to be on record also where references are not counted (R4).
+        let has_refs = !contains.is_empty() && (self.counts(job) || !mutant!("W51"));
         let contains = if self.counts(job) { contains } else { Vec::new() };
-        let has_refs = !contains.is_empty();
         if by_driver {
             self.keep_put_safe(id, job, value, contains, replicas);
         } else {

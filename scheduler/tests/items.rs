@@ -37,6 +37,11 @@ impl Node {
     }
 
     fn with_cpus(milli: u64) -> Self {
+        Node::of(milli, true)
+    }
+
+    /// Whose job counts references or not.
+    fn of(milli: u64, counted: bool) -> Self {
         let config = Config {
             incarnation: ME,
             shards: 1,
@@ -49,7 +54,7 @@ impl Node {
         };
         let (core, batches) = (Core::new(config), VecDeque::new());
         let mut node = Node { core, now: Instant(0), effects: vec![], batches, said: vec![] };
-        node.step(Event::JobStarted { job: JOB, counted: true });
+        node.step(Event::JobStarted { job: JOB, counted });
         node.step(Event::WorkerUp { worker: WORKER, job: JOB });
         node.members(&[ME, OTHER]);
         node.effects.clear();
@@ -356,7 +361,16 @@ fn nobody_waits_for_a_client_that_is_gone_or_takes_no_more() {
 
 #[test]
 fn an_executor_tells_its_keeper_what_is_safe_and_heeds_what_it_says() {
-    let mut node = Node::new();
+    executes_for_another(true);
+}
+
+#[test]
+fn what_lies_in_an_item_is_on_record_also_where_references_are_not_counted() {
+    executes_for_another(false);
+}
+
+fn executes_for_another(counted: bool) {
+    let mut node = Node::of(1000, counted);
     let (stream, child) = (task(1), task(2));
     node.assigned(OTHER, spec(stream, 2), 1);
     node.step(Event::PeerTaken { from: OTHER, task: stream, taken: 1 });

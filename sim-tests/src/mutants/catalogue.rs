@@ -271,6 +271,12 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     product("W49", "R2", "what returned in parts passes for made when its mark lies here", CORE),
     product("W50", "R6", "a record that goes takes along an edge of its next life", CORE),
+    product(
+        "W51",
+        "R4",
+        "an item of a job that is not counted leaves before what lies inside is on record",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.
