@@ -12,7 +12,7 @@
 //! - [`style`], [`program`] — random programs and the interpreter that knows their answers.
 //! - [`options`] — what a seed decides before it begins.
 //! - [`world`] — all there is, and the loop over its events.
-//! - [`life`], [`node`], [`clients`], [`room`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`script`], [`driver`]
+//! - [`life`], [`node`], [`clients`], [`room`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`flows`], [`script`], [`driver`]
 //!   — what runs the programs.
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
 //! - [`shard`], [`server`], [`duties`], [`references`], [`snapshots`] — the control store.
