@@ -3,11 +3,11 @@
 use super::life::{DRIVER, Input, Said, Seen, Told};
 use super::node::LINK;
 use super::options::Options;
-use super::program::{Content, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
+use super::program::{Content, Flow, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
 use super::script::{self, Script};
 use super::worker::Client;
 use super::world::{What, World};
-use mobula_base::{Instant, ObjectId};
+use mobula_base::{Instant, ObjectId, TaskId};
 use mobula_proto::{JobStart, call};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -25,6 +25,32 @@ pub enum Step {
     Drop(ObjectId),
     /// Cancels the task that makes it, perhaps with all that this has submitted.
     Cancel(ObjectId, bool),
+    /// Wants one more item of this task's stream, and its value.
+    Take(TaskId),
+    /// Takes no more of it: cancels it, unless it has seen the end.
+    EndStream(TaskId),
+}
+
+/// A stream that the driver takes from.
+struct Taking {
+    flow: Flow,
+    /// So many it wants.
+    wanted: u32,
+    /// Its task has ended.
+    over: bool,
+    /// It has seen its end.
+    ended: bool,
+}
+
+impl Taking {
+    fn of(task: TaskId, items: u32) -> Self {
+        Taking { flow: Flow::new(task, items, false), wanted: 0, over: false, ended: false }
+    }
+
+    /// Whether nothing is wanted that may still come.
+    fn has_all(&self) -> bool {
+        self.over || self.flow.taken >= self.wanted
+    }
 }
 
 /// The driver of the one job.
@@ -40,6 +66,8 @@ pub struct Driver {
     pub made: BTreeSet<ObjectId>,
     /// To be dropped once answered.
     dropping: BTreeSet<ObjectId>,
+    /// The streams that it takes from.
+    streams: BTreeMap<TaskId, Taking>,
     /// How often it was told where each lies.
     pins: BTreeMap<ObjectId, usize>,
     /// Wanted and not answered.
@@ -69,6 +97,7 @@ impl Driver {
             rooms: BTreeMap::new(),
             made: BTreeSet::new(),
             dropping: BTreeSet::new(),
+            streams: BTreeMap::new(),
             pins: BTreeMap::new(),
             wanted: BTreeSet::new(),
             values: 0,
@@ -100,7 +129,10 @@ impl Driver {
     pub fn is_content(&self) -> bool {
         self.lost
             || self.gone
-            || (self.next == self.script.len() && self.wanted.is_empty() && self.connected.is_some())
+            || (self.next == self.script.len()
+                && self.wanted.is_empty()
+                && self.streams.values().all(Taking::has_all)
+                && self.connected.is_some())
     }
 
     /// What it refers to, but for what it has not put yet.
@@ -114,6 +146,11 @@ impl Driver {
     /// Whether the program refers to an object.
     pub fn refers_to(&self, object: ObjectId) -> bool {
         self.made.contains(&object) && !self.rooms.contains_key(&object) && !self.dropping.contains(&object)
+    }
+
+    /// Whether an object is what stands for a stream that it takes from.
+    fn is_mark(&self, object: ObjectId) -> bool {
+        object == object.task.output(0) && self.streams.contains_key(&object.task)
     }
 
     /// Its node died.
@@ -171,6 +208,7 @@ impl World {
             None if self.driver.want_all => {
                 let all: Vec<ObjectId> = self.driver.made.iter().copied().collect();
                 all.into_iter().for_each(|object| self.driver_wants(object));
+                self.driver_wants_all_items();
                 self.driver.want_all = false;
             }
             None => {}
@@ -187,6 +225,9 @@ impl World {
             Step::Submit(task) => {
                 let spec = task.spec(&self.options.style, false);
                 self.driver.made.extend(task.outputs(&self.options.style));
+                if let Some(items) = task.stream(&self.options.style) {
+                    self.driver.streams.insert(task.id, Taking::of(task.id, items));
+                }
                 self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
             }
             Step::Put { object, content } => {
@@ -200,6 +241,8 @@ impl World {
                 }
             }
             Step::Get(object) => self.driver_wants(object),
+            Step::Take(task) => self.driver_wants_item(task),
+            Step::EndStream(task) => self.driver_ends_stream(task),
             Step::Drop(object) => self.driver_drops(object),
         }
     }
@@ -219,6 +262,9 @@ impl World {
 
     /// Everything was answered: nothing is referred to any more.
     pub fn driver_drops_all(&mut self) {
+        for task in self.driver.streams.keys().copied().collect::<Vec<_>>() {
+            self.driver_ends_stream(task);
+        }
         for object in self.driver.made.clone() {
             self.driver_drops(object);
         }
@@ -260,10 +306,79 @@ impl World {
         }
         self.driver.next = self.driver.script.len();
         self.driver.made.clear();
+        self.driver.streams.clear();
         let Some(life) = self.life(0, epoch) else { return };
         life.clients.remove(&DRIVER);
         self.queue.after(LINK, What::Input { machine: 0, epoch, input: Input::Closed { client: DRIVER } });
         self.say(0, epoch, DRIVER, Said::EndJob);
+    }
+
+    /// One more item of a stream is wanted.
+    fn driver_wants_item(&mut self, task: TaskId) {
+        if let Some(taking) = self.driver.streams.get_mut(&task) {
+            taking.wanted += 1;
+            self.driver_takes_items(task, None);
+        }
+    }
+
+    /// All that is left of the streams is wanted.
+    fn driver_wants_all_items(&mut self) {
+        for task in self.driver.streams.keys().copied().collect::<Vec<_>>() {
+            if let Some(taking) = self.driver.streams.get_mut(&task) {
+                taking.wanted = taking.flow.items;
+                self.driver_takes_items(task, None);
+            }
+        }
+    }
+
+    /// Takes what is wanted of a stream and there; `mark` is its task's value, if that is told.
+    fn driver_takes_items(&mut self, task: TaskId, mark: Option<&Seen>) {
+        let (epoch, now) = (self.driver.epoch, self.now());
+        let Some(taking) = self.driver.streams.get_mut(&task) else { return };
+        let object = task.output(0);
+        match mark {
+            Some(Seen::Here(value)) => {
+                // It ended: so many items there are, whoever took them.
+                taking.flow.made = taking.flow.items;
+                taking.over = true;
+                let life = self.machines[0].life.as_deref();
+                let content = life.and_then(|life| life.content(value)).unwrap_or(GARBAGE);
+                self.judges.value.got(&self.oracle, object, &content, now);
+            }
+            Some(Seen::Failed(failure)) => {
+                taking.over = true;
+                self.judges.failed(&self.oracle, object, failure, now, &mut self.sometimes);
+            }
+            Some(Seen::Elsewhere(_)) => {
+                self.say(0, epoch, DRIVER, Said::Get { object, want_value: true });
+            }
+            None => {}
+        }
+        let Some(taking) = self.driver.streams.get_mut(&task) else { return };
+        let (first, upto) = (taking.flow.taken, taking.wanted.min(taking.flow.made));
+        taking.flow.taken = upto.max(first);
+        // Whoever wants more finds that there is none.
+        taking.ended |= taking.over && taking.wanted > taking.flow.made;
+        for n in first..upto {
+            self.sometimes.hit("item taken by the driver");
+            let item = task.item(n);
+            self.say(0, epoch, DRIVER, Said::Take { task, first: n, over: false });
+            self.driver.made.insert(item);
+            self.driver_wants(item);
+        }
+    }
+
+    /// The driver drops a stream. What is taken of it stays, and is not made again.
+    fn driver_ends_stream(&mut self, task: TaskId) {
+        let epoch = self.driver.epoch;
+        let Some(taking) = self.driver.streams.remove(&task) else { return };
+        if !taking.ended {
+            self.sometimes.hit("stream dropped by the driver");
+            self.judges.cause.cancelled(task, false);
+            self.say(0, epoch, DRIVER, Said::Cancel(task, false));
+        }
+        self.say(0, epoch, DRIVER, Said::Take { task, first: taking.flow.taken, over: true });
+        self.say(0, epoch, DRIVER, Said::Dropped(vec![task.output(0)]));
     }
 
     fn driver_wants(&mut self, object: ObjectId) {
@@ -299,6 +414,15 @@ impl World {
         }
         let now = self.now();
         match told {
+            Told::Ready { object, value } if self.driver.is_mark(object) => {
+                self.driver_takes_items(object.task, Some(&value));
+            }
+            Told::Made { task, items } => {
+                if let Some(taking) = self.driver.streams.get_mut(&task) {
+                    taking.flow.made = items.max(taking.flow.made);
+                    self.driver_takes_items(task, None);
+                }
+            }
             Told::Created { object, room } => {
                 let Some(content) = self.driver.rooms.remove(&object) else { return };
                 let waited = content.refs.clone();
@@ -345,11 +469,7 @@ impl World {
             }
             Told::Ready { object, value: Seen::Elsewhere(_) } => self.driver_asks_again(object),
             Told::Recall(objects) => self.driver_gives_back(objects),
-            Told::RoomWaits(_)
-            | Told::Run(_)
-            | Told::Stop { .. }
-            | Told::Made { .. }
-            | Told::Taken { .. } => {}
+            Told::RoomWaits(_) | Told::Run(_) | Told::Stop { .. } | Told::Taken { .. } => {}
         }
     }
 }

@@ -91,7 +91,7 @@ impl Locals {
     /// A stream, with what its task was given.
     pub fn flow(&mut self, task: TaskId, items: u32, given: &[ObjectId]) {
         let is_ring = given.iter().any(|id| id.task == self.task || self.rings.contains(id));
-        self.flows.push(Flow { task, is_ring, items, made: 0, taken: 0 });
+        self.flows.push(Flow::new(task, items, is_ring));
     }
 
     /// The stream that a pick stands for, if there is any.
@@ -143,6 +143,13 @@ impl Locals {
     pub fn for_value(&self, picks: &[u64]) -> Vec<ObjectId> {
         let fit: Vec<ObjectId> = self.all.iter().copied().filter(|id| !self.rings.contains(id)).collect();
         picked_all(&fit, picks)
+    }
+}
+
+impl Flow {
+    /// Of which nothing is known yet.
+    pub fn new(task: TaskId, items: u32, is_ring: bool) -> Self {
+        Flow { task, is_ring, items, made: 0, taken: 0 }
     }
 }
 

@@ -55,6 +55,7 @@ pub fn write(options: &Options, oracle: &mut Oracle) -> Script {
         // Much is in flight then.
         writer.group(end, LAST_GROUP);
     }
+    writer.streams();
     let mut script = writer.script;
     script.extend(cancels(&script, options, end));
     script.sort_by_key(|(at, _)| *at);
@@ -64,6 +65,8 @@ pub fn write(options: &Options, oracle: &mut Oracle) -> Script {
     script
 }
 
+/// Streams that a driver takes from at most.
+const STREAMS_MAX: u64 = 40;
 /// Tasks that a driver submits just before it dies.
 const LAST_GROUP: u64 = 60;
 
@@ -138,6 +141,40 @@ impl Writer<'_> {
         outputs
     }
 
+    /// Streams that the driver takes from, of which it drops some before their end.
+    fn streams(&mut self) {
+        let (style, root) = (&self.options.style, TaskId::root(JOB));
+        if style.streams_permille == 0 || style.depth == 0 {
+            return;
+        }
+        let dice = &mut Dice::new(self.options.seed, "driver's streams");
+        let end = self.end.as_millis() as u64;
+        for _ in 0..dice.from_to(1, STREAMS_MAX) {
+            let id = TaskId::new(JOB, root, 0, self.tasks);
+            let (seed, depth) = (dice.bits(), style.depth - 1);
+            let task = Submission { id, parent: root, seed, depth, args: Vec::new(), nested: Vec::new() };
+            let Some(items) = task.stream(style) else { continue };
+            self.tasks += 1;
+            self.oracle.run(style, &task);
+            let mut at = dice.from_to(200, end.max(200));
+            let mut due = |dice: &mut Dice, most_ms: u64| {
+                at = (at + dice.log_uniform(1, most_ms)).min(end.max(at));
+                Duration::from_millis(at)
+            };
+            self.script.push((due(dice, 10), Step::Submit(task)));
+            // One more than there are finds the end.
+            for n in 0..dice.from_to(0, u64::from(items) + 1) as u32 {
+                self.script.push((due(dice, 3_000), Step::Take(id)));
+                if dice.permille(300) {
+                    self.script.push((due(dice, 1_000), Step::Drop(id.item(n))));
+                }
+            }
+            if dice.permille(600) {
+                self.script.push((due(dice, 3_000), Step::EndStream(id)));
+            }
+        }
+    }
+
     /// Some of a group is dropped at once, some is wanted for what lies inside and dropped then, some stays for a
     /// while.
     fn let_go(&mut self, at: Duration, group: Vec<ObjectId>) {
@@ -188,6 +225,7 @@ fn left_of(script: Script, options: &Options) -> (Script, Oracle) {
             Step::Submit(task) => task.args.iter().chain(&task.nested).all(there),
             Step::Put { content, .. } => content.refs.iter().all(there),
             Step::Get(object) | Step::Drop(object) | Step::Cancel(object, _) => there(object),
+            Step::Take(task) | Step::EndStream(task) => oracle.tasks.contains_key(task),
         };
         if !possible || options.without.contains(&number) {
             continue;
@@ -197,7 +235,7 @@ fn left_of(script: Script, options: &Options) -> (Script, Oracle) {
             Step::Put { object, content } => {
                 oracle.objects.insert(*object, Expected::Value(content.clone()));
             }
-            Step::Get(_) | Step::Drop(_) | Step::Cancel(..) => {}
+            Step::Get(_) | Step::Drop(_) | Step::Cancel(..) | Step::Take(_) | Step::EndStream(_) => {}
         }
         left.push((at, step));
     }

@@ -125,7 +125,7 @@ impl Driver {
                 }
                 Step::Get(object) => self.wants(object),
                 // Of the core layer alone.
-                Step::Cancel(..) => {}
+                Step::Cancel(..) | Step::Take(_) | Step::EndStream(_) => {}
                 Step::Drop(object) => _ = self.hands.borrow_mut().made.remove(&object),
             }
         }
