@@ -124,6 +124,7 @@ impl Draw {
         // since its time costs less.
         program.style.moody_permille = 0;
         program.style.parts_permille = 0;
+        program.style.streams_permille = 0;
         // What runs out of its time, or tries again by itself, is for that layer, too.
         program.style.limit_permille = 0;
         program.style.hang_permille = 0;
