@@ -109,6 +109,16 @@ impl World {
                     life.incarnation
                 ));
             }
+            let running = life.clients.values().find_map(|client| client.run.as_ref());
+            if let Some(run) = running {
+                return Some(format!(
+                    "machine {number} ({}) has no task, and a worker there still runs attempt {} of {}: it waits for {:?}",
+                    life.incarnation,
+                    run.attempt,
+                    run.task,
+                    run.waits_for()
+                ));
+            }
             if let Some(what) = life.core.leftover() {
                 return Some(format!(
                     "machine {number} ({}) has no task, and still knows {what}",
