@@ -386,7 +386,8 @@ impl Life {
                 self.give(worker, order, args);
             }
             Effect::Stop { worker, task, attempt } => {
-                self.tell(worker, daemon_msg::Msg::Stop(Stop { task: task_bytes(task), attempt }));
+                let stop = Stop { task: task_bytes(task), attempt };
+                self.tell_of(worker, task, daemon_msg::Msg::Stop(stop));
             }
             Effect::Kill { worker } => self.kill_worker(worker),
             // It ends when it reads the end of its link.
@@ -413,7 +414,8 @@ impl Life {
                 );
             }
             Effect::ItemsTaken { worker, task, taken } => {
-                self.tell_taken(worker, task, taken);
+                let taken = ItemsTaken { task: task_bytes(task), items: taken };
+                self.tell_of(worker, task, daemon_msg::Msg::ItemsTaken(taken));
             }
             Effect::ItemsMade { client, task, made } => {
                 let made = ItemsMade { task: task_bytes(task), items: made };

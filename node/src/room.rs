@@ -11,11 +11,12 @@ use mobula_objstore::spill_file::FileId;
 use mobula_objstore::table::{Creator, Place};
 use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{
-    Created, Failure, FailureKind, ItemsTaken, Output, Recall, RunTask, Shared, arg, daemon_msg,
-    object_bytes, object_id, task_bytes, task_id, terse, value as wire_value,
+    Created, Failure, FailureKind, Output, Recall, RunTask, Shared, arg, daemon_msg, object_bytes, object_id,
+    task_id, terse, value as wire_value,
 };
 use mobula_scheduler::{ClientId, Event, TaskOutcome, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::discriminant;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -42,8 +43,8 @@ pub(crate) struct Order {
     args: Vec<Value>,
     /// Those of its arguments that lie in shared memory, in their order.
     objects: Vec<ObjectId>,
-    /// So many items of the stream that it returns are taken already.
-    taken: u32,
+    /// What its worker is to hear of it right after: of each kind the last.
+    behind: Vec<daemon_msg::Msg>,
 }
 
 /// What waits for the store.
@@ -113,7 +114,7 @@ impl Life {
         }
         // The arguments travel resolved; the record's own copy of them stays here.
         spec.args = Vec::new();
-        let order = Order { task, run, args, objects, taken: 0 };
+        let order = Order { task, run, args, objects, behind: Vec::new() };
         match self.waiting.orders.get_mut(&worker) {
             Some((_, orders)) => orders.push_back(order),
             None if order.objects.is_empty() => self.give_now(worker, order, &[]),
@@ -121,18 +122,16 @@ impl Life {
         }
     }
 
-    /// A worker hears how many items are taken of a stream that it makes; behind the task, should that still wait.
-    pub(crate) fn tell_taken(&mut self, worker: ClientId, task: TaskId, taken: u32) {
+    /// A worker hears something of a task that it was given: behind the task, should that still wait.
+    pub(crate) fn tell_of(&mut self, worker: ClientId, task: TaskId, msg: daemon_msg::Msg) {
         let waiting = self.waiting.orders.get_mut(&worker);
-        let order = waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task));
-        match order {
-            Some(order) => order.taken = order.taken.max(taken),
-            None => self.say_taken(worker, task, taken),
+        match waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task)) {
+            Some(order) => {
+                order.behind.retain(|other| discriminant(other) != discriminant(&msg));
+                order.behind.push(msg);
+            }
+            None => self.tell(worker, msg),
         }
-    }
-
-    fn say_taken(&self, worker: ClientId, task: TaskId, items: u32) {
-        self.tell(worker, daemon_msg::Msg::ItemsTaken(ItemsTaken { task: task_bytes(task), items }));
     }
 
     /// Whether what a worker is given waits behind something whose arguments are brought into memory.
@@ -149,7 +148,7 @@ impl Life {
     }
 
     fn give_now(&self, worker: ClientId, order: Order, places: &[Place]) {
-        let Order { task, run, args, taken, .. } = order;
+        let Order { run, args, behind, .. } = order;
         let mut places = places.iter();
         let resolve = |value: Value| match value {
             Value::Shared { .. } => places.next().map_or(value, |place| shared(*place)),
@@ -157,9 +156,7 @@ impl Life {
         };
         let args = args.into_iter().map(resolve).map(wire).collect();
         self.tell(worker, daemon_msg::Msg::Run(RunTask { args, ..run }));
-        if taken > 0 {
-            self.say_taken(worker, task, taken);
-        }
+        behind.into_iter().for_each(|msg| self.tell(worker, msg));
     }
 
     /// What a worker was to be given and has not got: it is taken back.

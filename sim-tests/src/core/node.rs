@@ -269,8 +269,7 @@ impl World {
                 let (node, now) =
                     (self.life(machine, epoch).map_or(0, |life| life.incarnation.0), self.now());
                 self.judges.stopped(&self.oracle, task, node, now);
-                let told = Told::Stop { task, attempt };
-                self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
+                self.tell_of(machine, epoch, worker, task, Told::Stop { task, attempt });
             }
             Effect::Retire { worker } => {
                 self.sometimes.hit("worker retired");
@@ -319,8 +318,8 @@ impl World {
                 let taken = mobula_proto::ItemsTaken { task: task_bytes(task), items: taken };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::ItemsTaken(taken));
             }
-            Effect::ItemsTaken { worker, task, taken } => {
-                self.tell_taken(machine, epoch, worker, task, taken)
+            Effect::ItemsTaken { worker, task, taken: items } => {
+                self.tell_of(machine, epoch, worker, task, Told::Taken { task, items });
             }
             Effect::ItemsMade { client, task, made: items } => {
                 let told = Told::Made { task, items };

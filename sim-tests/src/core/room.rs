@@ -13,6 +13,7 @@ use mobula_objstore::{Reader, StoreError};
 use mobula_proto::{Failure, FailureKind, Output};
 use mobula_scheduler::{ClientId, Event, FetchError, TaskOutcome, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::mem::discriminant;
 use std::time::Duration;
 
 /// Pause before a disk that took no file is tried again.
@@ -36,8 +37,8 @@ pub struct Order {
     given: Given,
     /// Those of its arguments that lie in shared memory, in their order.
     objects: Vec<ObjectId>,
-    /// So many items of the stream that it returns are taken already.
-    taken: u32,
+    /// What its worker is to hear of it right after: of each kind the last.
+    behind: Vec<Told>,
 }
 
 /// What waits for the store.
@@ -162,7 +163,7 @@ impl World {
         objects: Vec<ObjectId>,
     ) {
         let Some(life) = self.life(machine, epoch) else { return };
-        let order = Order { task, given, objects, taken: 0 };
+        let order = Order { task, given, objects, behind: Vec::new() };
         // One that has gone, of which the daemon does not know yet, is told in vain.
         let is_gone = !life.clients.contains_key(&worker);
         match life.waiting.orders.get_mut(&worker) {
@@ -180,31 +181,22 @@ impl World {
                 *value = shared(*place);
             }
         }
-        let told = Told::Run(given);
-        self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
-        if order.taken > 0 {
-            let told = Told::Taken { task: order.task, items: order.taken };
+        for told in std::iter::once(Told::Run(given)).chain(order.behind) {
             self.queue.after(LINK, What::ToClient { machine, epoch, client: worker, told });
         }
     }
 
-    /// A worker hears how many items are taken of a stream that it makes; behind the task, should that still wait.
-    pub(super) fn tell_taken(
-        &mut self,
-        machine: usize,
-        epoch: u64,
-        client: ClientId,
-        task: TaskId,
-        items: u32,
-    ) {
+    /// A worker hears something of a task that it was given: behind the task, should that still wait.
+    pub(super) fn tell_of(&mut self, machine: usize, epoch: u64, client: ClientId, task: TaskId, told: Told) {
         let Some(life) = self.life(machine, epoch) else { return };
         let waiting = life.waiting.orders.get_mut(&client);
-        let order = waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task));
-        if let Some(order) = order {
-            order.taken = order.taken.max(items);
-            return self.sometimes.hit("items were taken of what waited for its arguments");
+        if let Some(order) =
+            waiting.and_then(|(_, orders)| orders.iter_mut().find(|order| order.task == task))
+        {
+            order.behind.retain(|other| discriminant(other) != discriminant(&told));
+            order.behind.push(told);
+            return self.sometimes.hit("worker told of what waited for its arguments");
         }
-        let told = Told::Taken { task, items };
         self.queue.after(LINK, What::ToClient { machine, epoch, client, told });
     }
 
