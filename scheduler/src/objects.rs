@@ -398,13 +398,12 @@ impl Core {
         if by_driver {
             self.keep_put_safe(id, job, value, contains, replicas);
         } else {
-            let simple = contains.is_empty();
             self.put_in_task(client, id, job, contains);
             if replicas > 0 {
                 let output = value.output(self.config.crc);
-                match simple {
-                    true => self.begin_copies(id, job, replicas, output),
-                    false => self.begin_copies_later(id, job, replicas, output),
+                match has_refs {
+                    false => self.begin_copies(id, job, replicas, output),
+                    true => self.begin_copies_later(id, job, replicas, output),
                 }
             }
             self.item_put(client, id, &value, has_refs);

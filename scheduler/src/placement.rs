@@ -306,9 +306,11 @@ impl Core {
     }
 
     /// Whether the value of an object may leave this node: not while the records of what lies inside may
-    /// still be lost with it (R4). Whoever needs it elsewhere hears of it from its home.
+    /// still be lost with it (R4). Whoever needs it elsewhere hears of it from its home. Where references are not
+    /// counted, what lies inside is not remembered.
     fn may_leave(&self, id: ObjectId) -> bool {
-        let open = |kept: &Kept| matches!(kept.state, KeptState::Undurable(_)) && !kept.contains.is_empty();
+        let has_refs = |kept: &Kept| !kept.contains.is_empty() || !self.counts(JobId(kept.spec.job));
+        let open = |kept: &Kept| matches!(kept.state, KeptState::Undurable(_)) && has_refs(kept);
         let is_put = id.is_put() && id.element().is_none();
         is_put || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
     }

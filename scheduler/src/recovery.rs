@@ -387,9 +387,14 @@ impl Core {
     /// There was nothing to grant, and a replayed parent has submitted the task since: that goes on, and only what
     /// earlier attempts put is looked for.
     fn refused_before_it_began(&mut self, task: TaskId) {
-        for id in self.recovering.remove(&task).unwrap_or_default() {
-            let is_put = id.is_put() && id.element().is_none();
-            if is_put && self.objects.get(&id).is_some_and(|object| object.state == State::Pending) {
+        let is_put = |id: &ObjectId| id.is_put() && id.element().is_none();
+        let waiting = self.recovering.remove(&task).unwrap_or_default();
+        let (puts, rest): (Vec<_>, Vec<_>) = waiting.into_iter().partition(is_put);
+        if !rest.is_empty() {
+            self.recovering.insert(task, rest);
+        }
+        for id in puts {
+            if self.objects.get(&id).is_some_and(|object| object.state == State::Pending) {
                 self.forget_place(id);
             }
         }

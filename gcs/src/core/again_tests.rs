@@ -102,6 +102,39 @@ fn a_record_that_goes_between_an_edge_and_its_next_life_does_not_take_the_edge_a
 }
 
 #[test]
+fn who_gives_a_record_up_does_not_take_the_edge_of_another_s_along() {
+    let mut a = Shard::new(0, 1);
+    let (user, arg) = (task(0), task(1));
+    let named = || edge(arg.output(0), user.output(0), false);
+    let given_up = || {
+        let (object, by) = (proto::object_bytes(arg.output(0)), proto::object_bytes(user.output(0)));
+        Item::Unname(proto::Unname { object, by })
+    };
+    a.say(1, vec![submit(arg, &[]), done(arg, 1, 7)]);
+    // One node's record lingers and is elided; its parent's next attempt has submitted the task elsewhere meanwhile.
+    a.say(2, vec![named()]);
+    a.say(3, vec![named(), submit(user, &[arg.output(0)])]);
+    a.say(2, vec![named(), given_up()]);
+    a.say(1, vec![release(arg.output(0))]);
+    a.settle();
+    assert!(a.has(arg), "the record names it");
+    a.say(3, vec![done(user, 1, 7), release(user.output(0))]);
+    a.settle();
+    assert!(is_empty(&a.state));
+    // The same before the other's record is there, and then that of the one that is left.
+    a.say(1, vec![submit(arg, &[]), done(arg, 1, 7)]);
+    a.say(2, vec![named()]);
+    a.say(3, vec![named()]);
+    a.say(2, vec![given_up()]);
+    a.say(1, vec![release(arg.output(0))]);
+    a.settle();
+    assert!(a.has(arg), "the other has named it, too");
+    a.say(3, vec![given_up()]);
+    a.settle();
+    assert!(!a.has(arg));
+}
+
+#[test]
 fn who_submits_again_holds_it_too() {
     let mut shard = Shard::new(0, 1);
     let (id, object) = (task(0), task(0).output(0));

@@ -247,6 +247,13 @@ impl Bygone {
         }
     }
 
+    /// Slots have left: whoever has them now knows better.
+    pub fn drop_slots(&mut self, slots: &SlotSet) {
+        self.runs.retain(|run, _| !slots.contains(run.slot()));
+        self.order.retain(|_, run| !slots.contains(run.slot()));
+        self.puts.retain(|put| !slots.contains(put.task.run.slot()));
+    }
+
     pub fn take(&mut self, run: RunId) -> Option<Places> {
         let (at, places) = self.runs.remove(&run)?;
         self.order.remove(&at);

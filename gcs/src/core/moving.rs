@@ -140,6 +140,7 @@ impl ShardState {
             self.kv.drop_slots(&slots);
             self.puts.retain(|id, _| !slots.contains(id.task.run.slot()));
             self.counting.concerns.drop_slots(&slots);
+            self.counting.bygone.drop_slots(&slots);
         }
         Ok(())
     }

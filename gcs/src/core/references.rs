@@ -4,6 +4,7 @@ use super::ShardState;
 use super::places::Places;
 use super::prune::only;
 use super::puts::Stored;
+use super::refs::Edge;
 use super::run::{Run, TaskRecord};
 use super::stream::{failed, run_id};
 use super::tasks::Changing;
@@ -105,13 +106,26 @@ impl ShardState {
         Ok(())
     }
 
-    /// A record that was to have an edge never came.
-    pub(super) fn unname(&mut self, unname: &proto::Unname) -> io::Result<Option<Outcome>> {
+    /// A record of `who` that was to have an edge never came. An edge that somebody else has spoken of since, or whose
+    /// record is here by now, is another's.
+    pub(super) fn unname(&mut self, who: u64, unname: &proto::Unname) -> io::Result<Option<Outcome>> {
         self.count_from_here();
-        match id_of(&unname.object).zip(ObjectId::from_bytes(&unname.by)) {
-            Some((object, by)) => self.end_edge_here(object, by).map(|()| None),
-            None => Ok(Some(malformed())),
+        let Some((object, by)) = id_of(&unname.object).zip(ObjectId::from_bytes(&unname.by)) else {
+            return Ok(Some(malformed()));
+        };
+        let is_its = self.edge_of(object, by)?.is_some_and(|edge| edge.sender == who);
+        let stays = !is_its || self.is_mine(by.task.run) && self.is_meant(object, by)?;
+        if !stays || mutant!("W52") {
+            self.end_edge_here(object, by)?;
         }
+        Ok(None)
+    }
+
+    fn edge_of(&self, object: ObjectId, by: ObjectId) -> io::Result<Option<Edge>> {
+        if let Some(put) = self.puts.get(&object) {
+            return Ok(put.needed.edge(by));
+        }
+        Ok(self.tasks.look(object.task.run, |run| run.edge(object.task.place, object.slot, by))?.flatten())
     }
 
     /// `who` holds an object no longer. Copies stay if somebody else needs one.

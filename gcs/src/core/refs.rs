@@ -101,6 +101,11 @@ impl Needed {
         self.edges.iter().map(|(by, edge)| (*by, *edge))
     }
 
+    /// Its edge from `by`.
+    pub fn edge(&self, by: ObjectId) -> Option<Edge> {
+        self.edges.get(&by).copied()
+    }
+
     /// Whether it has any edge.
     pub fn has_edges(&self) -> bool {
         !self.edges.is_empty()

@@ -77,7 +77,7 @@ impl ShardState {
                 Some(Item::Next(next)) => self.next_attempt(who, next)?,
                 Some(Item::Put(put)) => self.put(who, put),
                 Some(Item::Name(name)) => self.name(who, name)?,
-                Some(Item::Unname(unname)) => self.unname(unname)?,
+                Some(Item::Unname(unname)) => self.unname(who, unname)?,
                 Some(Item::Release(release)) => self.release(who, release)?,
                 Some(Item::RunRelease(release)) => {
                     outcomes.extend(self.release_run(who, release, seq)?);

@@ -277,6 +277,7 @@ pub const MUTANTS: &[Mutant] = &[
         "an item of a job that is not counted leaves before what lies inside is on record",
         CORE,
     ),
+    product("W52", "R6", "a record that is given up takes along the edge of another's", CORE),
 ];
 
 /// The bug of this name.

@@ -7,7 +7,7 @@
 use super::{Chunk, DoneSet, RUN_OVERHEAD, Run, Standing, State};
 use crate::core::format::NeededDump;
 use crate::core::places::Places;
-use crate::core::refs::Needed;
+use crate::core::refs::{Edge, Needed};
 use bytes::{BufMut, BytesMut};
 use mobula_base::ids::RUN_LEN;
 use mobula_base::{ObjectId, RunId, TaskId};
@@ -76,6 +76,11 @@ impl Run {
         if self.needed.contains_key(&(place, slot)) {
             self.change_needed(place, slot, |needed| needed.unname_orphan(by));
         }
+    }
+
+    /// The edge of an object from `by`.
+    pub fn edge(&self, place: u16, slot: u32, by: ObjectId) -> Option<Edge> {
+        self.needed.get(&(place, slot))?.edge(by)
     }
 
     /// An edge less.
@@ -304,9 +309,9 @@ impl Run {
         self.pruned
     }
 
-    /// Which places had a record, in a run that was gone.
+    /// Which places had a record, in a run that was gone: beside those of which that is known.
     pub fn remember(&mut self, pruned: Places) {
-        self.pruned = pruned.without(&self.present);
+        self.pruned = self.pruned.union(&pruned).without(&self.present);
     }
 
     /// Whether there is neither a record nor anybody who needs one.
@@ -385,4 +390,19 @@ impl DoneSet {
 /// All places of a run.
 pub fn all_places() -> Places {
     Places::range(0, RUN_LEN as usize).expect("a whole run")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::core::prune::only;
+
+    #[test]
+    fn a_run_that_comes_back_with_its_slot_knows_all_that_it_has_lost() {
+        let mut run = Run::new(7, true);
+        // What came with the slot, and what is remembered of the time before it left.
+        run.remember(only(8));
+        run.remember(only(1));
+        assert!(run.was_pruned(8) && run.was_pruned(1) && !run.was_pruned(2));
+    }
 }
