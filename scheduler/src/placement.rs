@@ -309,10 +309,15 @@ impl Core {
     /// still be lost with it (R4). Whoever needs it elsewhere hears of it from its home. Where references are not
     /// counted, what lies inside is not remembered.
     fn may_leave(&self, id: ObjectId) -> bool {
-        let has_refs = |kept: &Kept| !kept.contains.is_empty() || !self.counts(JobId(kept.spec.job));
-        let open = |kept: &Kept| matches!(kept.state, KeptState::Undurable(_)) && has_refs(kept);
         let is_put = id.is_put() && id.element().is_none();
-        is_put || !self.kept.get(&id.task).is_some_and(open) || mutant!("R4d")
+        is_put || !self.kept.get(&id.task).is_some_and(|kept| self.may_be_lost(kept)) || mutant!("R4d")
+    }
+
+    /// Whether records of what lies in a value may still be lost with it.
+    #[inline(never)]
+    fn may_be_lost(&self, kept: &Kept) -> bool {
+        matches!(kept.state, KeptState::Undurable(_))
+            && (!kept.contains.is_empty() || !self.counts(JobId(kept.spec.job)))
     }
 
     /// A task that was placed on another node is there no more.

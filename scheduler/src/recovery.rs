@@ -386,6 +386,7 @@ impl Core {
 
     /// There was nothing to grant, and a replayed parent has submitted the task since: that goes on, and only what
     /// earlier attempts put is looked for.
+    #[cold]
     fn refused_before_it_began(&mut self, task: TaskId) {
         let is_put = |id: &ObjectId| id.is_put() && id.element().is_none();
         let waiting = self.recovering.remove(&task).unwrap_or_default();
