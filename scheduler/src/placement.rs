@@ -313,7 +313,8 @@ impl Core {
         is_put || !self.kept.get(&id.task).is_some_and(|kept| self.may_be_lost(kept)) || mutant!("R4d")
     }
 
-    /// Whether records of what lies in a value may still be lost with it.
+    /// Whether records of what lies in a value may still be lost with it. Apart from whoever places tasks, which it makes
+    /// dearer where it is inlined.
     #[inline(never)]
     fn may_be_lost(&self, kept: &Kept) -> bool {
         matches!(kept.state, KeptState::Undurable(_))

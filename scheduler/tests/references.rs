@@ -936,14 +936,19 @@ fn a_record_that_waits_while_its_task_is_granted_holds_nothing_up() {
     assert!(told(&node.settle()).contains(&('s', out(after))), "its edge is in the shard of the other");
 }
 
+/// What a task had put is lost: the node asks for the next attempt of the task.
+fn asks_for_next(node: &mut Node, task: TaskId) -> (ObjectId, (ShardId, StreamBatch)) {
+    let inside = ObjectId { task, slot: mobula_base::ids::FIRST_PUT_SLOT };
+    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
+    located(node, inside, mobula_proto::located::Answer::Lost(1));
+    (inside, node.batch())
+}
+
 #[test]
 fn what_is_submitted_anew_before_its_next_attempt_is_refused_goes_on() {
     let mut node = Node::new();
     let a = task_in(0, 0);
-    let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
-    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
-    located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
-    let next = node.batch();
+    let (inside, next) = asks_for_next(&mut node, a);
     assert!(matches!(items(&next)[..], [Item::Next(_)]));
     node.submit(WORKER, TaskSpec { replay: true, ..spec(a, &[]) });
     node.effects.clear();
@@ -963,10 +968,7 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
     for ended in [false, true] {
         let mut node = Node::new();
         let a = task_in(0, 0);
-        let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
-        node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
-        located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
-        let next = node.batch();
+        let (_, next) = asks_for_next(&mut node, a);
         let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
         node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
         let again = TaskSpec { replay: true, ..spec(a, &[]) };
@@ -999,10 +1001,7 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
 fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
     let mut node = Node::new();
     let a = task_in(0, 0);
-    let inside = ObjectId { task: a, slot: mobula_base::ids::FIRST_PUT_SLOT };
-    node.step(Event::Get { client: DRIVER, job: JOB, objects: vec![inside], want_value: true });
-    located(&mut node, inside, mobula_proto::located::Answer::Lost(1));
-    let next = node.batch();
+    let (_, next) = asks_for_next(&mut node, a);
     let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
     node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
     node.effects.clear();

@@ -23,9 +23,13 @@ impl Run {
         self.untaken.drain(..many).collect()
     }
 
+    fn makes_no_more(&self) -> bool {
+        self.made == self.body.items || self.failure.is_some()
+    }
+
     /// So many items must be taken before the next is made, or the task ends; and if it has to wait for that, so many.
     fn turn(&self) -> (u32, u32) {
-        if self.made == self.body.items || self.failure.is_some() {
+        if self.makes_no_more() {
             return (self.made, self.made);
         }
         let at_once = (self.made + 1).saturating_sub(self.body.window);
@@ -45,7 +49,7 @@ impl World {
             }
             let taken = worker.taken.get(&run.task).copied().unwrap_or(0);
             let (gone, turn) = (run.let_go_of_taken(taken), run.turn());
-            let ends = run.made == run.body.items || run.failure.is_some();
+            let ends = run.makes_no_more();
             if taken < turn.0 {
                 run.waits = Some(Waits::Taken(turn.1));
             }
