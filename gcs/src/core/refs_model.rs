@@ -267,9 +267,11 @@ impl Model {
                 (0..TASKS).for_each(|n| self.let_go(*who, n));
                 (0..TASKS).map(|n| release(object(n))).collect()
             }
-            Step::Stray(_, n, by) => {
-                self.edges.remove(&(*n, *by));
-                self.in_values.remove(&(*n, *by));
+            Step::Stray(who, n, by) => {
+                if self.edges.get(&(*n, *by)) == Some(who) && !self.is_meant(*n, *by) {
+                    self.edges.remove(&(*n, *by));
+                    self.in_values.remove(&(*n, *by));
+                }
                 let unname = proto::Unname {
                     object: proto::object_bytes(object(*n)),
                     by: proto::object_bytes(object(*by)),
