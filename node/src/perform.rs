@@ -37,10 +37,12 @@ impl Life {
         match input {
             Input::Core(event) => events.push(event),
             Input::DriverUp { client, job, start, outbox } => {
-                let (counted, tasks) = (start.counted, start.tasks_per_worker);
+                let (counted, tasks, permille) =
+                    (start.counted, start.tasks_per_worker, start.hedge_permille);
                 self.jobs.insert(job, start);
                 self.open.insert(client, Link { outbox, job, token: None, pid: None, elided: 0 });
                 events.push(Event::WorkerReuse { job, tasks });
+                events.push(Event::HedgeBudget { job, permille });
                 events.push(Event::JobStarted { job, counted });
             }
             Input::WorkerHello { client, hello, outbox, taken } => {

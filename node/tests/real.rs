@@ -539,7 +539,7 @@ fn main() {
     mobula::run_worker_if_asked();
     packages::drive_if_asked();
     let cluster = Cluster::start();
-    let tests: [Test; 37] = [
+    let tests: [Test; 38] = [
         ("nodes_count_what_they_have", nodes_count_what_they_have),
         ("values_and_chains", values_and_chains),
         ("a_worker_has_what_it_made", a_worker_has_what_it_made),
@@ -556,6 +556,7 @@ fn main() {
         ("tasks_choose_their_node", options::tasks_choose_their_node),
         ("gpus_are_numbered", options::gpus_are_numbered),
         ("cancelled_tasks_stop", options::cancelled_tasks_stop),
+        ("a_pure_straggler_begins_elsewhere_too", options::a_pure_straggler_begins_elsewhere_too),
         ("workers_end_after_so_many_tasks", options::workers_end_after_so_many_tasks),
         ("tasks_have_time_limits_and_retries", options::tasks_have_time_limits_and_retries),
         (

@@ -90,14 +90,24 @@ impl Core {
             KeptState::Undurable(_) | KeptState::Finishing => {}
             KeptState::AwaitDeps(_) | KeptState::Queued => self.fail_kept(task, cancelled()),
             // Its shard says first how the task stands.
-            KeptState::AwaitCommit | KeptState::AwaitAttempt => drop(self.cancelled.insert(task)),
+            KeptState::AwaitCommit | KeptState::AwaitAttempt => {
+                self.cancelled.insert(task);
+                self.cancel_beside(task);
+            }
             KeptState::Placed(node) => {
                 // Should that node die, there is no other attempt.
                 self.cancelled.insert(task);
+                self.cancel_beside(task);
                 if node != self.config.incarnation {
                     self.effects.push(Effect::Cancel { to: node, tasks: vec![task], recursive });
                 }
             }
+        }
+    }
+
+    fn cancel_beside(&mut self, task: TaskId) {
+        if let Some(to) = self.hedges.shunned(task) {
+            self.effects.push(Effect::Cancel { to, tasks: vec![task], recursive: false });
         }
     }
 

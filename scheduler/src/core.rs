@@ -7,6 +7,7 @@ use crate::copies::Seen;
 use crate::elide::Later;
 use crate::execute::Run;
 use crate::groups::Groups;
+use crate::hedge::Hedges;
 use crate::items::Consumer;
 use crate::map::RunMap;
 use crate::memory::Watched;
@@ -217,6 +218,7 @@ pub struct Core {
     pub(crate) consumers: BTreeMap<TaskId, Consumer>,
     /// Runs that have made items which are not told.
     pub(crate) untold: BTreeSet<TaskId>,
+    pub(crate) hedges: Hedges,
     pub(crate) memory: Watched,
     pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
@@ -283,6 +285,7 @@ impl Core {
             copies: Seen::default(),
             consumers: BTreeMap::new(),
             untold: BTreeSet::new(),
+            hedges: Hedges::default(),
             memory: Watched::default(),
             bends: Bends::default(),
             effects: Vec::new(),
@@ -369,6 +372,7 @@ impl Core {
             Event::View(view) => self.view(view),
             Event::JobStarted { job, counted } => self.job_started(job, counted),
             Event::WorkerReuse { job, tasks } => self.limit_reuse(job, tasks),
+            Event::HedgeBudget { job, permille } => self.budget_hedges(job, permille),
             Event::JobEnded(job) => self.job_ended(job),
             Event::WatchGroup { client, group } => self.watch_group(client, group),
             Event::Memory(measured) => self.memory_measured(measured),

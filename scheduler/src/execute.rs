@@ -444,20 +444,20 @@ impl Core {
         contains.extend(run.contains);
         contains.sort_unstable();
         contains.dedup();
-        let mut askers = run.others;
-        askers.push(run.keeper);
+        let (mut askers, keeper) = (run.others, run.keeper);
         let report = Report { job, value, contains, elements, ran_ns };
-        let leaves = askers.iter().any(|asker| asker.node != self.config.incarnation);
+        let leaves = askers.iter().chain([&keeper]).any(|asker| asker.node != self.config.incarnation);
         let waits = !durable && (run.spec.max_retries == 0 || has_refs && leaves);
         let report = if waits {
             Some(Box::new(report))
         } else {
-            self.report_to_all(task, &askers, report, durable);
+            self.report_to_all(task, &askers, keeper, report, durable);
             None
         };
         if durable {
             self.begin_later_copies(task);
         } else {
+            askers.push(keeper);
             for (shard, number) in &pending {
                 self.streams.hurry_for(*shard, *number);
             }
@@ -465,12 +465,11 @@ impl Core {
         }
     }
 
-    fn report_to_all(&mut self, task: TaskId, askers: &[Asker], report: Report, durable: bool) {
-        let Some((last, others)) = askers.split_last() else { return };
+    fn report_to_all(&mut self, task: TaskId, others: &[Asker], last: Asker, report: Report, durable: bool) {
         for other in others {
             self.report(task, *other, report.clone(), durable);
         }
-        self.report(task, *last, report, durable);
+        self.report(task, last, report, durable);
     }
 
     fn report(&mut self, task: TaskId, to: Asker, report: Report, durable: bool) {
@@ -527,7 +526,9 @@ impl Core {
                 if self.jobs_ended.contains(&report.job) {
                     continue;
                 }
-                self.report_to_all(task, &askers, *report, true);
+                if let Some((last, others)) = askers.split_last() {
+                    self.report_to_all(task, others, *last, *report, true);
+                }
                 continue;
             }
             for Asker { node, attempt } in askers {

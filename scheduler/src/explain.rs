@@ -92,6 +92,12 @@ impl Core {
             },
             KeptState::Placed(node) => {
                 because.push(format!("it was given to {}: ask there", self.name_of(node)));
+                if let Some(slow) = self.hedges.shunned(task) {
+                    let slow = self.name_of(slow);
+                    because.push(format!(
+                        "an earlier attempt took long, and still runs on {slow}: the first counts"
+                    ));
+                }
                 "placed"
             }
             KeptState::Undurable(node) => {

@@ -17,6 +17,7 @@
 //! - `follow` — a task behind the one that makes its argument, in one worker's line.
 //! - [`waiting`] — what other nodes hear of their tasks that wait inside here.
 //! - [`outcome`] — what a keeper does with a result; done-records (R3, R4).
+//! - [`hedge`] — pure tasks that take far longer than others, and begin elsewhere, too.
 //! - `elements` — tasks that return several objects.
 //! - [`items`] — tasks that return a stream, which is taken while they run.
 //! - [`cancel`] — tasks that are cancelled or run too long; which failures are retried.
@@ -46,6 +47,7 @@ pub mod execute;
 pub mod explain;
 mod follow;
 pub mod groups;
+pub mod hedge;
 #[cfg(any(test, fuzzing))]
 pub mod hostile;
 pub mod items;

@@ -2,6 +2,7 @@
 
 use crate::copies::PUT_COPIES;
 use crate::core::Core;
+use crate::hedge::may_be_hedged;
 use crate::recovery::Timer;
 use crate::refs::{Home, Refs};
 use crate::stream::About;
@@ -415,6 +416,9 @@ impl Core {
     /// done-record names what the value contains, and comes after the hold and the edges (R6).
     fn put_in_task(&mut self, worker: ClientId, id: ObjectId, job: JobId, contains: Vec<ObjectId>) {
         self.effects.push(Effect::Held { object: id });
+        if self.runs.get(&id.task).is_some_and(|run| may_be_hedged(&run.spec)) {
+            self.breaks_its_word(id.task);
+        }
         if !self.counts(job) {
             return;
         }

@@ -37,6 +37,11 @@ fn is_given_back(failure: Option<&Failure>) -> bool {
 impl Core {
     pub(crate) fn peer_result(&mut self, from: Incarnation, result: PeerResult) {
         let Ok(task) = task_id(&result.task) else { return };
+        let result = match self.hedges.are_wanted() {
+            true => self.heed_hedges(from, task, result),
+            false => Some(result),
+        };
+        let Some(result) = result else { return };
         let Some(kept) = self.kept.get(&task).filter(|k| k.attempt == result.attempt) else { return };
         if kept.state != KeptState::Placed(from) {
             return;

@@ -146,7 +146,12 @@ impl Core {
             self.stuck(class, task);
             return false;
         }
-        let node = match self.pick(kept, class, urgent) {
+        let shunned = self.hedges.shunned(task);
+        let pick = match self.pick(kept, class, urgent, shunned) {
+            Pick::Full if shunned.is_some() => self.pick(kept, class, urgent, None),
+            pick => pick,
+        };
+        let node = match pick {
             Pick::Go(node) => node,
             Pick::Wait(node, at_most) => {
                 self.hold(class, task, node, at_most);
@@ -183,6 +188,9 @@ impl Core {
             }
             let assign = Assign { hints: self.hints(&spec), spec: Some(TaskSpec::clone(&spec)), attempt };
             self.effects.push(Effect::Assign { to: node, assign });
+            if self.hedges.are_wanted() {
+                self.goes_away(task, node);
+            }
         }
         if streams {
             self.tell_taken(task);
@@ -205,8 +213,8 @@ impl Core {
     /// The best node with room among those where the task may run: the one that it would like best, then
     /// one that has (nearly) the most argument bytes, then this one, then the emptiest. A task that is to be
     /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room,
-    /// if there is none anywhere.
-    fn pick(&self, kept: &Kept, index: usize, urgent: bool) -> Pick {
+    /// if there is none anywhere; `but` not there.
+    fn pick(&self, kept: &Kept, index: usize, urgent: bool, but: Option<Incarnation>) -> Pick {
         let (me, class) = (self.config.incarnation, &self.classes[index]);
         let placement = class.placement.as_ref();
         let spread = placement.is_some_and(|placement| placement.spread);
@@ -215,7 +223,7 @@ impl Core {
         let bytes = if spread { BTreeMap::new() } else { self.bytes_by_node(&kept.spec) };
         let most = bytes.values().copied().max().unwrap_or(0);
         let rank = |(node, member): (Incarnation, &Member)| {
-            if !strategy::admits(&class.demand, placement, node, member) {
+            if Some(node) == but || !strategy::admits(&class.demand, placement, node, member) {
                 return None;
             }
             // What it would need there is kept for placement groups.
@@ -319,6 +327,11 @@ impl Core {
     fn may_be_lost(&self, kept: &Kept) -> bool {
         matches!(kept.state, KeptState::Undurable(_))
             && (!kept.contains.is_empty() || !self.counts(JobId(kept.spec.job)))
+    }
+
+    /// How many tasks this node has given to another, and not heard the end of.
+    pub fn placed_on(&self, node: Incarnation) -> u32 {
+        self.placed.get(&node).copied().unwrap_or(0)
     }
 
     /// A task that was placed on another node is there no more.

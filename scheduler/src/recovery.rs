@@ -45,6 +45,8 @@ pub(crate) enum Timer {
     Patience(usize, Incarnation, TaskId),
     /// Tasks of other nodes have waited inside for a while.
     TellWaiting,
+    /// Pure tasks may have been away for too long.
+    Stragglers,
 }
 
 impl Core {
@@ -73,6 +75,7 @@ impl Core {
                 Timer::CopyAgain(object) => self.copy_again(object),
                 Timer::Patience(class, node, task) => self.lose_patience(class, node, task),
                 Timer::TellWaiting => self.tell_of_waiting(),
+                Timer::Stragglers => self.look_for_stragglers(),
             }
         }
     }
@@ -326,6 +329,13 @@ impl Core {
             waited: false,
         };
         self.kept.insert(task, kept);
+        if self.hedges.shunned(task).is_some() {
+            // Nothing was lost.
+            if !self.has_ended_beside(task) {
+                self.await_deps(task);
+            }
+            return;
+        }
         if self.rebuilding.insert(task) {
             self.notice(job, "rebuild-start", format!("attempt {}", view.attempt), Some(task), 0);
         }
@@ -448,6 +458,7 @@ impl Core {
             } else {
                 let counted = job.start.as_ref().is_some_and(|start| start.counted);
                 self.limit_reuse(id, job.start.as_ref().map_or(0, |start| start.tasks_per_worker));
+                self.budget_hedges(id, job.start.as_ref().map_or(0, |start| start.hedge_permille));
                 self.job_started(id, counted);
             }
         }
@@ -470,6 +481,7 @@ impl Core {
         let Some(member) = self.members.remove(&node) else { return };
         self.unknowns.bereft = true;
         self.placed.remove(&node);
+        self.forget_beside(node);
         self.waiting.forget(node);
         self.placed_scarce.retain(|(at, _), _| *at != node);
         self.release_held(node);
@@ -547,6 +559,7 @@ impl Core {
         let is_of_it = |id: &ObjectId| objects.get(id).is_none_or(|object| object.job == job);
         self.recovering.retain(|_, lost| !lost.iter().any(is_of_it) || mutant!("W43"));
         self.copies.forget_job(job);
+        self.forget_hedges(job);
         self.forget_streams(job);
         self.counted.remove(&job);
         self.reuse.remove(&job);

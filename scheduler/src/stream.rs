@@ -347,7 +347,9 @@ impl Stream {
         if mutant!("R12c") {
             ranks.reverse();
         }
-        let mut items = Vec::with_capacity(ranks.iter().map(Vec::len).sum());
+        let many = ranks.iter().map(Vec::len).sum();
+        let mut items = Vec::with_capacity(many);
+        self.in_flight.reserve(many);
         for queued in ranks.into_iter().flatten() {
             items.push(queued.item.into_item(queued.waits.about));
             self.in_flight.push(queued.waits);

@@ -195,9 +195,10 @@ impl Streams {
     ) -> Vec<(About, Option<ItemOutcome>)> {
         let (at, mut moved) = (shard.0 as usize, moved.into_iter());
         let mut outcomes = ack.outcomes.into_iter().peekable();
-        let mut told = Vec::new();
+        let acknowledged = self.streams[at].acknowledge(ack.mark);
+        let mut told = Vec::with_capacity(acknowledged.len());
         let mut back: BTreeMap<u32, (u64, VecDeque<Queued>)> = BTreeMap::new();
-        for (seq, mut waits) in self.streams[at].acknowledge(ack.mark) {
+        for (seq, mut waits) in acknowledged {
             let outcome = outcomes.next_if(|outcome| outcome.seq == seq);
             match outcome.as_ref().and_then(|outcome| outcome.outcome.as_ref()) {
                 Some(item_outcome::Outcome::Moved(epoch)) => {

@@ -4,6 +4,7 @@ use crate::core::{Core, Early, Kept, KeptState};
 use crate::elements;
 use crate::elide::Later;
 use crate::groups;
+use crate::hedge;
 use crate::items;
 use crate::objects::State;
 use crate::refs::Home;
@@ -193,6 +194,9 @@ impl Core {
             && let Some(run) = self.runs.get_mut(&parent)
         {
             run.waits_for(ticket.shard, ticket.number);
+            if hedge::may_be_hedged(&run.spec) {
+                self.breaks_its_word(parent);
+            }
         }
         let commits = spec.commit_first && !mutant!("R4e");
         let again = told.is_some() && !mutant!("R7f");

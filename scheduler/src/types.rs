@@ -211,6 +211,13 @@ pub enum Event {
         /// Tasks that one worker is given.
         tasks: u32,
     },
+    /// A share of a job's pure tasks may be hedged.
+    HedgeBudget {
+        /// The job.
+        job: JobId,
+        /// So many of a thousand that came back from other nodes.
+        permille: u32,
+    },
     /// A driver of this node started a job.
     JobStarted {
         /// The job.

@@ -7,6 +7,7 @@ use mobula_sim_tests::scale::linear::{Point, with_nodes, with_shards};
 use mobula_sim_tests::scale::locality::{Locality, locality};
 use mobula_sim_tests::scale::loss::loss;
 use mobula_sim_tests::scale::ramp::{Ramp, ramp};
+use mobula_sim_tests::scale::stragglers::stragglers;
 
 /// Prints a table, and how straight its line is.
 fn r2(points: &[Point], x: fn(&Point) -> f64) -> f64 {
@@ -79,6 +80,15 @@ fn losing_nodes_costs_what_they_ran_and_no_more() {
     let loss = loss();
     println!("{loss:?}");
     assert!(loss.fewest * 100 >= loss.surviving * 95);
+}
+
+#[test]
+fn a_slow_node_is_not_waited_for_where_its_tasks_may_run_twice() {
+    let (waits, hedges) = (stragglers(0), stragglers(50));
+    println!("without hedges: {waits:?}\nat most 5 %:    {hedges:?}");
+    assert_eq!((waits.hedges, waits.ended, hedges.ended), (0, 2_000, 2_000));
+    assert!(hedges.tail * 2 <= waits.tail, "half the tail at most");
+    assert!(hedges.took < waits.took && hedges.hedges * 20 <= hedges.ended);
 }
 
 #[test]

@@ -59,6 +59,16 @@ impl<T> Task<T> {
         self
     }
 
+    /// Says that it only computes: the same value of the same arguments, and nothing else is done, submitted or put. Should
+    /// it take far longer on a slow node than others of its function, a second attempt may begin elsewhere while the
+    /// first runs, and whichever ends first counts: within [`ConnectOptions::hedge_permille`](crate::ConnectOptions),
+    /// and unless it may not be repeated, must run somewhere, needs more than CPUs, or returns several values. One
+    /// that submits or puts all the same ends with `FailureKind::FailureBadArguments`.
+    pub fn pure(mut self) -> Self {
+        self.options().pure = true;
+        self
+    }
+
     /// How much memory the worker of an attempt may have for itself, in millions of bytes: objects in shared memory do not
     /// count, what earlier tasks have left in the process does. A worker that has more is killed, and the task ends with
     /// `FailureKind::FailureOutOfMemory`. It is looked at four times a second: what is shorter may have more. That a

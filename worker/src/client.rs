@@ -30,7 +30,7 @@ use std::time::{Duration, Instant};
 /// Something the cluster did that a person may want to see.
 #[derive(Debug, Clone)]
 pub struct Notice {
-    /// `node-dead`, `rebuild-start`, `rebuild-done`, `diverged`.
+    /// `node-dead`, `rebuild-start`, `rebuild-done`, `diverged`, `hedge`.
     pub kind: String,
     /// More, for people.
     pub text: String,

@@ -52,6 +52,7 @@ pub fn driver_hello(options: &ConnectOptions, job: u64, executable: String, exec
             program: None,
             runtime: Some(options.runtime.wire()),
             tasks_per_worker: options.tasks_per_worker.map_or(0, u32::from),
+            hedge_permille: options.hedge_permille,
         }),
         files: options.runtime.sources(),
     }

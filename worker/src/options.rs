@@ -25,6 +25,9 @@ pub struct ConnectOptions {
     pub runtime: Runtime,
     /// A worker process that has had so many tasks ends, and another one starts: for functions that leak.
     pub tasks_per_worker: Option<NonZeroU32>,
+    /// Of a thousand [pure](crate::Task::pure) tasks that came back from other nodes so many may begin once more
+    /// elsewhere, because they take far longer than is usual of their function. 0: none.
+    pub hedge_permille: u32,
 }
 
 /// When the lineage of what a task makes is durable: what its value could be made again from, whatever dies.
@@ -90,6 +93,7 @@ impl Default for ConnectOptions {
             durability: Durability::default(),
             runtime: Runtime::default(),
             tasks_per_worker: None,
+            hedge_permille: 0,
         }
     }
 }

@@ -51,6 +51,17 @@ fn busy_once(marker: String) -> Result<u64, String> {
     if std::fs::create_dir(&marker).is_ok() { Err("the server is busy".into()) } else { Ok(42) }
 }
 
+/// Takes a moment, but for ever where nobody has made the directory before.
+#[remote]
+fn stuck_first(marker: String) -> u64 {
+    std::thread::sleep(Duration::from_millis(2));
+    let is_first = !marker.is_empty() && std::fs::create_dir(&marker).is_ok();
+    while is_first && !mobula::current().is_cancelled() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    mobula::current().node()
+}
+
 fn stopped(marker: &Path) -> PathBuf {
     marker.with_extension("stopped")
 }
@@ -133,6 +144,28 @@ pub fn cancelled_tasks_stop(c: &Cluster) {
     assert_eq!(queued.get_timeout(SOON).expect("the node goes on"), 2);
     client.cancel(&queued, Scope::WithChildren);
     assert_eq!(queued.get_timeout(SOON).expect("it has ended"), 2);
+    client.end(true).expect("the job ends");
+}
+
+pub fn a_pure_straggler_begins_elsewhere_too(c: &Cluster) {
+    let options = mobula::ConnectOptions { socket: c.socket(1), hedge_permille: 100, ..Default::default() };
+    let client = mobula::Client::connect(options).expect("the daemon answers");
+    let ((path, name), (stuck, stuck_name)) = (marker(c, "busy"), marker(c, "stuck"));
+    // Node 1 has enough to do for now, so everything else goes to node 2.
+    let busy = client.submit(spins::task(name).cpus(2.0).node_affinity("node-1", Affinity::Hard));
+    comes(&path);
+    let behind: Vec<_> = (0..3).map(|_| client.submit(which_process::task())).collect();
+    for _ in 0..40 {
+        let at = client.submit(stuck_first::task(String::new()).pure()).get_timeout(SOON).expect("runs");
+        assert_ne!(at, client.node());
+    }
+    let straggler = client.submit(stuck_first::task(stuck_name).pure());
+    comes(&stuck);
+    client.cancel(&busy, Scope::Alone);
+    assert_eq!(straggler.get_timeout(SOON).expect("it is made elsewhere"), client.node());
+    let hedges = client.take_notices().into_iter().filter(|notice| notice.kind == "hedge");
+    assert!(hedges.map(|notice| notice.text).all(|text| text.contains("node-2")));
+    behind.iter().for_each(|task| assert!(task.get_timeout(SOON).is_ok()));
     client.end(true).expect("the job ends");
 }
 

@@ -178,7 +178,9 @@ impl World {
             return;
         }
         let (name, counted) = ("simulated".into(), self.options.counts);
-        let start = JobStart { name, incarnation, job: JOB.0, counted, ..JobStart::default() };
+        let hedge_permille = self.options.style.hedge_permille;
+        let start =
+            JobStart { name, incarnation, job: JOB.0, counted, hedge_permille, ..JobStart::default() };
         self.driver.epoch = epoch;
         self.call(0, epoch, call::Op::JobStart(start));
     }

@@ -150,6 +150,7 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
         | Event::View(_)
         | Event::JobStarted { .. }
         | Event::WorkerReuse { .. }
+        | Event::HedgeBudget { .. }
         | Event::JobEnded(_)
         | Event::WatchGroup { .. }
         | Event::Flush

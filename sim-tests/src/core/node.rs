@@ -164,6 +164,7 @@ impl World {
                 life.has_job = true;
                 // So that workers are given back in short jobs, too.
                 events.push(Event::WorkerReuse { job: JOB, tasks: self.options.style.reuse });
+                events.push(Event::HedgeBudget { job: JOB, permille: self.options.style.hedge_permille });
                 events.push(Event::JobStarted { job: JOB, counted: self.options.counts });
             }
             Input::FromPeer { from, msgs } => {
@@ -171,7 +172,14 @@ impl World {
                 if life.dead.contains(&from.0) {
                     return self.sometimes.hit("frame from the dead");
                 }
+                let node = life.incarnation.0;
                 for PeerMsg { msg } in msgs {
+                    if let Some(peer_msg::Msg::Result(result)) = &msg
+                        && let Ok(task) = task_id(&result.task)
+                    {
+                        let Judges { hedges, .. } = &mut self.judges;
+                        hedges.came_back(&self.oracle, node, from.0, task, &mut self.sometimes);
+                    }
                     peer_msg(from, msg, events);
                 }
             }
@@ -373,6 +381,15 @@ impl World {
             }
             Effect::Notice { job: _, notice } => match &notice.kind[..] {
                 "rebuild-start" => self.judges.redo.rebuilds(task_id(&notice.task).ok(), &mut self.sometimes),
+                "hedge" => {
+                    let node = self.life(machine, epoch).map_or(0, |life| life.incarnation.0);
+                    if let Ok(task) = task_id(&notice.task) {
+                        let permille = self.options.style.hedge_permille;
+                        self.judges.ended.hedged(task);
+                        self.judges.hedges.hedged(&self.oracle, node, notice.bytes, task, permille);
+                        self.sometimes.hit("task hedged");
+                    }
+                }
                 "diverged" => {
                     let task = task_id(&notice.task).ok();
                     match task.is_some_and(|task| self.oracle.may_differ(task)) {

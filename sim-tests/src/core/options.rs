@@ -123,6 +123,7 @@ impl Options {
         let mut style = Style::draw(dice);
         style.parts_permille = parts(seed);
         style.streams_permille = streams(seed);
+        (style.pure_permille, style.hedge_permille) = pure(seed);
         if driver_dies.is_some() {
             // What has not run by then never will.
             style.work_us = style.work_us.min(WORK_BEFORE_DEATH_US);
@@ -197,6 +198,15 @@ fn parts(seed: u64) -> u64 {
 /// Draws how many tasks return a stream: of dice of its own, too.
 fn streams(seed: u64) -> u64 {
     Dice::new(seed, "streams").pick(&[0, 0, 0, 150, 500]).unwrap_or(0)
+}
+
+/// Draws how many tasks say that they are pure, and how many of them may be hedged: of dice of its own, too.
+fn pure(seed: u64) -> (u64, u32) {
+    let dice = &mut Dice::new(seed, "pure");
+    match dice.pick(&[0, 0, 300, 1000]).unwrap_or(0) {
+        0 => (0, 0),
+        pure => (pure, dice.pick(&[0, 50, 300, 1000]).unwrap_or(300)),
+    }
 }
 
 /// How long tasks run at most whose driver dies.

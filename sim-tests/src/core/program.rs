@@ -336,14 +336,16 @@ pub struct Known {
     pub moody: bool,
     /// Whether it may fail because of that.
     pub diverges: bool,
+    /// It says that it only computes, and may be repeated.
+    pub pure: bool,
 }
 
 impl Known {
     /// A task that was submitted on a whim.
     fn whim() -> Self {
         let (args, uses, children) = (Vec::new(), Vec::new(), Vec::new());
-        let (poison, limit, moody, diverges) = (false, None, false, false);
-        Known { args, uses, children, outputs: Vec::new(), retries: 3, poison, limit, moody, diverges }
+        let (poison, limit, moody, diverges, pure) = (false, None, false, false, false);
+        Known { args, uses, children, outputs: Vec::new(), retries: 3, poison, limit, moody, diverges, pure }
     }
 }
 
@@ -362,6 +364,11 @@ impl Oracle {
         let is_moody = |known: &Known| known.moody;
         self.tasks.get(&task).is_some_and(is_moody)
             || self.tasks.values().any(|parent| parent.moody && parent.children.contains(&task))
+    }
+
+    /// Whether a task may run twice at once.
+    pub fn is_pure(&self, task: TaskId) -> bool {
+        self.tasks.get(&task).is_some_and(|known| known.pure)
     }
 
     /// Runs a task and all that it submits.
@@ -434,9 +441,20 @@ impl Oracle {
         let poison = given && body.end == End::Poison;
         let diverges = body.moody && !style.accepts;
         let limit = (body.limit_ms > 0).then_some(body.again);
+        let pure = body.pure && body.retries > 0;
         let (args, uses, retries) = (args.clone(), locals.ever(), body.retries);
-        let known =
-            Known { args, uses, children, outputs, retries, poison, limit, moody: body.moody, diverges };
+        let known = Known {
+            args,
+            uses,
+            children,
+            outputs,
+            retries,
+            poison,
+            limit,
+            moody: body.moody,
+            diverges,
+            pure,
+        };
         self.tasks.insert(*id, known);
     }
 

@@ -58,6 +58,10 @@ pub struct Style {
     pub parts_permille: u64,
     /// Tasks below the driver's that return a stream of items, in a thousand.
     pub streams_permille: u64,
+    /// Tasks that say that they only compute, of those that do, in a thousand.
+    pub pure_permille: u64,
+    /// Of such that come back from other nodes so many may be hedged, in a thousand.
+    pub hedge_permille: u32,
 }
 
 /// One step of a task. What it refers to is a pick among the references it has by then.
@@ -189,6 +193,8 @@ pub struct Body {
     pub window: u32,
     /// How many items there are.
     pub items: u32,
+    /// It says that it only computes.
+    pub pure: bool,
 }
 
 /// Values beyond this are large.
@@ -221,8 +227,8 @@ impl Body {
         });
         // Processes are not simulated: nobody measures what they have.
         let (placement, timeout_ms, memory_limit) = (self.place.placement(), self.limit_ms, 0);
-        let (elements, window) = (self.parts, self.window);
-        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements, window };
+        let (elements, window, pure) = (self.parts, self.window, self.pure);
+        let options = TaskOptions { placement, timeout_ms, retry_on, memory_limit, elements, window, pure };
         (options != TaskOptions::default()).then(|| Box::new(options))
     }
 
@@ -264,6 +270,7 @@ impl Body {
             parts: 0,
             window: 0,
             items: 0,
+            pure: false,
         }
     }
 }
@@ -302,6 +309,8 @@ impl Style {
             reuse: dice.pick(&[0, 0, 0, 1, 5]).unwrap_or(0),
             parts_permille: 0,
             streams_permille: 0,
+            pure_permille: 0,
+            hedge_permille: 0,
         }
     }
 
@@ -356,6 +365,15 @@ impl Style {
         }
     }
 
+    /// Whether a task says that it only computes: of dice of its own, too.
+    fn is_pure(&self, seed: u64, ops: &[Op], moody: bool) -> bool {
+        let computes = |op: &Op| matches!(op, Op::Work(_) | Op::Get(_) | Op::Wait(_) | Op::Drop(_));
+        self.pure_permille > 0
+            && !moody
+            && ops.iter().all(computes)
+            && Dice::new(seed, "pure").permille(self.pure_permille)
+    }
+
     fn len(&self, dice: &mut Dice) -> u64 {
         if dice.permille(self.large_permille) {
             dice.log_uniform(INLINE_MAX + 1, 2_000_000)
@@ -399,6 +417,7 @@ impl Style {
         let parts = if streams { 0 } else { self.parts(seed, moody) };
         let (end, limit_ms) = if streams { (End::Value, 0) } else { (end, limit_ms) };
         let first = if streams && first == First::Hangs { First::Same } else { first };
+        let pure = self.is_pure(seed, &ops, moody);
         Body {
             place,
             ops,
@@ -415,6 +434,7 @@ impl Style {
             parts,
             window,
             items,
+            pure,
         }
     }
 

@@ -125,6 +125,8 @@ impl Draw {
         program.style.moody_permille = 0;
         program.style.parts_permille = 0;
         program.style.streams_permille = 0;
+        // Nodes are not slow there.
+        (program.style.pure_permille, program.style.hedge_permille) = (0, 0);
         // What runs out of its time, or tries again by itself, is for that layer, too.
         program.style.limit_permille = 0;
         program.style.hang_permille = 0;

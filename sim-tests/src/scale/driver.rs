@@ -82,6 +82,11 @@ pub fn plain(task: TaskId, function: u64) -> TaskSpec {
     }
 }
 
+/// The same, of which it is said that it only computes.
+pub fn pure(spec: TaskSpec) -> TaskSpec {
+    TaskSpec { options: Some(Box::new(TaskOptions { pure: true, ..TaskOptions::default() })), ..spec }
+}
+
 /// The same with a wish about where.
 pub fn placed(spec: TaskSpec, placement: Placement) -> TaskSpec {
     let options = TaskOptions { placement: Some(placement), ..TaskOptions::default() };

@@ -14,7 +14,7 @@
 //! - [`wire`], [`shard`], [`worker`] — what the cores share and wait for.
 //! - [`world`] — all there is, and the loop over its events; [`node`] — the shell around a core.
 //! - [`driver`] — who submits; [`tally`], [`fit`] — what was counted.
-//! - [`linear`], [`ramp`], [`loss`], [`locality`] — the claims, a file each.
+//! - [`linear`], [`ramp`], [`loss`], [`locality`], [`stragglers`] — the claims, a file each.
 
 pub mod driver;
 pub mod fit;
@@ -25,6 +25,7 @@ pub mod node;
 pub mod ramp;
 pub mod shape;
 pub mod shard;
+pub mod stragglers;
 pub mod tally;
 pub mod wire;
 pub mod worker;

@@ -134,6 +134,7 @@ impl World {
             }
             Effect::Fetch { object, from, output, .. } => self.fetch(node, object, from, output),
             Effect::Ready { client: DRIVER, object, ready } => self.driver_told(node, object, &ready),
+            Effect::Notice { notice, .. } if notice.kind == "hedge" => self.tally.hedges += 1,
             Effect::Locate { .. } | Effect::Kill { .. } | Effect::Retire { .. } | Effect::Stop { .. } => {
                 panic!("nothing is lost, cancelled or in vain here: {effect:?}")
             }
@@ -197,7 +198,7 @@ impl World {
     }
 
     fn begin(&mut self, node: usize, worker: ClientId) {
-        let Some(takes) = self.nodes[node].workers[&worker].takes(&self.shape) else { return };
+        let Some(takes) = self.nodes[node].workers[&worker].takes(&self.shape, node) else { return };
         self.tally.runs(self.queue.now(), 1);
         self.queue.after(takes, What::Ends { node, worker });
     }
@@ -208,7 +209,7 @@ impl World {
             return;
         }
         let at = self.nodes[node].workers.get_mut(&worker).expect("it was started");
-        let outcomes = at.end(&self.shape).into_iter().collect();
+        let outcomes = at.end(&self.shape, node).into_iter().collect();
         self.tally.runs(self.queue.now(), -1);
         self.queue.after(LINK, What::Comes { node, event: Event::Finished { worker, outcomes } });
         self.begin(node, worker);
@@ -223,6 +224,7 @@ impl World {
     pub(super) fn start_job(&mut self) {
         for node in 0..self.nodes.len() {
             self.comes(node, Event::JobStarted { job: JOB, counted: true });
+            self.comes(node, Event::HedgeBudget { job: JOB, permille: self.shape.hedge_permille });
         }
     }
 }

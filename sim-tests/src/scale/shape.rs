@@ -23,6 +23,10 @@ pub struct Shape {
     pub task: (Duration, Duration),
     /// What a task makes that makes something large.
     pub large_bytes: u64,
+    /// One node on which tasks take so many times as long.
+    pub slow: Option<(usize, u32)>,
+    /// Of a thousand pure tasks that came back from other nodes so many may be hedged.
+    pub hedge_permille: u32,
 }
 
 impl Default for Shape {
@@ -37,11 +41,18 @@ impl Default for Shape {
             item: Duration::from_micros(2),
             task: (Duration::from_millis(9), Duration::from_millis(11)),
             large_bytes: 0,
+            slow: None,
+            hedge_permille: 0,
         }
     }
 }
 
 impl Shape {
+    /// How many times as long a task takes on a node.
+    pub fn slowness(&self, node: usize) -> u32 {
+        self.slow.filter(|(slow, _)| *slow == node).map_or(1, |(_, times)| times)
+    }
+
     /// All CPUs.
     pub fn cpus_in_all(&self) -> u64 {
         self.nodes as u64 * u64::from(self.cpus)

@@ -21,6 +21,8 @@ pub struct Tally {
     pub transfers: u64,
     /// Their bytes.
     pub transferred: u64,
+    /// Attempts that began beside another.
+    pub hedges: u64,
     /// How many tasks ran from a moment on, whenever that changed.
     pub running: Vec<(Instant, u64)>,
 }

@@ -22,17 +22,18 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// How long the running task takes, if there is one.
-    pub fn takes(&self, shape: &Shape) -> Option<Duration> {
+    /// How long the running task takes on this node, if there is one.
+    pub fn takes(&self, shape: &Shape, node: usize) -> Option<Duration> {
         let (spec, _) = self.queue.front()?;
         let (low, high) = shape.task;
         let span = (high - low).as_nanos() as u64 + 1;
-        Some(low + Duration::from_nanos(hash64(&[b"takes", &spec.id]) % span))
+        let elsewhere = low + Duration::from_nanos(hash64(&[b"takes", &spec.id]) % span);
+        Some(elsewhere * shape.slowness(node))
     }
 
     /// The running task has ended.
-    pub fn end(&mut self, shape: &Shape) -> Option<TaskOutcome> {
-        let ran_ns = self.takes(shape)?.as_nanos() as u64;
+    pub fn end(&mut self, shape: &Shape, node: usize) -> Option<TaskOutcome> {
+        let ran_ns = self.takes(shape, node)?.as_nanos() as u64;
         let (spec, attempt) = self.queue.pop_front()?;
         let task: TaskId = task_id(&spec.id).expect("a driver made it");
         let value = match spec.function {

@@ -19,12 +19,19 @@ pub struct Ended {
     refused: BTreeSet<(TaskId, u64)>,
     /// Tasks that had a record, and whether it has come anew.
     records: BTreeMap<TaskId, bool>,
+    /// What an earlier attempt of these makes may count as that of a later one, which runs beside it (decision 29).
+    hedged: BTreeSet<TaskId>,
 }
 
 impl Ended {
     /// A worker of a node says that an attempt has ended.
     pub fn finished(&mut self, task: TaskId, attempt: u32, node: u64) {
         self.finished.entry((task, node)).or_default().insert(attempt);
+    }
+
+    /// The next attempt of a task is asked for while one runs.
+    pub fn hedged(&mut self, task: TaskId) {
+        self.hedged.insert(task);
     }
 
     /// A batch is applied.
@@ -83,9 +90,13 @@ impl Ended {
         let of_earlier = |attempts: &BTreeSet<u32>| {
             self.records.get(&task) == Some(&true) && attempts.range(attempt..).next().is_some()
         };
+        let of_hedge = |attempts: &BTreeSet<u32>| {
+            self.hedged.contains(&task) && attempts.range(..=attempt).next().is_some()
+        };
         // A record that is new stands for a value that was made here before (R4).
-        let made =
-            there.is_some_and(|attempts| attempts.contains(&attempt) || attempt == 1 || of_earlier(attempts));
+        let made = there.is_some_and(|attempts| {
+            attempts.contains(&attempt) || attempt == 1 || of_earlier(attempts) || of_hedge(attempts)
+        });
         let has_it = executor == who && self.refused.contains(&(task, who));
         if !made && !has_it {
             object(&mut self.found, || {

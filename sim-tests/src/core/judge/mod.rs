@@ -12,6 +12,7 @@ pub mod durable;
 pub mod edges;
 pub mod ended;
 pub mod fenced;
+pub mod hedges;
 pub mod leak;
 pub mod limits;
 pub mod liveness;
@@ -126,6 +127,8 @@ pub struct Judges {
     pub outrank: outrank::Outrank,
     /// Edges come before what follows from them.
     pub edges: edges::Edges,
+    /// Only what may run twice does so at once.
+    pub hedges: hedges::Hedges,
     /// Nothing is stopped before its time.
     pub limits: limits::Limits,
     /// Everything ends.
@@ -149,7 +152,7 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 25] = [
+        let all: [(&Found, &'static str, &'static str, Class); 26] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
@@ -170,6 +173,7 @@ impl Judges {
             (&self.drops.found, "drops", "R13", Safety),
             (&self.outrank.found, "outrank", "R16", Safety),
             (&self.edges.found, "edges", "R5, R6", Safety),
+            (&self.hedges.found, "hedges", "hedges", Safety),
             (&self.limits.found, "limits", "limits", Safety),
             (&self.snapshot, "snapshot", "S6, R14", Safety),
             (&self.diverged, "diverged", "R1, R2, G3", Safety),
