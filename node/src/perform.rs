@@ -279,6 +279,11 @@ impl Life {
                     events.push(Event::PeerDurable { from, task, attempt: d.attempt });
                 }
             }
+            Some(peer_msg::Msg::TakeBack(back)) => {
+                if let Ok(task) = task_id(&back.task) {
+                    events.push(Event::TakenBack { from, task, attempt: back.attempt });
+                }
+            }
             Some(peer_msg::Msg::NewItems(news)) => events.push(Event::NewItems { from, news }),
             Some(peer_msg::Msg::ItemsTaken(told)) => {
                 if let Ok(task) = task_id(&told.task) {
@@ -427,6 +432,10 @@ impl Life {
             Effect::Durable { to, task, attempt } => {
                 let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
                 self.tell_peer(to, peer_msg::Msg::Durable(durable));
+            }
+            Effect::TakeBack { to, task, attempt } => {
+                let back = mobula_proto::TakeBack { task: task_bytes(task), attempt };
+                self.tell_peer(to, peer_msg::Msg::TakeBack(back));
             }
             Effect::Send { shard, batch } => {
                 let _ = self.streams[shard.0 as usize].send(batch);

@@ -88,7 +88,10 @@ impl Core {
         match kept.state {
             // It has ended, and what it came to may have been used.
             KeptState::Undurable(_) | KeptState::Finishing => {}
-            KeptState::AwaitDeps(_) | KeptState::Queued => self.fail_kept(task, cancelled()),
+            KeptState::AwaitDeps(_) | KeptState::Queued => {
+                self.cancel_beside(task);
+                self.fail_kept(task, cancelled());
+            }
             // Its shard says first how the task stands.
             KeptState::AwaitCommit | KeptState::AwaitAttempt => {
                 self.cancelled.insert(task);

@@ -138,7 +138,7 @@ pub(crate) enum KeptState {
 /// 1. `free`, what is reserved and unused, and what leases hold are together what the node offers.
 /// 2. A run that is given to a worker stands in that worker's queue, once. What else stands there is of
 ///    attempts that do not count any more.
-/// 3. `placed[n]` counts the kept tasks placed on n.
+/// 3. `placed[n]` counts the kept tasks placed on n, and the attempts there that run beside one that counts.
 pub struct Core {
     pub(crate) config: Config,
     pub(crate) now: Instant,
@@ -361,6 +361,7 @@ impl Core {
             Event::Assigned { from, assign } => self.assigned(from, assign),
             Event::PeerResult { from, result } => self.peer_result(from, result),
             Event::PeerDurable { from, task, attempt } => self.peer_durable(from, task, attempt),
+            Event::TakenBack { from, task, attempt } => self.taken_back(from, task, attempt),
             Event::PeerWaiting { from, tasks } => self.peer_waiting(from, tasks),
             Event::Replicate { object, job, holder, output, want, at } => {
                 self.replicate(object, job, holder, output, (want, at));
@@ -491,6 +492,7 @@ impl Core {
         }
         assert_eq!(held, self.config.resources, "resources leaked or were taken twice");
         assert_eq!(devices.free_milli(), held.of(GPU), "devices leaked or were taken twice");
-        assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= self.kept.len()));
+        let placed = self.kept.len() + self.hedges.running_beside();
+        assert!(self.kept.len() < 64 || self.placed.values().all(|n| *n as usize <= placed));
     }
 }

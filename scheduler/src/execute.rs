@@ -4,6 +4,7 @@ use crate::cancel::time_limit;
 use crate::core::Core;
 use crate::elements;
 use crate::groups;
+use crate::hedge;
 use crate::items::{self, Making};
 use crate::objects::State;
 use crate::outcome::End;
@@ -32,6 +33,8 @@ pub(crate) struct Run {
     pub others: Vec<Asker>,
     /// Whoever assigned it is dead, and nobody has since: a worker has it, for nobody.
     pub orphan: bool,
+    /// Whoever assigned it has what it is for (decision 29): it need not begin, nor wait for anything.
+    pub in_vain: bool,
     pub class: usize,
     /// The worker that has it. What a worker has of another attempt of the task is not this run.
     pub given: Option<ClientId>,
@@ -58,6 +61,7 @@ pub(crate) struct Asker {
 impl Run {
     /// A node assigns an attempt that is not later than what runs.
     fn asked(&mut self, by: Asker) {
+        self.in_vain = false;
         if self.orphan && (by.attempt == self.attempt || !mutant!("W13")) {
             (self.keeper, self.orphan) = (by, false);
             return;
@@ -170,6 +174,7 @@ impl Core {
             keeper,
             others,
             orphan,
+            in_vain: false,
             class,
             given,
             began,
@@ -404,12 +409,16 @@ impl Core {
         let Some(run) = self.runs.get(&task) else { return };
         let job = JobId(run.spec.job);
         let (mismatch, streams) = (elements::mismatch(&run.spec, elements.len()), run.items.is_some());
+        let breaks_word = !contains.is_empty() && hedge::may_be_hedged(&run.spec);
         if streams {
             self.tell_items_of(task);
         }
         let mut value = if self.stopping.is_empty() { value } else { self.stopped(task, value) };
         if let (Ok(_), Some(failure)) = (&value, mismatch) {
             value = Err(failure);
+        }
+        if value.is_ok() && breaks_word {
+            value = Err(hedge::no_references());
         }
         if value.is_err() {
             contains.clear();
@@ -472,7 +481,7 @@ impl Core {
         self.report(task, last, report, durable);
     }
 
-    fn report(&mut self, task: TaskId, to: Asker, report: Report, durable: bool) {
+    pub(crate) fn report(&mut self, task: TaskId, to: Asker, report: Report, durable: bool) {
         let Asker { node: keeper, attempt } = to;
         let Report { job, value, contains, elements, ran_ns } = report;
         let me = self.config.incarnation;
@@ -575,8 +584,11 @@ impl Core {
     pub(crate) fn end_vain_readers(&mut self, id: ObjectId) {
         for (worker, task) in self.blocked_readers(id) {
             match self.runs.get(&task).filter(|run| run.given == Some(worker)) {
-                Some(run) if !run.orphan => continue,
-                Some(_) => self.drop_run(task),
+                Some(run) if !(run.orphan || run.in_vain) => continue,
+                Some(_) => {
+                    self.end_in_vain(task);
+                    self.drop_run(task);
+                }
                 // An attempt that does not count any more.
                 None => {}
             }

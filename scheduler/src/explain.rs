@@ -69,8 +69,12 @@ impl Core {
                 "await_commit"
             }
             KeptState::AwaitAttempt => {
+                let what = match self.hedges.shunned(task) {
+                    Some(_) => "takes far too long",
+                    None => "was lost or failed",
+                };
                 because.push(format!(
-                    "attempt {} was lost or failed; {shard} is asked for the next one; {}",
+                    "attempt {} {what}; {shard} is asked for the next one; {}",
                     kept.attempt,
                     self.backlog()
                 ));

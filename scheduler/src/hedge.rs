@@ -7,11 +7,14 @@
 //! the attempt *beside* the one that counts. When its result comes first, it is taken for that of the one
 //! that counts; a pure task makes the same value each time. What is left then runs out, for nobody.
 
-use crate::core::{Core, Kept, KeptState};
+use crate::core::{Core, Kept, KeptState, Record};
 use crate::elements;
+use crate::execute::{Asker, Report};
 use crate::items;
 use crate::objects::State;
 use crate::recovery::Timer;
+use crate::submit::arg_objects;
+use crate::types::{Effect, Elements};
 use mobula_base::{Incarnation, Instant, JobId, TaskId, mutant};
 use mobula_proto::{Failure, FailureKind, Output, PeerResult, TaskSpec};
 use std::collections::{BTreeMap, VecDeque};
@@ -39,6 +42,17 @@ pub(crate) fn may_be_hedged(spec: &TaskSpec) -> bool {
         && spec.placement().is_none()
         && elements::count(spec) == 0
         && items::window(spec) == 0
+}
+
+/// A pure task returned references: what came of a second attempt after the first would keep what lies inside for ever.
+pub(crate) fn no_references() -> Failure {
+    let why = "a pure task returned references: it may only compute a value. Return them from a task that is not declared \
+               pure";
+    Failure::new(FailureKind::FailureBadArguments, why)
+}
+
+fn in_vain() -> Failure {
+    Failure::new(FailureKind::FailureCancelled, "another attempt came first")
 }
 
 /// How many hedges a job may have: of so many pure tasks that came back from other nodes a share.
@@ -71,6 +85,8 @@ pub(crate) struct Hedges {
     budgets: BTreeMap<JobId, Budget>,
     /// First attempts on other nodes, and since when.
     away: BTreeMap<TaskId, Instant>,
+    /// The same in that order, and some that have come back.
+    order: VecDeque<(Instant, TaskId)>,
     /// By function, how long the last ones were away.
     usual: BTreeMap<u64, VecDeque<Duration>>,
     beside: BTreeMap<TaskId, Beside>,
@@ -87,6 +103,17 @@ impl Hedges {
     /// The node on which the next attempt would be no hedge.
     pub fn shunned(&self, task: TaskId) -> Option<Incarnation> {
         self.beside.get(&task).map(|beside| beside.node)
+    }
+
+    /// Attempts beside those that count.
+    pub fn running_beside(&self) -> usize {
+        self.beside.len()
+    }
+
+    /// Whether a node runs a later attempt than this: whoever is given it there would hear of that one only.
+    pub fn is_ahead(&self, task: TaskId, node: Incarnation, attempt: u32) -> bool {
+        let is_there = |beside: &Beside| beside.node == node && beside.attempt > attempt;
+        self.beside.get(&task).is_some_and(is_there)
     }
 
     fn came_back(&mut self, job: JobId, function: u64, after: Duration) {
@@ -132,6 +159,7 @@ impl Core {
         let Some(kept) = self.kept.get(&task).filter(|kept| kept.attempt == 1) else { return };
         if may_be_hedged(&kept.spec) && self.hedges.budgets.contains_key(&JobId(kept.spec.job)) {
             self.hedges.away.insert(task, self.now);
+            self.hedges.order.push_back((self.now, task));
             if !std::mem::replace(&mut self.hedges.looks, true) {
                 self.set_timer(LOOK, Timer::Stragglers);
             }
@@ -140,39 +168,59 @@ impl Core {
 
     /// Asks for the next attempts of tasks that take too long, where a node has nothing else to do.
     pub(crate) fn look_for_stragglers(&mut self) {
-        let kept = &self.kept;
-        let is_away = |task: &TaskId| {
-            let kept = kept.get(task).filter(|kept| kept.attempt == 1);
-            kept.is_some_and(|kept| matches!(kept.state, KeptState::Placed(_)))
-        };
-        self.hedges.away.retain(|task, _| is_away(task));
+        let late = self.stragglers();
         self.hedges.looks = !self.hedges.away.is_empty();
-        if !self.hedges.looks {
-            return;
+        if self.hedges.looks {
+            self.set_timer(LOOK, Timer::Stragglers);
         }
-        self.set_timer(LOOK, Timer::Stragglers);
-        let (now, mut patience) = (self.now, BTreeMap::new());
-        let old = self.hedges.away.iter().filter(|(_, since)| now >= **since + HEDGE_MIN);
-        let late = old.filter(|(task, since)| {
-            let function = self.kept[*task].spec.function;
-            let longest = *patience.entry(function).or_insert_with(|| self.hedges.patience(function));
-            longest.is_some_and(|longest| now >= **since + longest)
-        });
-        let late: Vec<(TaskId, Instant)> = late.map(|(task, since)| (*task, *since)).collect();
-        for (task, since) in late {
+        for (since, task) in late {
             self.hedge(task, since);
         }
+    }
+
+    /// Those that have been away for longer than is usual. Of those away for long enough to be, what has come back is
+    /// forgotten.
+    fn stragglers(&mut self) -> Vec<(Instant, TaskId)> {
+        let (now, me) = (self.now, self.config.incarnation);
+        let young = self.hedges.order.partition_point(|(since, _)| now >= *since + HEDGE_MIN);
+        let mut young = self.hedges.order.split_off(young);
+        let (mut patience, mut late) = (BTreeMap::new(), Vec::new());
+        let mut old = std::mem::take(&mut self.hedges.order);
+        old.retain(|(since, task)| {
+            if self.hedges.away.get(task) != Some(since) {
+                return false;
+            }
+            let kept = self.kept.get(task).filter(|kept| kept.attempt == 1);
+            let is_away = |kept: &&Kept| matches!(kept.state, KeptState::Placed(node) if node != me);
+            let Some(kept) = kept.filter(is_away) else {
+                self.hedges.away.remove(task);
+                return false;
+            };
+            let function = kept.spec.function;
+            let longest = *patience.entry(function).or_insert_with(|| self.hedges.patience(function));
+            if longest.is_some_and(|longest| now >= *since + longest) {
+                late.push((*since, *task));
+            }
+            true
+        });
+        old.append(&mut young);
+        self.hedges.order = old;
+        late
     }
 
     fn hedge(&mut self, task: TaskId, since: Instant) {
         let Some(kept) = self.kept.get(&task) else { return };
         let (KeptState::Placed(node), spec) = (kept.state, kept.spec.clone()) else { return };
         let (job, attempt) = (JobId(spec.job), kept.attempt);
+        let is_sent = matches!(kept.record, Record::Sent);
+        if !is_sent || self.cancelled.contains(&task) || self.hedges.beside.contains_key(&task) {
+            return;
+        }
         if !self.hedges.budgets.get(&job).is_some_and(|budget| budget.has_room()) {
             return;
         }
         let class = self.class_of(&spec.demand(), None);
-        if !self.somebody_is_idle(class, node) {
+        if self.idle_cpus(class, node) <= self.unplaced_hedges() {
             return;
         }
         if let Some(budget) = self.hedges.budgets.get_mut(&job) {
@@ -190,16 +238,27 @@ impl Core {
         self.propose_next(task, attempt, false);
     }
 
-    /// Whether a node other than this one has a CPU that this node has given nothing to do.
-    fn somebody_is_idle(&self, class: usize, but: Incarnation) -> bool {
+    /// Hedges that were asked for and have no node yet: each will take a CPU.
+    fn unplaced_hedges(&self) -> u64 {
+        let has_none = |state: KeptState| {
+            matches!(state, KeptState::AwaitAttempt | KeptState::AwaitDeps(_) | KeptState::Queued)
+        };
+        let waits = |task: &&TaskId| self.kept.get(task).is_some_and(|kept| has_none(kept.state));
+        self.hedges.beside.keys().filter(waits).count() as u64
+    }
+
+    /// CPUs of nodes other than this one that this node has given nothing to do.
+    fn idle_cpus(&self, class: usize, but: Incarnation) -> u64 {
         let me = self.config.incarnation;
         let others = self.members.iter().filter(|(node, _)| **node != me);
-        let mut all = others.map(|(node, member)| (*node, member)).chain([(me, &self.me)]);
+        let all = others.map(|(node, member)| (*node, member)).chain([(me, &self.me)]);
         let demand = &self.classes[class].demand;
-        all.any(|(node, member)| {
+        let fit = all.filter(|(node, member)| *node != but && member.open.fits(demand));
+        fit.map(|(node, member)| {
             let (load, at_once) = self.busy(class, node, member);
-            node != but && member.open.fits(demand) && load < at_once
+            at_once.saturating_sub(load)
         })
+        .sum()
     }
 
     /// A node has told what an attempt came to: what is to be made of that, if anything.
@@ -243,7 +302,15 @@ impl Core {
                 }
                 Some(self.takes_its_place(task, from, result))
             }
-            Some((KeptState::Queued, _)) => {
+            Some((KeptState::Placed(_), _)) => {
+                self.leave_to_others(task);
+                self.hedges.beside.remove(&task);
+                Some(self.takes_its_place(task, from, result))
+            }
+            Some((KeptState::Queued | KeptState::AwaitDeps(_), _)) => {
+                if let Some(kept) = self.kept.get(&task) {
+                    self.waited_for.extend(arg_objects(&kept.spec));
+                }
                 self.hedges.beside.remove(&task);
                 Some(self.takes_its_place(task, from, result))
             }
@@ -255,6 +322,15 @@ impl Core {
                 }
                 None
             }
+        }
+    }
+
+    /// What this node runs of a task is not for itself any more.
+    fn leave_to_others(&mut self, task: TaskId) {
+        match self.runs.get_mut(&task) {
+            Some(run) if !run.others.is_empty() => run.keeper = run.others.remove(0),
+            Some(_) => self.drop_run(task),
+            None => {}
         }
     }
 
@@ -278,6 +354,37 @@ impl Core {
         let result = self.takes_its_place(task, node, result);
         self.peer_result(node, result);
         true
+    }
+
+    /// A task has ended: what runs beside need not begin any more, and waits for nothing.
+    pub(crate) fn take_back(&mut self, task: TaskId) {
+        if let Some(Beside { node, attempt, .. }) = self.hedges.beside.get(&task).filter(|_| !mutant!("W53"))
+        {
+            self.effects.push(Effect::TakeBack { to: *node, task, attempt: *attempt });
+        }
+    }
+
+    /// An attempt here is not wanted any more by whoever assigned it. One that has begun runs out; it is
+    /// told of its end like any other.
+    pub(crate) fn taken_back(&mut self, from: Incarnation, task: TaskId, attempt: u32) {
+        let Some(run) = self.runs.get_mut(&task) else { return };
+        if run.keeper != (Asker { node: from, attempt }) || run.orphan || !run.others.is_empty() {
+            return;
+        }
+        run.in_vain = true;
+        if run.given.is_none() {
+            self.fail_run(task, in_vain());
+        }
+    }
+
+    /// An attempt that nobody wants waits for what nobody knows, and ends.
+    pub(crate) fn end_in_vain(&mut self, task: TaskId) {
+        if let Some(run) = self.runs.get(&task).filter(|run| run.in_vain) {
+            let (to, job) = (run.keeper, JobId(run.spec.job));
+            let (contains, elements) = (Vec::new(), Elements::new());
+            let report = Report { job, value: Err(in_vain()), contains, elements, ran_ns: 0 };
+            self.report(task, to, report, true);
+        }
     }
 
     /// What was made after all had ended is compared with what counts (G3); a copy that differs goes.
@@ -306,6 +413,16 @@ impl Core {
         {
             *n = n.saturating_sub(1);
             self.waiting.bound(beside.node, *n);
+        }
+    }
+
+    /// The task is kept here no longer: of an attempt that has ended already nothing more comes, and one that has not is
+    /// in vain.
+    pub(crate) fn kept_no_longer(&mut self, task: TaskId) {
+        match self.hedges.beside.get(&task) {
+            Some(beside) if beside.result.is_some() => self.ends_beside(task),
+            Some(_) => self.take_back(task),
+            None => {}
         }
     }
 

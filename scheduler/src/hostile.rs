@@ -114,7 +114,11 @@ impl World {
                     return Some(Event::PeerWaiting { from, tasks: u32::from(who) });
                 }
                 let task = task_id(&message::<PeerResult>(bytes)?.task).unwrap_or_default();
-                Event::PeerDurable { from, task, attempt: u32::from(who) % 4 }
+                let attempt = u32::from(who) % 4;
+                match who > 200 {
+                    true => Event::TakenBack { from, task, attempt },
+                    false => Event::PeerDurable { from, task, attempt },
+                }
             }
             16 => {
                 let object = objects(&message(bytes)?).first().copied()?;
@@ -221,6 +225,7 @@ impl World {
                 | Effect::Assign { .. }
                 | Effect::Result { .. }
                 | Effect::Durable { .. }
+                | Effect::TakeBack { .. }
                 | Effect::Waiting { .. }
                 | Effect::NewItems { .. }
                 | Effect::TellTaken { .. }

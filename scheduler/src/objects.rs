@@ -400,6 +400,9 @@ impl Core {
             self.keep_put_safe(id, job, value, contains, replicas);
         } else {
             self.put_in_task(client, id, job, contains);
+            if self.runs.get(&id.task).is_some_and(|run| may_be_hedged(&run.spec)) {
+                self.breaks_its_word(id.task);
+            }
             if replicas > 0 {
                 let output = value.output(self.config.crc);
                 match has_refs {
@@ -416,9 +419,6 @@ impl Core {
     /// done-record names what the value contains, and comes after the hold and the edges (R6).
     fn put_in_task(&mut self, worker: ClientId, id: ObjectId, job: JobId, contains: Vec<ObjectId>) {
         self.effects.push(Effect::Held { object: id });
-        if self.runs.get(&id.task).is_some_and(|run| may_be_hedged(&run.spec)) {
-            self.breaks_its_word(id.task);
-        }
         if !self.counts(job) {
             return;
         }

@@ -159,6 +159,9 @@ impl Core {
         } else {
             self.send_done(task, attempt, executor, result);
         }
+        if self.hedges.are_wanted() {
+            self.take_back(task);
+        }
         self.ends_rebuild(task, "", bytes);
         if is_split {
             self.end_elements(task, executor, elements, failure.as_ref());

@@ -159,6 +159,11 @@ impl Core {
             }
             Pick::Full => return false,
         };
+        if shunned.is_some() && self.hedges.is_ahead(task, node, kept.attempt) {
+            let attempt = kept.attempt;
+            self.propose_next(task, attempt, false);
+            return true;
+        }
         if self.classes[class].placement.as_ref().is_some_and(|placement| placement.spread) {
             self.last_spread = node;
         }
@@ -436,6 +441,7 @@ impl Core {
         {
             self.unplace(task, node);
         }
+        self.kept_no_longer(task);
         if !mutant!("W42") {
             self.ends_rebuild(task, "it is kept here no longer", 0);
         }

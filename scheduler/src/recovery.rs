@@ -212,6 +212,9 @@ impl Core {
                     {
                         self.done_refused(task);
                     }
+                    Some(item_outcome::Outcome::Refused(view)) if self.is_spent(task, &view) => {
+                        self.propose_next(task, view.attempt, false);
+                    }
                     outcome @ (Some(_) | None) => {
                         self.end_is_answered(task);
                         if self.kept.get(&task).is_some_and(|k| k.state == KeptState::Finishing) {
@@ -239,6 +242,16 @@ impl Core {
         finishing.is_some_and(|k| k.attempt == view.attempt)
             && view.state == TaskState::TaskPending as i32
             && view.keeper == self.config.incarnation.0
+    }
+
+    /// Whether the attempt whose end was refused is the one that the task, submitted again since, would begin: it has
+    /// begun, and the next one is to be asked for.
+    fn is_spent(&self, task: TaskId, view: &TaskView) -> bool {
+        let again = self.kept.get(&task).filter(|kept| kept.state == KeptState::AwaitCommit);
+        again.is_some_and(|kept| kept.done.is_some() && kept.attempt == view.attempt)
+            && view.state == TaskState::TaskPending as i32
+            && view.keeper == self.config.incarnation.0
+            && !mutant!("W40")
     }
 
     /// The executor was fenced before its done-record was applied, so nothing is recorded and

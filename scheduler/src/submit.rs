@@ -63,6 +63,9 @@ impl Core {
             if let Some(run) = task_id(&spec.parent).ok().and_then(|parent| self.runs.get_mut(&parent)) {
                 let tickets = self.streams.all_of(task.run.slot()).into_iter();
                 tickets.filter(|_| !mutant!("R4b")).for_each(|(shard, number)| run.waits_for(shard, number));
+                if hedge::may_be_hedged(&run.spec) {
+                    task_id(&spec.parent).into_iter().for_each(|parent| self.breaks_its_word(parent));
+                }
             }
             return;
         }

@@ -167,6 +167,15 @@ pub enum Event {
     PeerResult { from: Incarnation, result: PeerResult },
     /// All that an earlier reported task had submitted is committed.
     PeerDurable { from: Incarnation, task: TaskId, attempt: u32 },
+    /// A keeper does not want an attempt any more that it has assigned here.
+    TakenBack {
+        /// Who.
+        from: Incarnation,
+        /// Of which task.
+        task: TaskId,
+        /// Which.
+        attempt: u32,
+    },
     /// Another node has made items of a stream for this one.
     NewItems {
         /// Which node.
@@ -271,6 +280,15 @@ pub enum Effect {
     Result { to: Incarnation, result: PeerResult },
     /// Report that a task's submissions are committed.
     Durable { to: Incarnation, task: TaskId, attempt: u32 },
+    /// Tell an executor that an attempt is not wanted any more.
+    TakeBack {
+        /// Whom.
+        to: Incarnation,
+        /// Of which task.
+        task: TaskId,
+        /// Which.
+        attempt: u32,
+    },
     /// Tell a keeper of items of a stream that were made here.
     NewItems {
         /// Whom.

@@ -1,9 +1,9 @@
 //! Pure tasks that take too long on another node: a story per test.
 
 use bytes::Bytes;
-use mobula_base::{Incarnation, Instant, JobId, Resources, ShardId, TaskId};
+use mobula_base::{Incarnation, Instant, JobId, ObjectId, Resources, ShardId, TaskId};
 use mobula_proto::{
-    ClusterView, Done, Failure, FailureKind, ItemOutcome, NextAttempt, NodeView, Output, PeerResult,
+    Assign, ClusterView, Done, Failure, FailureKind, ItemOutcome, NextAttempt, NodeView, Output, PeerResult,
     StreamAck, StreamBatch, TaskOptions, TaskSpec, TaskView, item_outcome, stream_item, task_bytes, task_id,
 };
 use mobula_scheduler::hedge::{HEDGE_FACTOR, HEDGE_KNOWN, HEDGE_MIN};
@@ -29,6 +29,9 @@ struct Node {
     nexts: Vec<NextAttempt>,
     dones: Vec<Done>,
     holds_back: bool,
+    refuses: bool,
+    /// An edge was told.
+    named: bool,
     next: u64,
 }
 
@@ -54,6 +57,8 @@ impl Node {
             nexts: Vec::new(),
             dones: Vec::new(),
             holds_back: false,
+            refuses: false,
+            named: false,
             next: 0,
         };
         node.members(&[2, 3]);
@@ -79,14 +84,19 @@ impl Node {
     }
 
     fn members(&mut self, others: &[u64]) {
-        let view = |n: &u64| NodeView {
+        self.members_with(&others.iter().map(|n| (*n, 64)).collect::<Vec<_>>());
+    }
+
+    /// With so many CPUs.
+    fn members_with(&mut self, others: &[(u64, u32)]) {
+        let view = |(n, cpus): &(u64, u32)| NodeView {
             incarnation: *n,
             name: format!("n{n}"),
-            cpu_milli: if *n == ME.0 { 0 } else { 64_000 },
+            cpu_milli: cpus * 1000,
             alive: true,
             ..NodeView::default()
         };
-        let nodes = [ME.0].iter().chain(others).map(view).collect();
+        let nodes = [(ME.0, 0)].iter().chain(others).map(view).collect();
         self.step(Event::View(ClusterView { version: 1, nodes, ..ClusterView::default() }));
     }
 
@@ -112,11 +122,15 @@ impl Node {
                     drop(self.records.insert(spec.id.clone(), spec.clone()))
                 }
                 Some(stream_item::Item::Done(done)) => self.dones.push(done.clone()),
+                Some(stream_item::Item::Name(name)) => self.named |= !name.by.is_empty(),
                 Some(stream_item::Item::Next(next)) => {
                     self.nexts.push(next.clone());
                     let spec = self.records.get(&next.task).cloned();
                     let view = TaskView { attempt: next.from + 1, spec, ..TaskView::default() };
-                    let outcome = Some(item_outcome::Outcome::Granted(view));
+                    let outcome = Some(match self.refuses {
+                        true => item_outcome::Outcome::Refused(view),
+                        false => item_outcome::Outcome::Granted(view),
+                    });
                     outcomes.push(ItemOutcome { seq, outcome });
                 }
                 _ => {}
@@ -404,8 +418,104 @@ fn nothing_is_hedged_where_all_are_busy() {
 }
 
 #[test]
-fn a_pure_task_that_submits_ends() {
-    let config_with_cpu = Config {
+fn idle_cpus_bound_how_many_are_hedged_at_once() {
+    let mut node = Node::new(1000);
+    node.comes_to_know(128);
+    node.members(&[2]);
+    (0..10).for_each(|_| _ = node.submit(pure()));
+    node.members_with(&[(2, 64), (3, 1)]);
+    node.holds_back = true;
+    node.wait(TOO_LONG);
+    node.holds_back = false;
+    while node.ack() {}
+    assert_eq!(node.nexts.len(), 1, "one CPU is idle");
+}
+
+#[test]
+fn more_may_run_beside_than_are_kept() {
+    let mut node = Node::new(1000);
+    node.comes_to_know(128);
+    node.members_with(&[(2, 1000), (3, 1000)]);
+    let tasks: Vec<(TaskId, Incarnation)> = (0..100).map(|_| node.submit(pure())).collect();
+    node.wait(TOO_LONG);
+    assert_eq!(node.assigned().len(), 100);
+    for (task, slow) in tasks {
+        node.comes_back(other_than(slow), task, 2, b"v");
+    }
+    assert_eq!(node.load_of(Incarnation(2)) + node.load_of(Incarnation(3)), 100);
+}
+
+#[test]
+fn what_came_before_a_refusal_is_forgotten() {
+    let mut node = Node::knowing();
+    let (task, slow) = node.submit(pure());
+    node.holds_back = true;
+    node.wait(TOO_LONG);
+    node.comes_back(slow, task, 1, b"v");
+    (node.holds_back, node.refuses) = (false, true);
+    while node.ack() {}
+    assert_eq!(node.load_of(slow), 0);
+}
+
+#[test]
+fn one_that_comes_while_the_next_has_no_node_counts() {
+    let mut node = Node::knowing();
+    let (task, slow) = node.straggler();
+    let fast = other_than(slow);
+    assert_eq!(node.assigned(), [(task, fast, 2)]);
+    let failure = Some(Failure::new(FailureKind::FailureNoRoom, "reserved"));
+    let back =
+        PeerResult { task: task_bytes(task), attempt: 2, failure, durable: true, ..PeerResult::default() };
+    node.step(Event::PeerResult { from: fast, result: back });
+    node.comes_back(slow, task, 1, b"v");
+    assert_eq!((node.values(), node.end_of(task)), (vec![task], vec![(2, slow.0)]));
+    node.wait(TOO_LONG);
+    assert_eq!((node.assigned(), node.load_of(slow), node.load_of(fast)), (vec![], 0, 0));
+}
+
+#[test]
+fn a_straggler_is_told_of_a_cancellation_while_the_next_has_no_node() {
+    let mut node = Node::knowing();
+    let (task, slow) = node.straggler();
+    let failure = Some(Failure::new(FailureKind::FailureNoRoom, "reserved"));
+    let back =
+        PeerResult { task: task_bytes(task), attempt: 2, failure, durable: true, ..PeerResult::default() };
+    node.step(Event::PeerResult { from: other_than(slow), result: back });
+    node.step(Event::Cancel { from: None, tasks: vec![task], recursive: false });
+    assert_eq!(node.cancels(), [slow]);
+}
+
+#[test]
+fn what_was_cancelled_is_not_hedged() {
+    let mut node = Node::knowing();
+    let (task, _) = node.submit(pure());
+    node.step(Event::Cancel { from: None, tasks: vec![task], recursive: false });
+    node.wait(TOO_LONG);
+    assert_eq!(node.nexts.len(), 0);
+}
+
+#[test]
+fn a_record_that_comes_anew_does_not_wait_for_an_attempt_of_the_one_before() {
+    let mut node = Node::knowing();
+    let (task, slow) = node.straggler();
+    let fast = other_than(slow);
+    node.assigned();
+    node.comes_back(slow, task, 1, b"v");
+    // Attempt 2 is stuck there. Nobody refers to the value any more, and a replayed parent submits the task anew.
+    node.step(Event::Dropped { client: DRIVER, objects: vec![task.output(0)] });
+    node.members(&[fast.0]);
+    let again = TaskSpec { id: task_bytes(task), replay: true, ..pure() };
+    node.step(Event::Submit { client: DRIVER, specs: vec![again] });
+    let given = node.assigned();
+    assert_eq!(given, [(task, fast, 2)], "the next number, so that it joins what runs there");
+    node.values();
+    node.comes_back(fast, task, 2, b"v");
+    assert_eq!(node.values(), [task]);
+}
+
+/// A node with a CPU and worker 1, which has a pure task.
+fn with_a_pure_task() -> (Node, TaskId) {
+    let config = Config {
         incarnation: ME,
         shards: 1,
         name: "n1".into(),
@@ -416,28 +526,67 @@ fn a_pure_task_that_submits_ends() {
         crc: |b| b.len() as u32,
     };
     let mut node = Node::new(0);
-    node.core = Core::new(config_with_cpu);
+    node.core = Core::new(config);
     node.step(Event::JobStarted { job: JOB, counted: true });
     node.step(Event::WorkerUp { worker: 1, job: JOB });
     let task = TaskId::new(JOB, TaskId::root(JOB), 0, 0);
     node.step(Event::Submit { client: DRIVER, specs: vec![TaskSpec { id: task_bytes(task), ..pure() }] });
+    (node, task)
+}
+
+/// It ends; what is recorded of that.
+fn ends(node: &mut Node, task: TaskId, contains: Vec<ObjectId>) -> Vec<FailureKind> {
+    let value = Ok(Value::Inline(Bytes::from_static(b"v")));
+    let outcome = TaskOutcome { task, attempt: 1, value, ran_ns: 1, contains, elements: Default::default() };
+    node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
+    node.dones.iter().filter_map(|done| done.failure.as_ref()).map(Failure::kind).collect()
+}
+
+#[test]
+fn a_pure_task_that_submits_ends() {
+    let (mut node, task) = with_a_pure_task();
     let child =
         TaskSpec { id: task_bytes(TaskId::new(JOB, task, 0, 0)), parent: task_bytes(task), ..plain() };
     node.step(Event::Submit { client: 1, specs: vec![child] });
     let stops = node.take(|effect| matches!(effect, Effect::Stop { .. }).then_some(()));
     assert_eq!(stops.len(), 1);
-    let value = Ok(Value::Inline(Bytes::from_static(b"v")));
-    let outcome = TaskOutcome {
-        task,
-        attempt: 1,
-        value,
-        ran_ns: 1,
-        contains: Vec::new(),
-        elements: Default::default(),
+    assert_eq!(ends(&mut node, task, Vec::new()), [FailureKind::FailureBadArguments]);
+}
+
+#[test]
+fn what_runs_beside_is_taken_back_and_ends_where_it_has_not_begun() {
+    let taken_back = |effect: &Effect| match effect {
+        Effect::TakeBack { to, task, attempt } => Some((*to, *task, *attempt)),
+        _ => None,
     };
-    node.step(Event::Finished { worker: 1, outcomes: vec![outcome] });
-    let failed = node.dones.iter().filter_map(|done| done.failure.as_ref()).map(Failure::kind);
-    assert_eq!(failed.collect::<Vec<_>>(), [FailureKind::FailureBadArguments]);
+    let mut node = Node::knowing();
+    let (task, slow) = node.straggler();
+    node.comes_back(other_than(slow), task, 2, b"v");
+    assert_eq!(node.take(taken_back), [(slow, task, 1)]);
+
+    let results = |effect: &Effect| match effect {
+        Effect::Result { to, result } => Some((*to, result.attempt, result.failure.is_some())),
+        _ => None,
+    };
+    let (mut node, _) = with_a_pure_task();
+    let other = TaskId::new(JOB, TaskId::root(JOB), 0, 1);
+    let (from, attempt) = (Incarnation(2), 3);
+    let spec = Some(TaskSpec { id: task_bytes(other), ..pure() });
+    node.step(Event::Assigned { from, assign: Assign { spec, attempt, hints: Vec::new() } });
+    node.step(Event::TakenBack { from: Incarnation(9), task: other, attempt });
+    assert_eq!(node.take(results), [], "that one has not assigned it");
+    node.step(Event::TakenBack { from, task: other, attempt });
+    assert_eq!(node.take(results), [(from, 3, true)]);
+}
+
+#[test]
+fn a_pure_task_returns_no_references() {
+    let (mut node, task) = with_a_pure_task();
+    let other = TaskId::new(JOB, TaskId::root(JOB), 0, 9).output(0);
+    assert_eq!(ends(&mut node, task, vec![other]), [FailureKind::FailureBadArguments]);
+    assert!(!node.named, "no edge is left of it");
+    let (mut node, task) = with_a_pure_task();
+    assert_eq!(ends(&mut node, task, Vec::new()), []);
 }
 
 #[test]

@@ -185,7 +185,7 @@ impl World {
                         Event::FetchFailed { object, from, why }
                     });
                 }
-                Effect::Result { .. } | Effect::Durable { .. } | Effect::Waiting { .. } | Effect::Replicate { .. } => {}
+                Effect::Result { .. } | Effect::Durable { .. } | Effect::TakeBack { .. } | Effect::Waiting { .. } | Effect::Replicate { .. } => {}
                 Effect::Committed { .. }
                 | Effect::Held { .. }
                 | Effect::Notice { .. }

@@ -1037,6 +1037,44 @@ fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
 }
 
 #[test]
+fn an_attempt_whose_end_was_refused_is_not_run_again_when_its_task_is_submitted_again() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    let (_, next) = asks_for_next(&mut node, a);
+    let granted = |attempt| {
+        item_outcome::Outcome::Granted(TaskView { spec: Some(spec(a, &[])), attempt, ..TaskView::default() })
+    };
+    node.ack(next, |_| Some(granted(2)));
+    node.effects.clear();
+    let outcome = TaskOutcome {
+        elements: Default::default(),
+        task: a,
+        attempt: 2,
+        value: small(),
+        ran_ns: 5_000,
+        contains: Vec::new(),
+    };
+    node.step(Event::Finished { worker: WORKER, outcomes: vec![outcome] });
+    let end = node.batch();
+    assert!(matches!(items(&end)[..], [Item::Done(_)]), "{end:?}");
+    // A replayed parent submits it while its end is on its way; and whoever is said to have run it is fenced by then.
+    let again = TaskSpec { replay: true, ..spec(a, &[]) };
+    node.step(Event::Submit { client: WORKER, specs: vec![again] });
+    let state = TaskState::TaskPending as i32;
+    let pending = TaskView { task: task_bytes(a), attempt: 2, keeper: ME.0, state, ..TaskView::default() };
+    node.ack(end, |_| Some(item_outcome::Outcome::Refused(pending.clone())));
+    let sent = node.batch();
+    assert!(matches!(items(&sent)[..], [Item::Submit(_), Item::Next(_)]), "{sent:?}");
+    node.ack(sent, |item| match item {
+        Item::Submit(_) => Some(item_outcome::Outcome::Known(pending.clone())),
+        Item::Next(_) => Some(granted(3)),
+        _ => None,
+    });
+    let runs = |effect: &Effect| if let Effect::Run { attempt, .. } = effect { Some(*attempt) } else { None };
+    assert_eq!(node.effects.iter().filter_map(runs).collect::<Vec<_>>(), [3]);
+}
+
+#[test]
 fn what_waits_for_a_lost_argument_takes_no_room_from_others() {
     let mut node = Node::new();
     let (lost, after) = (task_in(1, 0), task_in(1, 1));

@@ -461,6 +461,9 @@ impl World {
             }
             Effect::Assign { to, assign } => self.tell(at, to, Event::Assigned { from, assign }),
             Effect::Result { to, result } => self.tell(at, to, Event::PeerResult { from, result }),
+            Effect::TakeBack { to, task, attempt } => {
+                self.tell(at, to, Event::TakenBack { from, task, attempt });
+            }
             Effect::Durable { to, task, attempt } => {
                 self.tell(at, to, Event::PeerDurable { from, task, attempt });
             }

@@ -63,7 +63,7 @@ impl<T> Task<T> {
     /// it take far longer on a slow node than others of its function, a second attempt may begin elsewhere while the
     /// first runs, and whichever ends first counts: within [`ConnectOptions::hedge_permille`](crate::ConnectOptions),
     /// and unless it may not be repeated, must run somewhere, needs more than CPUs, or returns several values. One
-    /// that submits or puts all the same ends with `FailureKind::FailureBadArguments`.
+    /// that submits, puts or returns references all the same ends with `FailureKind::FailureBadArguments`.
     pub fn pure(mut self) -> Self {
         self.options().pure = true;
         self

@@ -93,6 +93,9 @@ pub fn event_text(event: &Event) -> Option<(&'static str, String)> {
                 ),
             )
         }
+        Event::TakenBack { from, task, attempt } => {
+            ("hears", format!("{task} attempt {attempt} is not wanted any more by {from}"))
+        }
         Event::PeerDurable { from, task, attempt } => {
             ("hears", format!("{task} attempt {attempt} from {from} is durable"))
         }
@@ -171,6 +174,9 @@ pub fn effect_text(effect: &Effect) -> Option<(&'static str, String)> {
         Effect::Result { to, result } => {
             let task = task_id(&result.task).map(|id| id.to_string()).unwrap_or_default();
             ("reports", format!("{task} attempt {} to {to}, durable: {}", result.attempt, result.durable))
+        }
+        Effect::TakeBack { to, task, attempt } => {
+            ("takes-back", format!("{task} attempt {attempt} from {to}"))
         }
         Effect::Durable { to, task, attempt } => {
             ("reports", format!("{task} attempt {attempt} is durable, to {to}"))

@@ -341,6 +341,10 @@ impl World {
                 let durable = mobula_proto::Durable { task: task_bytes(task), attempt };
                 self.tell_peer(machine, epoch, to, peer_msg::Msg::Durable(durable));
             }
+            Effect::TakeBack { to, task, attempt } => {
+                let back = mobula_proto::TakeBack { task: task_bytes(task), attempt };
+                self.tell_peer(machine, epoch, to, peer_msg::Msg::TakeBack(back));
+            }
             Effect::Send { shard, batch } => self.send_batch(machine, epoch, shard, batch),
             Effect::Locate { shard, objects } => self.locate(machine, epoch, shard, objects),
             Effect::Fetch { object, from, output, .. } => self.fetch(machine, epoch, object, from, output),
@@ -611,6 +615,11 @@ fn peer_msg(from: Incarnation, msg: Option<peer_msg::Msg>, events: &mut Vec<Even
     match msg {
         Some(peer_msg::Msg::Assign(assign)) => events.push(Event::Assigned { from, assign }),
         Some(peer_msg::Msg::Result(result)) => events.push(Event::PeerResult { from, result }),
+        Some(peer_msg::Msg::TakeBack(back)) => {
+            if let Ok(task) = task_id(&back.task) {
+                events.push(Event::TakenBack { from, task, attempt: back.attempt });
+            }
+        }
         Some(peer_msg::Msg::Durable(d)) => {
             if let Ok(task) = task_id(&d.task) {
                 events.push(Event::PeerDurable { from, task, attempt: d.attempt });

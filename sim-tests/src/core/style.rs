@@ -417,7 +417,7 @@ impl Style {
         let parts = if streams { 0 } else { self.parts(seed, moody) };
         let (end, limit_ms) = if streams { (End::Value, 0) } else { (end, limit_ms) };
         let first = if streams && first == First::Hangs { First::Same } else { first };
-        let pure = self.is_pure(seed, &ops, moody);
+        let pure = returns.is_empty() && self.is_pure(seed, &ops, moody);
         Body {
             place,
             ops,

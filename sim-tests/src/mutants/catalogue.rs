@@ -254,6 +254,12 @@ pub const MUTANTS: &[Mutant] = &[
     product("W37", "hedges", "more tasks are hedged than their job wants", CORE),
     product("W38", "R7", "what a straggler made first is recorded under the number of its attempt", CORE),
     product("W39", "hedges", "tasks are hedged that do not say that they are pure", CORE),
+    product(
+        "W40",
+        "R7",
+        "an attempt whose end was refused is run again when its task is submitted again",
+        CORE,
+    ),
     product("W41", "G8", "an attempt that counts no more is remembered when its worker hands it back", CORE),
     product("W42", "G8", "what a node was to make again is remembered when it keeps it no longer", CORE),
     product("W43", "G8", "what is being recovered is remembered when its job has ended", CORE),
@@ -281,6 +287,7 @@ pub const MUTANTS: &[Mutant] = &[
         CORE,
     ),
     product("W52", "R6", "a record that is given up takes along the edge of another's", CORE),
+    product("W53", "G8", "what runs beside a task that has ended is not taken back", CORE),
 ];
 
 /// The bug of this name.

@@ -116,6 +116,9 @@ impl World {
             // No program here has streams.
             Effect::ItemsTaken { .. } | Effect::ItemsMade { .. } => {}
             Effect::Waiting { to, tasks } => self.tell(to, Event::PeerWaiting { from, tasks }),
+            Effect::TakeBack { to, task, attempt } => {
+                self.tell(to, Event::TakenBack { from, task, attempt });
+            }
             Effect::Durable { to, task, attempt } => {
                 self.tell(to, Event::PeerDurable { from, task, attempt });
             }
