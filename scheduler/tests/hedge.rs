@@ -38,11 +38,16 @@ struct Node {
 impl Node {
     /// Whose job may hedge so many of a thousand tasks.
     fn new(permille: u32) -> Self {
+        Self::with_cpus(0, permille)
+    }
+
+    /// The same with so many CPUs of its own.
+    fn with_cpus(cpus: u64, permille: u32) -> Self {
         let config = Config {
             incarnation: ME,
             shards: 1,
             name: "n1".into(),
-            resources: Resources::cpus_milli(0),
+            resources: Resources::cpus_milli(cpus * 1000),
             labels: BTreeMap::new(),
             workers: 1,
             linger: Duration::ZERO,
@@ -174,7 +179,7 @@ impl Node {
         let output = Some(Output { size: value.len() as u64, crc: value.len() as u32 });
         let inline = Bytes::from_static(value);
         let task = task_bytes(task);
-        let (has_inline, durable, ran_ns) = (true, true, 1000);
+        let (has_inline, durable, ran_ns) = (true, true, 5_000_000);
         let result = PeerResult {
             task,
             attempt,
@@ -189,7 +194,11 @@ impl Node {
     }
 
     fn fails(&mut self, from: Incarnation, task: TaskId, attempt: u32) {
-        let failure = Some(Failure::new(FailureKind::FailureUserError, "no"));
+        self.fails_with(FailureKind::FailureUserError, from, task, attempt);
+    }
+
+    fn fails_with(&mut self, kind: FailureKind, from: Incarnation, task: TaskId, attempt: u32) {
+        let failure = Some(Failure::new(kind, "no"));
         let result =
             PeerResult { task: task_bytes(task), attempt, failure, durable: true, ..PeerResult::default() };
         self.step(Event::PeerResult { from, result });
@@ -463,10 +472,7 @@ fn one_that_comes_while_the_next_has_no_node_counts() {
     let (task, slow) = node.straggler();
     let fast = other_than(slow);
     assert_eq!(node.assigned(), [(task, fast, 2)]);
-    let failure = Some(Failure::new(FailureKind::FailureNoRoom, "reserved"));
-    let back =
-        PeerResult { task: task_bytes(task), attempt: 2, failure, durable: true, ..PeerResult::default() };
-    node.step(Event::PeerResult { from: fast, result: back });
+    node.fails_with(FailureKind::FailureNoRoom, fast, task, 2);
     node.comes_back(slow, task, 1, b"v");
     assert_eq!((node.values(), node.end_of(task)), (vec![task], vec![(2, slow.0)]));
     node.wait(TOO_LONG);
@@ -477,10 +483,7 @@ fn one_that_comes_while_the_next_has_no_node_counts() {
 fn a_straggler_is_told_of_a_cancellation_while_the_next_has_no_node() {
     let mut node = Node::knowing();
     let (task, slow) = node.straggler();
-    let failure = Some(Failure::new(FailureKind::FailureNoRoom, "reserved"));
-    let back =
-        PeerResult { task: task_bytes(task), attempt: 2, failure, durable: true, ..PeerResult::default() };
-    node.step(Event::PeerResult { from: other_than(slow), result: back });
+    node.fails_with(FailureKind::FailureNoRoom, other_than(slow), task, 2);
     node.step(Event::Cancel { from: None, tasks: vec![task], recursive: false });
     assert_eq!(node.cancels(), [slow]);
 }
@@ -515,23 +518,43 @@ fn a_record_that_comes_anew_does_not_wait_for_an_attempt_of_the_one_before() {
 
 /// A node with a CPU and worker 1, which has a pure task.
 fn with_a_pure_task() -> (Node, TaskId) {
-    let config = Config {
-        incarnation: ME,
-        shards: 1,
-        name: "n1".into(),
-        resources: Resources::cpus_milli(1000),
-        labels: BTreeMap::new(),
-        workers: 1,
-        linger: Duration::ZERO,
-        crc: |b| b.len() as u32,
-    };
-    let mut node = Node::new(0);
-    node.core = Core::new(config);
-    node.step(Event::JobStarted { job: JOB, counted: true });
+    let mut node = Node::with_cpus(1, 0);
     node.step(Event::WorkerUp { worker: 1, job: JOB });
     let task = TaskId::new(JOB, TaskId::root(JOB), 0, 0);
     node.step(Event::Submit { client: DRIVER, specs: vec![TaskSpec { id: task_bytes(task), ..pure() }] });
     (node, task)
+}
+
+#[test]
+fn a_straggler_may_come_before_what_its_keeper_runs_itself() {
+    let mut node = Node::with_cpus(1, 100);
+    node.step(Event::WorkerUp { worker: 1, job: JOB });
+    // As many as a node of one CPU takes before it knows how long they run: what comes then goes elsewhere.
+    let here: Vec<TaskId> = (0..2)
+        .map(|n| {
+            let id = TaskId::new(JOB, TaskId::root(JOB), 1, n);
+            let filler = TaskSpec { id: task_bytes(id), function: 2, ..plain() };
+            node.step(Event::Submit { client: DRIVER, specs: vec![filler] });
+            id
+        })
+        .collect();
+    node.comes_to_know(2 * HEDGE_KNOWN as u64);
+    node.members(&[2]);
+    let (task, slow) = node.submit(pure());
+    for id in here {
+        ends(&mut node, id, Vec::new());
+    }
+    node.effects.clear();
+    node.wait(TOO_LONG);
+    let runs = |effect: &Effect| if let Effect::Run { attempt, .. } = effect { Some(*attempt) } else { None };
+    assert_eq!((node.take(runs), node.assigned()), (vec![2], vec![]), "nobody else is there");
+    node.comes_back(slow, task, 1, b"v");
+    assert_eq!((node.values(), node.end_of(task)), (vec![task], vec![(2, slow.0)]));
+    let value = Ok(Value::Inline(Bytes::from_static(b"v")));
+    let elements = Default::default();
+    let late = TaskOutcome { task, attempt: 2, value, ran_ns: 1, contains: Vec::new(), elements };
+    node.step(Event::Finished { worker: 1, outcomes: vec![late] });
+    assert_eq!((node.values(), node.end_of(task).len(), node.load_of(slow)), (vec![], 1, 0));
 }
 
 /// It ends; what is recorded of that.

@@ -997,6 +997,12 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
     }
 }
 
+/// An attempt that made a small value.
+fn ended_well(task: TaskId, attempt: u32) -> TaskOutcome {
+    let (value, elements) = (small(), Default::default());
+    TaskOutcome { task, attempt, value, ran_ns: 5_000, contains: Vec::new(), elements }
+}
+
 #[test]
 fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
     let mut node = Node::new();
@@ -1006,14 +1012,7 @@ fn what_ended_and_is_submitted_again_in_front_of_its_end_is_not_run_again() {
     node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
     node.effects.clear();
     // Records go before ends in a batch, so the shard sees the task submitted again before it sees its end.
-    let outcome = TaskOutcome {
-        elements: Default::default(),
-        task: a,
-        attempt: 2,
-        value: small(),
-        ran_ns: 5_000,
-        contains: Vec::new(),
-    };
+    let outcome = ended_well(a, 2);
     let again = Event::Submit { client: WORKER, specs: vec![TaskSpec { replay: true, ..spec(a, &[]) }] };
     let both = vec![Event::Finished { worker: WORKER, outcomes: vec![outcome] }, again];
     node.step_all(both);
@@ -1046,14 +1045,7 @@ fn an_attempt_whose_end_was_refused_is_not_run_again_when_its_task_is_submitted_
     };
     node.ack(next, |_| Some(granted(2)));
     node.effects.clear();
-    let outcome = TaskOutcome {
-        elements: Default::default(),
-        task: a,
-        attempt: 2,
-        value: small(),
-        ran_ns: 5_000,
-        contains: Vec::new(),
-    };
+    let outcome = ended_well(a, 2);
     node.step(Event::Finished { worker: WORKER, outcomes: vec![outcome] });
     let end = node.batch();
     assert!(matches!(items(&end)[..], [Item::Done(_)]), "{end:?}");
