@@ -2,7 +2,7 @@
 
 use mobula_sim_tests::core::options::{Options, Profile};
 use mobula_sim_tests::core::report::html;
-use mobula_sim_tests::core::scenario::Scenario;
+use mobula_sim_tests::core::scenario::{self, Scenario};
 use mobula_sim_tests::core::sometimes::Sometimes;
 use mobula_sim_tests::core::{Outcome, run, run_options};
 
@@ -47,9 +47,9 @@ fn one_seed_twice_is_one_trace() {
 fn a_seed_written_down_as_a_scenario_is_the_same_run() {
     let first = run(4, None, false);
     let options = Options::draw(4, Some(first.profile));
-    let scenario = Scenario::of(4, &options, first.planned.clone());
+    let scenario = scenario::of(4, &options, first.planned.clone());
     let scenario = Scenario::parse(&scenario.to_text()).expect("it was written here");
-    let second = run_options(scenario.options(), false);
+    let second = run_options(scenario::options(&scenario), false);
     assert_eq!((first.hash, first.landed()), (second.hash, second.landed()));
     assert_eq!(first.steps, second.steps);
 }
@@ -58,10 +58,10 @@ fn a_seed_written_down_as_a_scenario_is_the_same_run() {
 fn a_scenario_without_steps_and_faults_ends_at_once_and_in_peace() {
     let first = run(4, None, false);
     let options = Options::draw(4, Some(first.profile));
-    let mut scenario = Scenario::of(4, &options, Vec::new());
+    let mut scenario = scenario::of(4, &options, Vec::new());
     scenario.workload.without = (0..first.steps).collect();
-    let outcome = run_options(scenario.options(), true);
+    let outcome = run_options(scenario::options(&scenario), true);
     assert_eq!((outcome.objection.clone(), outcome.tasks, outcome.landed()), (None, 0, 0));
-    let page = html(&outcome, &scenario.options(), outcome.lines.as_deref().unwrap_or_default());
+    let page = html(&outcome, &scenario::options(&scenario), outcome.lines.as_deref().unwrap_or_default());
     assert!(page.contains("pass") && page.contains("machine 0") && page.contains("shard 0"));
 }

@@ -2,8 +2,7 @@
 //! n-th time, it, or whom it does that to, is struck; at once, or a moment later.
 
 use super::dice::Dice;
-use super::faults::Kind;
-use super::scenario::Planned;
+use super::scenario::{Kind, Planned};
 use super::world::{What, World};
 use mobula_base::{Incarnation, Instant};
 use mobula_scheduler::{ClientId, Effect};

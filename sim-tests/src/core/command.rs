@@ -219,7 +219,7 @@ fn run_one(args: &RunArgs) -> ExitCode {
     let profile = args.profile.map(Profile::from);
     let options = match &args.scenario {
         Some(file) => match tools::read(file) {
-            Ok(scenario) => scenario.options(),
+            Ok(scenario) => super::scenario::options(&scenario),
             Err(why) => return tools::complain(&why),
         },
         None => Options::draw(args.seed.unwrap_or_default(), profile),

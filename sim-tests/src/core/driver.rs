@@ -3,33 +3,14 @@
 use super::life::{DRIVER, Input, Said, Seen, Told};
 use super::node::LINK;
 use super::options::Options;
-use super::program::{Content, Flow, GARBAGE, INLINE_MAX, JOB, Oracle, Submission};
-use super::script::{self, Script};
+use super::program::{Content, Flow, GARBAGE, INLINE_MAX, JOB, Oracle};
+use super::script::{self, Script, Step};
 use super::worker::Client;
 use super::world::{What, World};
 use mobula_base::{Instant, ObjectId, TaskId};
 use mobula_proto::{JobStart, call};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
-
-/// A step of the driver.
-#[derive(Clone, Debug)]
-pub enum Step {
-    /// Submits a task.
-    Submit(Submission),
-    /// Stores a value.
-    Put { object: ObjectId, content: Content },
-    /// Wants a value.
-    Get(ObjectId),
-    /// Refers to it no longer.
-    Drop(ObjectId),
-    /// Cancels the task that makes it, perhaps with all that this has submitted.
-    Cancel(ObjectId, bool),
-    /// Wants one more item of this task's stream, and its value.
-    Take(TaskId),
-    /// Takes no more of it: cancels it, unless it has seen the end.
-    EndStream(TaskId),
-}
 
 /// A stream that the driver takes from.
 struct Taking {
@@ -88,7 +69,7 @@ pub struct Driver {
 impl Driver {
     /// Writes the script, and runs it in the oracle.
     pub fn new(options: &Options, oracle: &mut Oracle) -> Self {
-        let script = script::write(options, oracle);
+        let script = script::write(&options.script(), oracle);
         Driver {
             script,
             next: 0,

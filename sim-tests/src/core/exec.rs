@@ -108,7 +108,7 @@ impl World {
         let id = TaskId::new(JOB, run.task, 0, run.children);
         run.children += 1;
         let (parent, attempt, replay) = (run.task, run.attempt, run.replay);
-        let seed = super::trace::mix(seed, run.mood);
+        let seed = super::mix(seed, run.mood);
         let (args, nested) = (Vec::new(), Vec::new());
         let child = Submission { id, parent, seed, depth: program::WHIM, args, nested };
         run.whims.push(id.output(0));

@@ -7,82 +7,12 @@ use super::dice::Dice;
 use super::net::Place;
 use super::options::Options;
 use super::program::JOB;
-use super::scenario::Planned;
+use super::scenario::{Kind, Planned};
 use super::worker::Doom;
 use super::world::{What, World};
 use mobula_base::{Instant, JobId, ObjectId, TaskId};
-use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
-
-/// Kinds of faults.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A machine's processes are gone; it comes back with nothing.
-    Crash,
-    /// A machine stands still, mostly for longer than any timeout, and goes on.
-    Pause,
-    /// Two groups of nodes do not hear each other, or one does not hear the other, or some pairs do not.
-    CutNodes,
-    /// A node and some heads do not hear each other.
-    CutHeads,
-    /// Messages of a place take long.
-    Delay,
-    /// Requests to the control store are lost, unanswered, fail while they go on, come twice.
-    Requests,
-    /// A shard changes its leader; the old one may not know for a while.
-    LeaderChange,
-    /// A head is gone: its shards elect others.
-    HeadCrash,
-    /// All nodes that hold some object, and the leader of its shard.
-    Copies,
-    /// A worker dies at a drawn point.
-    KillWorker,
-    /// Everything on a machine takes many times longer.
-    SlowNode,
-    /// The log of a shard takes many times longer.
-    SlowLog,
-    /// A node's store has no room.
-    StoreFull,
-    /// A shard takes only so many entries at once.
-    SmallQueue,
-    /// Transfers break off.
-    Transfers,
-    /// The machine that keeps a task which runs on another, or that other.
-    Keeper,
-    /// A machine's disk takes no files.
-    DiskRefuses,
-    /// The file of a value that left memory is damaged.
-    Rot,
-    /// Something at the moment when a node does this or that (see `ambush`).
-    Ambush,
-}
-
-impl Kind {
-    /// All.
-    pub const ALL: &[Kind] = &[
-        Kind::Crash,
-        Kind::Pause,
-        Kind::CutNodes,
-        Kind::CutHeads,
-        Kind::Delay,
-        Kind::Requests,
-        Kind::LeaderChange,
-        Kind::HeadCrash,
-        Kind::Copies,
-        Kind::KillWorker,
-        Kind::SlowNode,
-        Kind::SlowLog,
-        Kind::StoreFull,
-        Kind::SmallQueue,
-        Kind::Transfers,
-        Kind::Keeper,
-        Kind::DiskRefuses,
-        Kind::Rot,
-        Kind::Ambush,
-    ];
-}
 
 /// How something heals.
 #[derive(Clone, Debug)]
@@ -316,6 +246,8 @@ impl World {
             Kind::Rot => self.damage_file(),
             // It lands when it is sprung.
             Kind::Ambush => None,
+            // Of real processes: no scenario of this layer has them.
+            Kind::HeadPause | Kind::HeadCut | Kind::NodeCut | Kind::CpuPressure => None,
         }
     }
 

@@ -8,11 +8,12 @@
 //!
 //! Read it in this order:
 //!
-//! - [`queue`], [`dice`], [`trace`], [`sometimes`] — time, draws, what happened, what was reached.
-//! - [`style`], [`program`] — random programs and the interpreter that knows their answers.
+//! - [`queue`], [`trace`], [`sometimes`] — time, what happened, what was reached.
+//! - Of `mobula_chaos`: [`dice`]; [`style`], [`program`], [`script`], random programs and the interpreter that knows
+//!   their answers.
 //! - [`options`] — what a seed decides before it begins.
 //! - [`world`] — all there is, and the loop over its events.
-//! - [`life`], [`node`], [`clients`], [`room`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`flows`], [`script`], [`driver`]
+//! - [`life`], [`node`], [`clients`], [`room`] — a node: its cores and the shell around them; [`worker`], [`exec`], [`flows`], [`driver`]
 //!   — what runs the programs.
 //! - [`net`], [`peers`], [`calls`] — messages between nodes, and to the control store.
 //! - [`shard`], [`server`], [`duties`], [`references`], [`snapshots`] — the control store.
@@ -24,7 +25,6 @@ pub mod ambush;
 pub mod calls;
 pub mod clients;
 pub mod command;
-pub mod dice;
 pub mod driver;
 pub mod duties;
 pub mod exec;
@@ -37,23 +37,23 @@ pub mod net;
 pub mod node;
 pub mod options;
 pub mod peers;
-pub mod program;
 pub mod queue;
 pub mod references;
 pub mod report;
 pub mod room;
 pub mod scenario;
-pub mod script;
 pub mod server;
 pub mod shard;
 pub mod shrink;
 pub mod snapshots;
 pub mod sometimes;
-pub mod style;
 pub mod tools;
 pub mod trace;
 pub mod worker;
 pub mod world;
+
+pub use mobula_chaos::mix::mix;
+pub use mobula_chaos::{dice, program, script, style};
 
 use judge::{Class, Objection};
 use options::{Options, Profile};

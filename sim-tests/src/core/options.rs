@@ -1,9 +1,9 @@
 //! What a seed decides before it begins: the cluster, the program, and which faults may come.
 
 use super::dice::Dice;
-use super::faults::Kind;
 use super::program::Style;
-use super::scenario::Planned;
+use super::scenario::{Kind, Planned};
+use super::script::Plan;
 use mobula_base::ObjectId;
 use mobula_base::ids::hash64;
 use mobula_scheduler::Bends;
@@ -87,6 +87,19 @@ impl Options {
     /// it waits.
     pub fn store_of(&self, machine: usize) -> u64 {
         if machine == 0 && self.disk_us.is_none() { AMPLE } else { self.store_bytes }
+    }
+
+    /// What its driver's script is drawn from.
+    pub fn script(&self) -> Plan<'_> {
+        Plan {
+            seed: self.seed,
+            style: &self.style,
+            rate: self.rate,
+            drop_permille: self.drop_permille,
+            end: self.driver_dies.unwrap_or(self.faults_end),
+            dies: self.driver_dies.is_some(),
+            without: &self.without,
+        }
     }
 
     /// On how many nodes a put shall be; 0: as is usual. The same in each attempt.

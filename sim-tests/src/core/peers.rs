@@ -89,7 +89,7 @@ impl World {
         let (here, there) = (Self::place(from.0), Self::place(machine));
         let refused = !self.machines[machine].up;
         let meant = self.machines[machine].life.as_ref().is_some_and(|life| life.incarnation.0 == to.1);
-        self.note("frame", machine as u64, to.1, super::trace::mix(sender, first_seq), || {
+        self.note("frame", machine as u64, to.1, super::mix(sender, first_seq), || {
             format!("from {sender}: {} messages from {first_seq}, connection {connection}", msgs.len())
         });
         if refused || !meant || !self.net.joined(here, there, now) {

@@ -134,7 +134,7 @@ impl World {
             let why = why.to_owned();
             self.judges.harness(format!("shard {shard} broke: {why}"));
         }
-        let digest = super::trace::mix(index, prost::Message::encoded_len(&reply) as u64);
+        let digest = super::mix(index, prost::Message::encoded_len(&reply) as u64);
         let term = self.shards[shard].term;
         self.note("applies", 1000 + shard as u64, term, digest, || describe(&entry.command));
         self.judges.applied(shard, index, &entry.command, &reply, &mut self.sometimes);

@@ -3,7 +3,7 @@
 //! "Simplifying and isolating failure-inducing input", 2002).
 
 use super::judge::Objection;
-use super::scenario::{Scenario, time_text};
+use super::scenario::{self, Planned, Scenario, time_text};
 use super::{Outcome, run_options};
 use std::time::Duration;
 
@@ -37,7 +37,7 @@ struct Shrinking<'a> {
 pub fn shrink(failed: &Outcome, progress: &mut dyn FnMut(usize, usize)) -> Option<Shrunk> {
     let objection = failed.objection.clone()?;
     let options = super::options::Options::draw(failed.seed, Some(failed.profile));
-    let scenario = Scenario::of(failed.seed, &options, failed.planned.clone());
+    let scenario = scenario::of(failed.seed, &options, failed.planned.clone());
     let mut shrinking =
         Shrinking { judge: objection.judge, best: scenario.clone(), objection, steps: 0, runs: 0, progress };
     if !shrinking.fails(scenario) {
@@ -64,7 +64,7 @@ impl Shrinking<'_> {
             return false;
         }
         self.runs += 1;
-        let outcome = run_options(scenario.options(), false);
+        let outcome = run_options(scenario::options(&scenario), false);
         let same = outcome.objection.filter(|objection| objection.judge == self.judge);
         let Some(objection) = same else { return false };
         (self.best, self.objection, self.steps) = (scenario, objection, outcome.steps);
@@ -100,14 +100,14 @@ impl Shrinking<'_> {
     }
 
     fn shorter(&mut self) {
-        let mut ends = self.best.options().faults_end;
+        let mut ends = scenario::options(&self.best).faults_end;
         loop {
             ends /= 2;
-            let last = self.best.faults.iter().map(super::scenario::Planned::at).max().unwrap_or_default();
+            let last = self.best.faults.iter().map(Planned::at).max().unwrap_or_default();
             let ends_then = ends.max(last + Duration::from_millis(500)).max(ENDS_MIN);
             // Whole milliseconds are easier to read.
             let ends_then = Duration::from_millis(ends_then.as_millis() as u64);
-            if ends_then >= self.best.options().faults_end {
+            if ends_then >= scenario::options(&self.best).faults_end {
                 return;
             }
             let scenario = Scenario { ends: Some(time_text(ends_then)), ..self.best.clone() };
@@ -119,7 +119,7 @@ impl Shrinking<'_> {
 
     fn fewer_steps(&mut self) {
         let gone = self.best.workload.without.clone();
-        let there: Vec<usize> = (0..super::driver::steps(&self.best.options())).collect();
+        let there: Vec<usize> = (0..super::driver::steps(&scenario::options(&self.best))).collect();
         let kept: Vec<usize> = there.iter().copied().filter(|step| !gone.contains(step)).collect();
         self.without_parts(kept, |best, kept| {
             let mut scenario = best.clone();

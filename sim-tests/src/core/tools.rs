@@ -2,7 +2,7 @@
 
 use super::command::{Drawn, line};
 use super::options::{Options, Profile};
-use super::scenario::Scenario;
+use super::scenario::{self, Layer, Scenario};
 use super::{Outcome, explain, report, run, run_options, shrink};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget};
@@ -53,7 +53,8 @@ pub struct ExplainArgs {
 pub fn read(file: &Path) -> Result<Scenario, String> {
     let text = std::fs::read_to_string(file);
     let text = text.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    Scenario::parse(&text).map_err(|why| format!("{}: {why}", file.display()))
+    let parsed = Scenario::parse(&text).and_then(|scenario| scenario.suits(Layer::Core).map(|()| scenario));
+    parsed.map_err(|why| format!("{}: {why}", file.display()))
 }
 
 /// Says what could not be done.
@@ -88,7 +89,7 @@ fn give(text: &str, out: Option<&Path>) -> Result<(), String> {
 pub fn repro(args: &SeedArgs) -> ExitCode {
     let outcome = run(args.seed, args.profile.map(Profile::from), false);
     let options = Options::draw(args.seed, Some(outcome.profile));
-    let scenario = Scenario::of(args.seed, &options, outcome.planned.clone());
+    let scenario = scenario::of(args.seed, &options, outcome.planned.clone());
     eprintln!("{}", line(&outcome));
     match give(&scenario.to_text(), args.out.as_deref()) {
         Ok(()) => ExitCode::from(outcome.code()),
@@ -137,7 +138,7 @@ pub fn shrink_seed(args: &SeedArgs) -> ExitCode {
 pub fn explain_run(args: &ExplainArgs) -> ExitCode {
     let options = match (&args.scenario, args.seed) {
         (Some(file), _) => match read(file) {
-            Ok(scenario) => scenario.options(),
+            Ok(scenario) => scenario::options(&scenario),
             Err(why) => return complain(&why),
         },
         (None, seed) => Options::draw(seed.unwrap_or_default(), args.profile.map(Profile::from)),

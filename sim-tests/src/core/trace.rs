@@ -2,6 +2,7 @@
 //! runs of a seed must agree in it. On request, also as text.
 
 use mobula_base::Instant;
+use mobula_chaos::mix::mix;
 
 /// The running hash, and the lines if anybody wants them.
 pub struct Trace {
@@ -43,13 +44,6 @@ pub const fn name(text: &str) -> u64 {
         at += 1;
     }
     hash
-}
-
-/// Mixes two numbers into one.
-pub fn mix(a: u64, b: u64) -> u64 {
-    let mut z = (a.rotate_left(29) ^ b).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 32)).wrapping_mul(0xd6e8_feb8_6659_fd93);
-    z ^ (z >> 29)
 }
 
 impl Trace {

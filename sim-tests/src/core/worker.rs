@@ -332,7 +332,7 @@ impl World {
         let (task, attempt) = (run.task, run.attempt);
         self.say(machine, epoch, client, Said::ArgsTaken(task));
         self.judges.started(task, attempt, incarnation, self.queue.now(), &mut self.sometimes);
-        let what = super::trace::mix(task.run.0 as u64, u64::from(attempt));
+        let what = super::mix(task.run.0 as u64, u64::from(attempt));
         self.note("runs", machine as u64, incarnation, what, || format!("{task} attempt {attempt}"));
         self.judges.cpu.started(incarnation, run.cpu_milli);
         if self.options.style.commits {

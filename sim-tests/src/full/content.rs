@@ -4,8 +4,8 @@
 use super::state;
 use mobula::{Blob, ObjectRef};
 use mobula_base::ObjectId;
+use mobula_sim_tests::core::mix;
 use mobula_sim_tests::core::program::{self, INLINE_MAX};
-use mobula_sim_tests::core::trace::mix;
 use serde::{Deserialize, Serialize};
 
 /// Most large values are cut to a part of what their length is beyond the inline limit: the wire is what

@@ -4,15 +4,15 @@
 //! hash over all that went into it, so a wrong, stale or doubled input shows. [`Oracle`] runs a program
 //! one step after the other, without a cluster.
 
-pub use super::style::{Body, End, First, INLINE_MAX, Op, Place, Style, label_of};
-use super::trace::mix;
+use crate::mix::mix;
+pub use crate::style::{Body, End, First, INLINE_MAX, Op, Place, Style, label_of};
 use bytes::Bytes;
 use mobula_base::ids::FIRST_PUT_SLOT;
 use mobula_base::{JobId, ObjectId, TaskId};
 use mobula_proto::{Arg, TaskSpec, arg, object_bytes, task_bytes};
 use std::collections::BTreeMap;
 
-/// The one job of a run.
+/// The one job of a simulated run; on real processes each has another.
 pub const JOB: JobId = JobId(7);
 
 /// Depth of a task that was submitted on a whim: it is like all of its kind.
@@ -350,15 +350,31 @@ impl Known {
 }
 
 /// Runs programs one step after the other.
-#[derive(Default)]
 pub struct Oracle {
+    job: JobId,
     /// How every object must turn out.
     pub objects: BTreeMap<ObjectId, Expected>,
     /// Every task.
     pub tasks: BTreeMap<TaskId, Known>,
 }
 
+impl Default for Oracle {
+    fn default() -> Self {
+        Oracle::of(JOB)
+    }
+}
+
 impl Oracle {
+    /// That has seen nothing of a job yet.
+    pub fn of(job: JobId) -> Self {
+        Oracle { job, objects: BTreeMap::new(), tasks: BTreeMap::new() }
+    }
+
+    /// Its job.
+    pub fn job(&self) -> JobId {
+        self.job
+    }
+
     /// Whether a task, or what its parent submits as it, may differ from one time to the next.
     pub fn may_differ(&self, task: TaskId) -> bool {
         let is_moody = |known: &Known| known.moody;
@@ -385,7 +401,7 @@ impl Oracle {
                 Op::Work(_) | Op::Wait(_) | Op::Cancel(..) => {}
                 Op::Drop(pick) => drop(locals.forget(*pick)),
                 Op::Submit { seed, args, nested } => {
-                    let child = TaskId::new(JOB, *id, 0, children.len() as u64);
+                    let child = TaskId::new(self.job, *id, 0, children.len() as u64);
                     let (args, nested) = (picked_all(&locals.all, args), picked_all(&locals.all, nested));
                     let given = [&args[..], &nested[..]].concat();
                     let child =
@@ -409,7 +425,7 @@ impl Oracle {
                     }
                 }
                 Op::Whim(_) => {
-                    let child = TaskId::new(JOB, *id, 0, children.len() as u64);
+                    let child = TaskId::new(self.job, *id, 0, children.len() as u64);
                     self.tasks.insert(child, Known::whim());
                     children.push(child);
                 }

@@ -1,7 +1,7 @@
 //! What a seed's programs are like, and what each task of them does.
 
-use super::dice::Dice;
-use super::program::{WHIM, picked_all};
+use crate::dice::Dice;
+use crate::program::{WHIM, picked_all};
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{LabelOp, LabelTerm, NodeAffinity, Placement, RetryOn, TaskOptions};
 
@@ -196,6 +196,9 @@ pub struct Body {
     /// It says that it only computes.
     pub pure: bool,
 }
+
+/// Values that are large in programs that are about objects, in a thousand, at least.
+pub const OBJECTS_PERMILLE: u64 = 700;
 
 /// Values beyond this are large.
 pub const INLINE_MAX: u64 = mobula_proto::INLINE_MAX as u64;
