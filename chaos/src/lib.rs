@@ -6,11 +6,17 @@
 //! - [`dice`], [`mix`] — seeded draws, and one number out of two.
 //! - [`style`], [`program`] — random programs and the interpreter that knows their answers.
 //! - [`script`] — what the driver of a program does when.
+//! - [`content`] — its values as the SDK carries them.
+//! - [`cause`], [`probe`] — what judges on any layer ask: why something failed, what a node has left.
 //! - [`kind`], [`scenario`] — faults by name, and a run as a file.
 
+pub mod cause;
+#[cfg(feature = "sdk")]
+pub mod content;
 pub mod dice;
 pub mod kind;
 pub mod mix;
+pub mod probe;
 pub mod program;
 pub mod scenario;
 pub mod script;

@@ -269,7 +269,7 @@ pub struct DaemonArgs {
     /// What the control store answers to this node's records counts only so much later, for experiments
     #[arg(long, hide = true, value_name = "MS", default_value_t = 0)]
     pub late_ms: u64,
-    /// Listen here for orders to cut this head's network, for experiments
+    /// Listen here for orders to make this daemon's network go wrong, for experiments and chaos
     #[arg(long, hide = true, value_name = "SOCKET")]
     pub fault_switch: Option<PathBuf>,
 }

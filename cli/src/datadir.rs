@@ -47,7 +47,7 @@ impl DataDir {
         self.0.join("node.sock")
     }
 
-    /// The Unix socket of a head's fault switch, where it has one.
+    /// The Unix socket of a daemon's fault switch, where it has one.
     pub fn fault_switch(&self) -> PathBuf {
         self.0.join("fault.sock")
     }

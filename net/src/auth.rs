@@ -15,7 +15,7 @@ pub const TOKEN_LEN_MIN: usize = 16;
 /// A longer one is a file that was named by mistake.
 pub const TOKEN_LEN_MAX: usize = 512;
 /// What stands before it in the header.
-const SCHEME: &str = "Bearer ";
+pub const SCHEME: &str = "Bearer ";
 /// What a caller without it is told, whatever it asked for.
 pub const NEEDED: &str = "this cluster needs its token; give it with --token-file or MOBULA_TOKEN";
 

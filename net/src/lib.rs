@@ -9,7 +9,8 @@
 //! - [`tcp`] — the real network.
 //! - [`frame`] — length-prefixed messages with adaptive batching: whatever has queued up is one write;
 //!   [`written`] — the same, for messages that are encoded as they come.
-//! - [`faults`] — a network that can fall silent; [`calls`] — calls that go wrong, method by method.
+//! - [`weather`] — what may go wrong; [`faults`] — a network on which it does; [`calls`] — calls that go wrong, method by
+//!   method.
 //! - [`auth`] — the cluster token; [`tls`] — a guarded network: TLS, token or both.
 //! - [`grpc`] — tonic channels and servers over a [`Net`].
 //! - [`front`] — several protocols on one port; [`http`] — what every port answers beside its own.
@@ -28,6 +29,7 @@ pub mod pipe;
 pub mod seam;
 pub mod tcp;
 pub mod tls;
+pub mod weather;
 pub mod written;
 
 pub use seam::{BoxFuture, Listener, Net, Stream};

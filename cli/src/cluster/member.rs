@@ -52,7 +52,7 @@ pub struct Heads {
     pub shards: u32,
     /// Leaderships go back to where they belong after this time, unless it is the default.
     pub rebalance_ms: Option<u64>,
-    /// Each has a switch that cuts its network.
+    /// Each, and each node, has a switch by which its network goes wrong.
     pub with_switches: bool,
 }
 
@@ -75,14 +75,17 @@ pub fn head(dir: &Path, number: usize, heads: &Heads) -> Order {
 pub fn node(
     dir: &Path,
     number: usize,
-    heads: &[String],
+    heads: &Heads,
     workers: u32,
     store_mb: u64,
     options: &[String],
 ) -> Order {
     let mut order = order(dir, "node", number, "");
+    if heads.with_switches {
+        order.command.arg("--fault-switch").arg(order.dir.fault_switch());
+    }
     order.command.env(spawner::LEAN_ALLOCATOR.0, spawner::LEAN_ALLOCATOR.1);
-    order.command.args(["--listen", "127.0.0.1:0", "--join", &heads.join(",")]);
+    order.command.args(["--listen", "127.0.0.1:0", "--join", &heads.addresses.join(",")]);
     order.command.arg("--cpus").arg(workers.to_string());
     order.command.arg("--store-mb").arg(store_mb.to_string());
     order.command.arg("--resource").arg(format!("node-{number}=1000"));

@@ -147,7 +147,7 @@ impl LocalCluster {
         }
         for i in 1..=shape.nodes {
             let options = self.0.state().options.get(&i).cloned().unwrap_or_default();
-            let order = member::node(&self.0.dir, i, &addresses, shape.workers, shape.store_mb, &options);
+            let order = member::node(&self.0.dir, i, &heads, shape.workers, shape.store_mb, &options);
             self.add(order, |state| &mut state.nodes)?;
         }
         let deadline = Instant::now() + START_PATIENCE;

@@ -103,7 +103,10 @@ async fn serve(
     member: &MemberArgs,
     seed: u64,
 ) -> Result<(), Failure> {
-    let net = settings.net()?;
+    let mut net = settings.net()?;
+    if let Some(socket) = &args.fault_switch {
+        net = fault_switch::install(socket, net, seed)?;
+    }
     let mut asked = stop_requests()?;
     let cpus =
         member.cpus.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, |n| n.get() as u32));
@@ -181,15 +184,12 @@ async fn serve(
 
 async fn start_head(
     settings: &Settings,
-    mut net: SharedNet,
+    net: SharedNet,
     dir: &DataDir,
     args: &DaemonArgs,
     member: &MemberArgs,
     seed: u64,
 ) -> Result<Head, Failure> {
-    if let Some(socket) = &args.fault_switch {
-        net = fault_switch::install(socket, net)?;
-    }
     let mut timing = RaftTiming::default();
     if let Some(ms) = args.rebalance_ms {
         timing.rebalance_ms = ms;

@@ -3,7 +3,7 @@
 use crate::args::How;
 use crate::cluster::LocalCluster;
 use crate::commands::fault_switch;
-use mobula_net::faults::Cut;
+use mobula_net::faults::{Cut, Weather};
 use rustix::process::Signal;
 use std::time::Instant;
 
@@ -21,7 +21,7 @@ pub fn strike(cluster: &LocalCluster, number: usize, how: How) -> Result<Instant
         }
         How::Drop => {
             let at = Instant::now();
-            fault_switch::order(&cluster.head_dir(number).fault_switch(), Cut::Both)?;
+            fault_switch::order(&cluster.head_dir(number).fault_switch(), &Weather::of(Cut::Both), None)?;
             Ok(at)
         }
         How::Transfer => Err("a transfer is asked for, not struck".into()),
@@ -39,7 +39,7 @@ pub fn give_back(cluster: &LocalCluster, number: usize, how: How) -> Result<(), 
             cluster.head_process(number).signal(Signal::CONT);
             Ok(())
         }
-        How::Drop => fault_switch::order(&cluster.head_dir(number).fault_switch(), Cut::None),
+        How::Drop => fault_switch::order(&cluster.head_dir(number).fault_switch(), &Weather::default(), None),
         How::Transfer => Ok(()),
     }
 }

@@ -5,6 +5,7 @@
 use super::state::State;
 use mobula::FailureKind;
 use mobula_base::{Instant, ObjectId, TaskId};
+use mobula_chaos::cause::explains;
 use mobula_sim_tests::core::program::{Expected, Oracle};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -43,19 +44,6 @@ impl Cause {
         let attempt = self.attempts.get(&task).copied().unwrap_or(1);
         self.killed.contains(&task) && attempt > retries || self.deaths > 0 && attempt > retries
     }
-
-    /// Whether a task, or something it needs, may have failed.
-    fn explains(&self, oracle: &Oracle, task: TaskId, seen: &mut BTreeSet<TaskId>) -> bool {
-        let Some(known) = oracle.tasks.get(&task).filter(|_| seen.insert(task)) else { return false };
-        let fails = |id: &ObjectId| oracle.objects.get(id) == Some(&Expected::Failure);
-        self.may_have_died(oracle, task)
-            || known
-                .args
-                .iter()
-                .chain(&known.uses)
-                .any(|id| fails(id) || self.explains(oracle, id.task, seen))
-            || known.children.iter().any(|child| self.explains(oracle, *child, seen))
-    }
 }
 
 impl State {
@@ -74,8 +62,10 @@ impl State {
                 retries == 0 && self.cause.may_have_died(&self.oracle, task)
             }
             FailureKind::FailureUserError | FailureKind::FailureDependency => {
-                self.oracle.objects.get(&object) == Some(&Expected::Failure)
-                    || self.cause.explains(&self.oracle, task, &mut BTreeSet::new())
+                self.oracle.objects.get(&object) == Some(&Expected::Failure) || {
+                    let died = |task| self.cause.may_have_died(&self.oracle, task);
+                    explains(&self.oracle, task, &died)
+                }
             }
             _ => false,
         };

@@ -1,7 +1,7 @@
 //! The driver of the one job: it takes the steps of the script, and at the end asks for everything, lets go
 //! of everything, and looks at what is left.
 
-use super::content::Content;
+use super::content::{self as values, Content};
 use super::local::Door;
 use super::probe::{self, Metrics};
 use super::work::{self, References};
@@ -112,7 +112,7 @@ impl Driver {
                 }
                 Step::Put { object, content } => {
                     let refs = self.of(&content.refs);
-                    let put = self.client.put_async(&Content::new(content.hash, content.len, refs)).await;
+                    let put = self.client.put_async(&values::made(content.hash, content.len, refs)).await;
                     let reference =
                         put.map_err(|error| Verdict::Harness(format!("a put failed: {error}")))?;
                     if reference.id() != object {

@@ -1,6 +1,6 @@
 //! The steps of a task that runs in a production worker, by the same script as the interpreter.
 
-use super::content::Content;
+use super::content::{self as values, Content};
 use super::local::{WORKER, Worker};
 use super::state::{self, hit};
 use crate::trace;
@@ -47,7 +47,7 @@ async fn compute(what: What, given: Many<Content>) -> Result<Content, Error> {
     let body = state::with(|state| state.style.body(what.seed, what.depth));
     let mut run = Run::start(client, worker, what, body);
     for arg in given.0 {
-        run.take(None, arg.read());
+        run.take(None, values::read(arg));
     }
     let ended = run.steps().await;
     let worker = run.worker.clone();
@@ -177,7 +177,7 @@ impl Run {
                 let ids = self.locals.for_value(&self.body.returns);
                 let inputs = self.inputs.iter().copied();
                 let content = program::task_content(self.seed, inputs, self.body.len, ids);
-                Ok(Content::new(content.hash, content.len, self.of(&content.refs)))
+                Ok(values::made(content.hash, content.len, self.of(&content.refs)))
             }
         }
     }
@@ -209,7 +209,7 @@ impl Run {
 
     async fn puts(&mut self, seed: u64, len: u64, refs: &[u64]) -> Result<(), Error> {
         let content = program::put_content(seed, len, self.locals.for_value(refs));
-        let value = Content::new(content.hash, content.len, self.of(&content.refs));
+        let value = values::made(content.hash, content.len, self.of(&content.refs));
         let reference = self.client.put_async(&value).await?;
         self.locals.put(reference.id());
         self.refs.insert(reference.id(), reference);
@@ -271,7 +271,7 @@ pub fn judge(object: ObjectId, got: Result<Content, Error>) -> Result<Content, E
     let now = state::now();
     match got {
         Ok(content) => {
-            let content = content.read();
+            let content = values::read(content);
             state::with(|state| {
                 let state::State { judges, oracle, .. } = state;
                 judges.value.got(oracle, object, &content.known(), now);
