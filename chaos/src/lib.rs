@@ -8,7 +8,7 @@
 //! - [`script`] — what the driver of a program does when.
 //! - [`content`] — its values as the SDK carries them.
 //! - [`cause`], [`probe`] — what judges on any layer ask: why something failed, what a node has left.
-//! - [`kind`], [`scenario`] — faults by name, and a run as a file.
+//! - [`kind`], [`scenario`], [`suite`] — faults by name, a run as a file, and many of them.
 
 pub mod cause;
 #[cfg(feature = "sdk")]
@@ -21,6 +21,7 @@ pub mod program;
 pub mod scenario;
 pub mod script;
 pub mod style;
+pub mod suite;
 
 pub use kind::Kind;
 pub use scenario::{Planned, Scenario};

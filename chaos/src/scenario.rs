@@ -111,6 +111,22 @@ pub enum Work {
     Writes,
 }
 
+impl std::fmt::Display for Work {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // Its name in files, from the one place where that is said.
+        self.serialize(f)
+    }
+}
+
+impl std::str::FromStr for Work {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Work::Programs, Work::Objects, Work::Tasks, Work::Writes];
+        let found = all.into_iter().find(|work| work.to_string() == text);
+        found.ok_or_else(|| format!("{text:?} is no workload; there are programs, objects, tasks and writes"))
+    }
+}
+
 /// The workload.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

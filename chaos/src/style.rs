@@ -2,6 +2,7 @@
 
 use crate::dice::Dice;
 use crate::program::{WHIM, picked_all};
+use crate::scenario::Work;
 use mobula_base::{ObjectId, TaskId};
 use mobula_proto::{LabelOp, LabelTerm, NodeAffinity, Placement, RetryOn, TaskOptions};
 
@@ -197,6 +198,9 @@ pub struct Body {
     pub pure: bool,
 }
 
+/// Tasks of real processes compute for at most so long, in microseconds.
+const PROCESS_WORK_US_MAX: u64 = 50_000;
+
 /// Values that are large in programs that are about objects, in a thousand, at least.
 pub const OBJECTS_PERMILLE: u64 = 700;
 
@@ -315,6 +319,27 @@ impl Style {
             pure_permille: 0,
             hedge_permille: 0,
         }
+    }
+
+    /// Without what only the layer of the pure cores follows: tasks that differ from time to time, return parts or
+    /// streams, may be hedged, or run out of their time or again by themselves.
+    #[must_use]
+    pub fn plain(mut self) -> Self {
+        (self.moody_permille, self.parts_permille, self.streams_permille) = (0, 0, 0);
+        (self.pure_permille, self.hedge_permille) = (0, 0);
+        (self.limit_permille, self.hang_permille, self.again_permille) = (0, 0, 0);
+        self
+    }
+
+    /// Of programs on real processes: plain, their tasks short, and mostly large values if they are about objects.
+    pub fn of_processes(seed: u64, work: Work) -> Self {
+        let mut style = Style::draw(&mut Dice::new(seed, "style")).plain();
+        style.work_us.1 = style.work_us.1.min(PROCESS_WORK_US_MAX);
+        style.work_us.0 = style.work_us.0.min(style.work_us.1 / 10);
+        if work == Work::Objects {
+            style.large_permille = style.large_permille.max(OBJECTS_PERMILLE);
+        }
+        style
     }
 
     /// Parents with many children, of which some soon are nobody's: much that is submitted again when they are.

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub const OK: u8 = 0;
 /// The command failed, or what it checked does not hold.
 pub const FAILED: u8 = 1;
+/// Chaos: whether it is well cannot be told, or what was to be tried was not.
+pub const UNKNOWN: u8 = 2;
 /// An experiment: something that must come to an end did not.
 pub const NOT_LIVE: u8 = 3;
 /// An experiment could not be carried out.
@@ -57,6 +59,7 @@ pub fn leave(code: u8) -> ! {
         }
     }
     crate::commands::start::abandon();
+    crate::chaos::inject::undo_own();
     crate::cluster::shut_down_all();
     std::process::exit(i32::from(code));
 }

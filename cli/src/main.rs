@@ -3,7 +3,8 @@
 //! A client like any other: it starts daemons, asks heads, submits jobs. Read it in this order:
 //!
 //! - [`args`], [`config`] — what can be asked; `docs/cli.md` is the contract.
-//! - [`commands`] — one file for each command; [`demo`], [`bench`] and [`experiment`] have folders of their own.
+//! - [`commands`] — one file for each command; [`demo`], [`bench`], [`experiment`] and [`chaos`] have folders
+//!   of their own.
 //! - [`cluster`] — heads and nodes as children of this process, which leave nothing behind.
 //! - [`datadir`], [`process`], [`limits`], [`signals`] — what the operating system is asked.
 //! - [`exit`], [`output`] — how a command ends, and where text goes.
@@ -19,6 +20,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 mod args;
 mod bench;
+mod chaos;
 mod cluster;
 mod commands;
 mod config;
@@ -80,7 +82,7 @@ fn run(cli: &Cli, found: &clap::ArgMatches) -> Outcome {
         Command::Run(args) => commands::run::run(&settings, args),
         Command::Sim(passed) => commands::sim::run(&passed.args),
         Command::Experiment(args) => experiment::run(&settings, args),
-        Command::Chaos(passed) => commands::missing::command("chaos", &passed.args),
+        Command::Chaos(command) => chaos::run(&settings, command),
         Command::Bench(args) => bench::run(&settings, args),
         Command::Token(args) => commands::access::token(&settings, args),
         Command::Tls(args) => commands::access::tls(&settings, args),

@@ -56,6 +56,7 @@ struct Inner {
 
 #[derive(Default)]
 struct State {
+    shape: Option<Shape>,
     heads: Vec<Member>,
     nodes: Vec<Member>,
     helpers: Vec<Process>,
@@ -64,6 +65,29 @@ struct State {
     options: BTreeMap<usize, Vec<String>>,
     janitor: Option<Janitor>,
     is_closed: bool,
+}
+
+/// One of the members, by its number.
+#[derive(Clone, Copy)]
+enum Who {
+    Head(usize),
+    Node(usize),
+}
+
+impl State {
+    fn member(&mut self, who: Who) -> &mut Member {
+        match who {
+            Who::Head(number) => &mut self.heads[number - 1],
+            Who::Node(number) => &mut self.nodes[number - 1],
+        }
+    }
+
+    /// Node `number`, to be started.
+    fn node(&self, dir: &Path, number: usize) -> member::Order {
+        let shape = self.shape.expect("heads are started first");
+        let options = self.options.get(&number).cloned().unwrap_or_default();
+        member::node(dir, number, &self.common, shape.workers, shape.store_mb, &options)
+    }
 }
 
 /// Clusters to take along on the way out.
@@ -140,14 +164,16 @@ impl LocalCluster {
         let addresses = ports::free_addresses(shape.heads)
             .map_err(|e| NotUp::Failed(format!("cannot find free ports on the loopback interface: {e}")))?;
         let heads = Heads { addresses: addresses.clone(), shards: shape.shards, ..special.clone() };
-        self.0.state().common = heads.clone();
+        {
+            let mut state = self.0.state();
+            (state.common, state.shape) = (heads.clone(), Some(shape));
+        }
         for number in 1..=shape.heads {
             let order = member::head(&self.0.dir, number, &heads);
             self.add(order, |state| &mut state.heads)?;
         }
         for i in 1..=shape.nodes {
-            let options = self.0.state().options.get(&i).cloned().unwrap_or_default();
-            let order = member::node(&self.0.dir, i, &heads, shape.workers, shape.store_mb, &options);
+            let order = self.0.state().node(&self.0.dir, i);
             self.add(order, |state| &mut state.nodes)?;
         }
         let deadline = Instant::now() + START_PATIENCE;
@@ -183,6 +209,13 @@ impl LocalCluster {
         self.0.state().nodes.get(number.wrapping_sub(1))?.ready.clone()
     }
 
+    /// Where other nodes reach each node that is up, and its metrics are.
+    pub fn nodes(&self) -> Vec<String> {
+        let state = self.0.state();
+        let ready = state.nodes.iter().filter_map(|member| member.ready.as_ref());
+        ready.filter_map(|ready| ready.peer_address.clone()).collect()
+    }
+
     /// The processes of all daemons: heads, then nodes.
     pub fn processes(&self) -> Vec<Process> {
         let state = self.0.state();
@@ -213,9 +246,21 @@ impl LocalCluster {
     /// # Errors
     /// It does not come up, with what it said.
     pub fn restart_head(&self, number: usize) -> Result<(), String> {
+        self.restart(Who::Head(number))
+    }
+
+    /// Starts node `number` again, which was killed, and waits until it serves: in a new life, with an empty store.
+    ///
+    /// # Errors
+    /// It does not come up, with what it said.
+    pub fn restart_node(&self, number: usize) -> Result<(), String> {
+        self.restart(Who::Node(number))
+    }
+
+    fn restart(&self, who: Who) -> Result<(), String> {
         let deadline = Instant::now() + START_PATIENCE;
         loop {
-            match self.0.revive(number, deadline) {
+            match self.0.revive(who, deadline) {
                 Ok(()) => return Ok(()),
                 // A connection of somebody's has its port for a moment: it is one that the system gives away.
                 Err(NotUp::PortInUse(_)) if Instant::now() < deadline => {
@@ -224,6 +269,16 @@ impl LocalCluster {
                 Err(NotUp::PortInUse(why) | NotUp::Failed(why)) => return Err(why),
             }
         }
+    }
+
+    /// The process of node `number`.
+    pub fn node_process(&self, number: usize) -> Process {
+        self.0.state().nodes[number - 1].process
+    }
+
+    /// The data directory of node `number`.
+    pub fn node_dir(&self, number: usize) -> crate::datadir::DataDir {
+        self.0.state().nodes[number - 1].dir().clone()
     }
 
     /// The process of head `number`.
@@ -262,22 +317,29 @@ impl Inner {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts a killed head again in its place, and waits for it.
-    fn revive(&self, number: usize, deadline: Instant) -> Result<(), NotUp> {
+    /// Starts a killed member again in its place, and waits for it.
+    fn revive(&self, who: Who, deadline: Instant) -> Result<(), NotUp> {
         {
             let mut state = self.state();
             if state.is_closed {
                 return Err(NotUp::Failed("the cluster is being shut down".into()));
             }
-            state.heads[number - 1].kill();
+            state.member(who).kill();
+            let order = match who {
+                Who::Head(number) => member::head(&self.dir, number, &state.common),
+                Who::Node(number) => state.node(&self.dir, number),
+            };
             // Under the lock: a member is in the list as soon as it exists.
-            state.heads[number - 1] = member::head(&self.dir, number, &state.common).start()?;
+            *state.member(who) = order.start()?;
         }
         loop {
             let is_late = Instant::now() >= deadline;
-            if self.state().heads.get_mut(number - 1).map_or(Ok(true), |head| head.poll(is_late))? {
+            let mut state = self.state();
+            // Whoever shuts the cluster down has taken its members.
+            if state.is_closed || state.member(who).poll(is_late)? {
                 return Ok(());
             }
+            drop(state);
             std::thread::sleep(Duration::from_millis(1));
         }
     }

@@ -175,7 +175,8 @@ fn name_of(kind: EventKind) -> &'static str {
     KINDS.iter().find(|(known, _)| *known == kind).map_or("unknown", |(_, name)| *name)
 }
 
-fn cause_of(cause: EventCause) -> Option<&'static str> {
+/// A cause in words, if there is one.
+pub fn cause_of(cause: EventCause) -> Option<&'static str> {
     Some(match cause {
         EventCause::CauseUnspecified => return None,
         EventCause::CauseClosedConnection => "closed connection",

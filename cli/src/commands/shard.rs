@@ -225,12 +225,27 @@ struct JsonVerified {
     shards: Vec<JsonDigests>,
 }
 
+/// What the replicas of a shard say of their states.
 #[derive(Serialize)]
-struct JsonDigests {
-    shard: u32,
+pub struct JsonDigests {
+    /// Which shard.
+    pub shard: u32,
+    /// The entry at which they digested them.
     index: u64,
-    same: bool,
+    /// All answered, and the same.
+    pub same: bool,
     replicas: Vec<JsonDigest>,
+}
+
+impl JsonDigests {
+    /// What each said.
+    pub fn told(&self) -> String {
+        let said =
+            |replica: &JsonDigest| replica.digest.clone().or(replica.error.clone()).unwrap_or_default();
+        let all: Vec<String> =
+            self.replicas.iter().map(|replica| format!("head {} {}", replica.head, said(replica))).collect();
+        format!("entry {}: {}", self.index, all.join(", "))
+    }
 }
 
 #[derive(Serialize)]
@@ -240,15 +255,17 @@ struct JsonDigest {
     error: Option<String>,
 }
 
-/// Compares the digests of all replicas. One that does not answer cannot be compared, which is no
-/// success.
-async fn verify(output: Output, client: &Client, seed: u64) -> Outcome {
-    let members = client.heads_table(DEADLINE).await.map_err(failed)?.members;
+/// Has every replica digest its state at one entry of each shard's log; what they say.
+///
+/// # Errors
+/// A shard does not take the entry, or no head answers.
+pub async fn digests(client: &Client, seed: u64) -> Result<Vec<JsonDigests>, mobula_gcs::Error> {
+    let members = client.heads_table(DEADLINE).await?.members;
     let mut shards = Vec::new();
     for shard in 0..client.shards() {
         // A number of its own for each shard of each run.
         let id = seed.wrapping_add(u64::from(shard));
-        let index = client.checkpoint(shard, id, DEADLINE).await.map_err(failed)?;
+        let index = client.checkpoint(shard, id, DEADLINE).await?;
         let mut replicas = Vec::new();
         for member in &members {
             let found = client.digest_of(&member.address, shard, id, DEADLINE).await;
@@ -264,6 +281,13 @@ async fn verify(output: Output, client: &Client, seed: u64) -> Outcome {
         let same = first.is_some() && replicas.iter().all(|replica| replica.digest == first);
         shards.push(JsonDigests { shard, index, same, replicas });
     }
+    Ok(shards)
+}
+
+/// Compares the digests of all replicas. One that does not answer cannot be compared, which is no
+/// success.
+async fn verify(output: Output, client: &Client, seed: u64) -> Outcome {
+    let shards = digests(client, seed).await.map_err(failed)?;
     for shard in &shards {
         let verdict = if shard.same { "all replicas are the same" } else { "NOT all replicas are the same" };
         say!(output, "shard {}: {verdict} at entry {}", shard.shard, shard.index);

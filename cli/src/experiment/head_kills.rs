@@ -3,17 +3,17 @@
 use super::look;
 use super::{progress_bar, write_report};
 use crate::args::ExperimentArgs;
+use crate::chaos::work::tasks::{connect, keep_busy};
 use crate::cluster::{Heads, LocalCluster, Shape};
 use crate::config::Settings;
 use crate::exit::{self, Failure, Outcome};
 use crate::process::Process;
 use crate::say;
-use mobula::{Client as Driver, ConnectOptions, ObjectRef};
 use mobula_base::random::Random;
 use mobula_gcs::Client;
 use mobula_net::tcp::TcpNet;
 use serde::Serialize;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -24,26 +24,12 @@ const KILLS: usize = 219;
 const NODES: usize = 2;
 /// Workers of each.
 const WORKERS: u32 = 2;
-/// Tasks in flight.
-const IN_FLIGHT: usize = 200;
 /// How long anything may take before the experiment gives up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A task that has no answer for so long has none.
+const ANSWERED: Duration = Duration::from_secs(600);
 /// How long a head stays dead.
 const DEAD_FOR: Duration = Duration::from_millis(50);
-
-/// A short task whose answer is known.
-#[mobula::remote]
-fn work(number: u64) -> u64 {
-    let until = Instant::now() + Duration::from_millis(1);
-    while Instant::now() < until {
-        std::hint::spin_loop();
-    }
-    answer(number)
-}
-
-fn answer(number: u64) -> u64 {
-    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(17)
-}
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
@@ -60,13 +46,6 @@ struct Report {
     workers: usize,
     workers_restarted: usize,
     passed: bool,
-}
-
-#[derive(Default)]
-struct Done {
-    tasks: u64,
-    wrong: u64,
-    failed: Vec<String>,
 }
 
 /// Runs it.
@@ -88,19 +67,12 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
 }
 
 fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {
-    let socket = cluster.node(1).and_then(|n| n.socket).ok_or("node 1 has no socket for drivers")?;
-    let options = ConnectOptions {
-        socket,
-        job_name: "head-kills".into(),
-        args: Vec::new(),
-        ..ConnectOptions::default()
-    };
-    let driver = Driver::connect(options).map_err(|e| e.to_string())?;
+    let driver = connect(cluster, "head-kills")?;
     let kills = args.kills.unwrap_or(KILLS);
     let started = Instant::now();
     let stop = AtomicBool::new(false);
     let (done, killed) = std::thread::scope(|scope| {
-        let job = scope.spawn(|| keep_busy(&driver, &stop));
+        let job = scope.spawn(|| keep_busy(&driver, ANSWERED, || stop.load(Ordering::SeqCst), || {}, || {}));
         let killed = kill_heads(args, cluster, kills);
         stop.store(true, Ordering::SeqCst);
         let done = job.join().map_err(|_| "the thread of the job panicked".to_owned());
@@ -109,6 +81,7 @@ fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, Stri
     let (done, (leaders_killed, before, after)) = (done?, killed?);
     // Ended in order: a job that cannot end has noticed something.
     let mut failed = done.failed;
+    failed.extend(done.unanswered);
     failed.extend(driver.end(true).err().map(|e| format!("the end of the job: {e}")));
     let workers_restarted = before.difference(&after).count().max(after.difference(&before).count());
     Ok(Report {
@@ -125,26 +98,6 @@ fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, Stri
         workers: before.len(),
         workers_restarted,
     })
-}
-
-/// Keeps short tasks in flight until told to stop, and checks every answer.
-fn keep_busy(driver: &Driver, stop: &AtomicBool) -> Done {
-    let mut done = Done::default();
-    let mut in_flight: VecDeque<(u64, ObjectRef<u64>)> = VecDeque::new();
-    let mut number = 0;
-    loop {
-        while in_flight.len() < IN_FLIGHT && !stop.load(Ordering::SeqCst) {
-            in_flight.push_back((number, driver.submit(work::task(number))));
-            number += 1;
-        }
-        let Some((number, reference)) = in_flight.pop_front() else { return done };
-        done.tasks += 1;
-        match reference.get() {
-            Ok(found) if found == answer(number) => {}
-            Ok(_) => done.wrong += 1,
-            Err(error) => done.failed.push(format!("task {number}: {error}")),
-        }
-    }
 }
 
 /// Pids with start times: a pid alone may be another process by now.

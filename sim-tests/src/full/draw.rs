@@ -120,17 +120,8 @@ impl Draw {
         program.without.clear();
         // The wire is what costs time here.
         program.style.large_permille = program.style.large_permille.min(250);
-        // Tasks that differ from one time to the next are for the core layer; so are those that run long,
-        // since its time costs less.
-        program.style.moody_permille = 0;
-        program.style.parts_permille = 0;
-        program.style.streams_permille = 0;
-        // Nodes are not slow there.
-        (program.style.pure_permille, program.style.hedge_permille) = (0, 0);
-        // What runs out of its time, or tries again by itself, is for that layer, too.
-        program.style.limit_permille = 0;
-        program.style.hang_permille = 0;
-        program.style.again_permille = 0;
+        // The rest is for the core layer, since its time costs less; so is what runs long.
+        program.style = program.style.plain();
         program.driver_dies = None;
         program.style.work_us.1 = program.style.work_us.1.min(WORK_US_MAX);
         program.style.work_us.0 = program.style.work_us.0.min(WORK_US_MAX / 30);
