@@ -198,8 +198,15 @@ pub struct Body {
     pub pure: bool,
 }
 
-/// Tasks of real processes compute for at most so long, in microseconds.
-const PROCESS_WORK_US_MAX: u64 = 50_000;
+/// How long tasks of real processes compute, in microseconds, and how many the driver submits each second, how many of
+/// them at once: together what a few nodes can bear while some of them are gone.
+const PACES: [((u64, u64), (u64, u64)); 3] =
+    [((500, 20_000), (60, 60)), ((20_000, 200_000), (16, 30)), ((50_000, 400_000), (8, 8))];
+
+/// The pace of a program on real processes.
+pub fn pace(seed: u64) -> ((u64, u64), (u64, u64)) {
+    Dice::new(seed, "pace").pick(&PACES).unwrap_or(PACES[0])
+}
 
 /// Values that are large in programs that are about objects, in a thousand, at least.
 pub const OBJECTS_PERMILLE: u64 = 700;
@@ -331,11 +338,11 @@ impl Style {
         self
     }
 
-    /// Of programs on real processes: plain, their tasks short, and mostly large values if they are about objects.
+    /// Of programs on real processes: plain, with tasks that take long enough to be spread over the nodes, and mostly
+    /// large values if they are about objects.
     pub fn of_processes(seed: u64, work: Work) -> Self {
         let mut style = Style::draw(&mut Dice::new(seed, "style")).plain();
-        style.work_us.1 = style.work_us.1.min(PROCESS_WORK_US_MAX);
-        style.work_us.0 = style.work_us.0.min(style.work_us.1 / 10);
+        (style.work_us, _) = pace(seed);
         if work == Work::Objects {
             style.large_permille = style.large_permille.max(OBJECTS_PERMILLE);
         }

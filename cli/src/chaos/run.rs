@@ -1,12 +1,12 @@
 //! One scenario on a cluster of its own: faults and workload side by side, then the judges.
 
 use crate::args::ChaosRunArgs;
-use crate::chaos::fault::Outcome as Fate;
+use crate::chaos::fault::{Fault, Outcome as Fate};
 use crate::chaos::hands::Hands;
 use crate::chaos::judge::{Class, Judged, log};
 use crate::chaos::pulse::{PART, Pulse};
 use crate::chaos::report::{Report, verdict};
-use crate::chaos::work::{self, Order, Shared};
+use crate::chaos::work::{self, Done, Order, Shared};
 use crate::chaos::{conclude, injector, prepare, scenario};
 use crate::cluster::{Heads, LocalCluster, Shape};
 use crate::commands::shard::digests;
@@ -174,9 +174,9 @@ impl Run<'_> {
         });
         bar.finish_and_clear();
         let broken = [done.as_ref().err(), faults.as_ref().err()].into_iter().flatten().next().cloned();
-        let (done, mut faults) = (done.unwrap_or_default(), faults.unwrap_or_default());
-        let mut judged = done.judged;
-        judged.extend(self.judge(monitor, &mut faults, &pulse));
+        let (mut done, mut faults) = (done.unwrap_or_default(), faults.unwrap_or_default());
+        let mut judged = std::mem::take(&mut done.judged);
+        judged.extend(self.judge(monitor, &done, &mut faults, &pulse));
         let gap = pulse.longest();
         let verdict = verdict(&judged, broken.is_some());
         Report {
@@ -213,12 +213,7 @@ impl Run<'_> {
     }
 
     /// What holds of the cluster, whatever ran on it.
-    fn judge(
-        &self,
-        monitor: Monitor,
-        faults: &mut [crate::chaos::fault::Fault],
-        pulse: &Pulse,
-    ) -> Vec<Judged> {
+    fn judge(&self, monitor: Monitor, done: &Done, faults: &mut [Fault], pulse: &Pulse) -> Vec<Judged> {
         let heads = self.cluster.head_addresses();
         let unclear =
             |judge, rule, why: String| Judged::of(judge, rule, Class::Unknown, 0).objecting(Some(why));
@@ -243,7 +238,7 @@ impl Run<'_> {
             Ok(events) => log::judge(faults, &events),
             Err(why) => unclear("told", "explain", why),
         });
-        judged.push(self.coverage(faults));
+        judged.push(self.coverage(faults, done));
         if let Some(most) = self.scenario.expect.stall() {
             let lasted = pulse.longest().map_or(Duration::ZERO, |gap| gap.lasted);
             let late = (lasted > most)
@@ -254,7 +249,7 @@ impl Run<'_> {
     }
 
     /// A run in which little was done shows little.
-    fn coverage(&self, faults: &[crate::chaos::fault::Fault]) -> Judged {
+    fn coverage(&self, faults: &[Fault], done: &Done) -> Judged {
         let of = |fate| faults.iter().filter(move |fault| fault.outcome == fate);
         let (installed, skipped) = (of(Fate::Installed).count(), of(Fate::Skipped).count());
         let first =
@@ -266,9 +261,14 @@ impl Run<'_> {
             _ if installed == 0 && !self.scenario.faults.is_empty() => {
                 Some(format!("none of {} faults was installed{}", faults.len(), first()))
             }
+            _ if done.executions.0 > 0 && done.places < 2 => {
+                Some("all tasks ran on one node: what struck the others shows nothing".into())
+            }
             _ => None,
         };
-        Judged::of("coverage", "faults", Class::Unknown, faults.len() as u64).objecting(lacks)
+        Judged::of("coverage", "faults", Class::Unknown, faults.len() as u64)
+            .objecting(lacks)
+            .noting(format!("tasks ran in {} lives of nodes", done.places))
     }
 }
 

@@ -13,6 +13,8 @@ pub struct Found {
     pub executions: u64,
     /// Executions that were not the first of their task.
     pub again: u64,
+    /// Lives of nodes in which there were some.
+    pub places: BTreeSet<u64>,
     /// How often each attempt of each task began, by their names.
     begun: BTreeMap<(String, u32), u64>,
     torn: Option<String>,
@@ -38,14 +40,18 @@ pub fn read(dir: &Path) -> Result<Found, String> {
 impl Found {
     fn line(&mut self, line: &str) {
         let mut words = line.splitn(3, ' ');
-        let (what, task, rest) = (words.next(), words.next(), words.next());
-        match (what, task, rest, rest.and_then(|rest| rest.parse().ok())) {
-            (Some("run"), Some(task), _, Some(attempt)) => {
+        let (what, task, rest) = (words.next(), words.next(), words.next().unwrap_or_default());
+        let numbers = rest
+            .split_once(' ')
+            .and_then(|(attempt, node)| Some((attempt.parse().ok()?, node.parse().ok()?)));
+        match (what, task, numbers) {
+            (Some("run"), Some(task), Some((attempt, node))) => {
                 self.executions += 1;
+                self.places.insert(node);
                 *self.begun.entry((task.to_owned(), attempt)).or_default() += 1;
             }
-            (Some("torn"), Some(task), Some(text), _) => {
-                self.torn.get_or_insert(format!("an argument of {task}: {text}"));
+            (Some("torn"), Some(task), _) => {
+                self.torn.get_or_insert(format!("an argument of {task}: {rest}"));
             }
             _ => _ = self.strange.get_or_insert(line.to_owned()),
         }
@@ -101,9 +107,9 @@ mod tests {
     #[test]
     fn a_task_without_retries_may_begin_once_and_others_again() {
         let (oracle, task) = self::oracle(0);
-        let run = format!("run {task} 1");
-        assert_eq!(objection(&[run.clone()], &oracle, "once"), None);
-        let twice = [run.clone(), run.clone()];
+        let run = format!("run {task} 1 77");
+        let twice = [run.clone(), run];
+        assert_eq!(objection(&twice[..1], &oracle, "once"), None);
         assert!(objection(&twice, &oracle, "once").expect("it began twice").contains("2 times"));
         let (oracle, _) = self::oracle(3);
         assert_eq!(objection(&twice, &oracle, "once"), None);

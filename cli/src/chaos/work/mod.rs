@@ -74,6 +74,8 @@ pub struct Done {
     pub failures: u64,
     /// Executions, and those of them that were not the first of their task.
     pub executions: (u64, u64),
+    /// Lives of nodes in which there were executions, as far as that is known.
+    pub places: usize,
     /// What judges say of it.
     pub judged: Vec<Judged>,
 }

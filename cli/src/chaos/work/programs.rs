@@ -16,6 +16,7 @@ use mobula_chaos::dice::Dice;
 use mobula_chaos::probe::{at_work, memory};
 use mobula_chaos::program::{Expected, Oracle, Style};
 use mobula_chaos::script::{self, Plan, Script, Step};
+use mobula_chaos::style::pace;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::rc::Rc;
@@ -53,6 +54,7 @@ pub fn run(order: &Order<'_>) -> Result<Done, String> {
     let mut done = tokio::task::LocalSet::new().block_on(&runtime, driver.run(script))?;
     let found = runs::read(&log)?;
     done.executions = (found.executions, found.again);
+    done.places = found.places.len();
     done.judged.extend(runs::judge(&found, &driver.ear.oracle));
     Ok(done)
 }
@@ -63,7 +65,7 @@ fn script(order: &Order<'_>, style: &Style, oracle: &mut Oracle) -> Script {
     let plan = Plan {
         seed: order.seed,
         style,
-        rate: dice.pick(&[(12, 1), (16, 8), (20, 30)]).unwrap_or((16, 8)),
+        rate: pace(order.seed).1,
         drop_permille: dice.pick(&[0, 500, 950]).unwrap_or(0),
         end: order.ends,
         dies: false,

@@ -69,13 +69,13 @@ pub fn submit(
     let (seed, depth, nested) = (task.seed, task.depth, of(&task.nested));
     let what = What { program: program.clone(), seed, depth, nested };
     let cpus = f64::from(body.cpu_milli) / 1000.0;
-    client.submit(compute::task(what, &of(&task.args)).retries(body.retries).cpus(cpus))
+    client.submit(compute::task(what, of(&task.args)).retries(body.retries).cpus(cpus))
 }
 
 #[mobula::remote]
 fn compute(what: What, given: Many<Content>) -> Result<Content, Error> {
     let client = mobula::current();
-    note(&what.program.log, format_args!("run {} {}", client.task(), client.attempt()));
+    note(&what.program.log, format_args!("run {} {} {}", client.task(), client.attempt(), client.node()));
     let mut run = Run::of(client, what);
     for arg in given.0 {
         run.take(None, arg);
