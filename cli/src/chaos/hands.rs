@@ -395,7 +395,9 @@ impl<'a> Hands<'a> {
         let whom = self.anybody(planned, dice)?;
         let most = if whom == Whom::Node(1) { 50 } else { 300 };
         let delay = Duration::from_millis(dice.log_uniform(2, most));
-        let rate = if dice.permille(300) { dice.log_uniform(200_000, 20_000_000) } else { 0 };
+        // The driver's node must not pass for dead.
+        let slow = dice.permille(300) && whom != Whom::Node(1);
+        let rate = if slow { dice.log_uniform(200_000, 20_000_000) } else { 0 };
         let text = match rate {
             0 => format!("what {whom} sends and hears is {} ms late", delay.as_millis()),
             rate => {
@@ -409,8 +411,9 @@ impl<'a> Hands<'a> {
 
     fn requests(&mut self, dice: &mut Dice) -> Result<Landed, Not> {
         let heads = (1..=self.heads).map(Whom::Head);
+        // Not the driver's: a third of its heartbeats lost, and it may pass for dead.
         let well: Vec<Whom> =
-            heads.chain((1..=self.nodes).map(Whom::Node)).filter(|whom| self.is_well(*whom)).collect();
+            heads.chain((2..=self.nodes).map(Whom::Node)).filter(|whom| self.is_well(*whom)).collect();
         if well.is_empty() {
             return Err("everybody has enough to bear".into());
         }

@@ -234,10 +234,13 @@ impl Run<'_> {
             Err(why) => unclear("acknowledged", "R4, S1", why),
         });
         judged.push(agree(&heads, self.scenario.seed));
-        judged.push(match log::events(&heads) {
-            Ok(events) => log::judge(faults, &events),
-            Err(why) => unclear("told", "explain", why),
-        });
+        match log::events(&heads) {
+            Ok(events) => judged.extend([
+                log::judge(faults, &events),
+                log::driver_died(&events, self.cluster.node(1).and_then(|ready| ready.incarnation)),
+            ]),
+            Err(why) => judged.push(unclear("told", "explain", why)),
+        }
         judged.push(self.coverage(faults, done));
         if let Some(most) = self.scenario.expect.stall() {
             let lasted = pulse.longest().map_or(Duration::ZERO, |gap| gap.lasted);

@@ -82,6 +82,7 @@ fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, Stri
     // Ended in order: a job that cannot end has noticed something.
     let mut failed = done.failed;
     failed.extend(done.unanswered);
+    failed.extend(done.lost);
     failed.extend(driver.end(true).err().map(|e| format!("the end of the job: {e}")));
     let workers_restarted = before.difference(&after).count().max(after.difference(&before).count());
     Ok(Report {

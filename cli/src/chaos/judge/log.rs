@@ -57,6 +57,12 @@ pub fn judge(faults: &mut [Fault], events: &[Event]) -> Judged {
     Judged::of("told", "explain", Class::Safety, checked).objecting(objection)
 }
 
+/// That the driver's node was declared dead, although nothing kills it, and what proved it.
+pub fn driver_died(events: &[Event], life: Option<u64>) -> Judged {
+    let is_it = |event: &&Event| event.kind() == EventKind::EventNodeDied && Some(event.incarnation) == life;
+    Judged::of("driver", "harness", Class::Unknown, 1).objecting(events.iter().find(is_it).map(text))
+}
+
 /// Whether a fault must show in the log: a node that was killed is dead, and a head that was killed and led is followed.
 fn must_be_told(fault: &Fault) -> bool {
     match fault.kind {

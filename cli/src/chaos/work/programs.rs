@@ -2,7 +2,7 @@
 //! everything, and ends its job. The interpreter knows every answer.
 
 use super::task::{self, Program, References};
-use super::tasks::connect;
+use super::tasks::{connect, lost_node};
 use super::{BOUND, Done, LOOK, Order, SETTLES, Shared};
 use crate::chaos::judge::{Class, Judged, runs};
 use crate::chaos::probe;
@@ -329,7 +329,7 @@ impl Ear {
     /// The driver's node is gone, and with it what could be judged.
     fn check(&self) -> Result<(), String> {
         match &self.hands.borrow().lost {
-            Some(why) => Err(format!("the driver lost its node, which nothing strikes: {why}")),
+            Some(why) => Err(lost_node(why)),
             None => Ok(()),
         }
     }

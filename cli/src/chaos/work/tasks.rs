@@ -34,6 +34,8 @@ pub struct Kept {
     pub wrong: u64,
     /// Failed, and why.
     pub failed: Vec<String>,
+    /// The driver's node is gone: nothing more was submitted.
+    pub lost: Option<String>,
     /// Had no answer within the time given.
     pub unanswered: Vec<String>,
 }
@@ -62,6 +64,10 @@ pub fn keep_busy(
             Ok(found) if found == answer(number) => {}
             Ok(_) => kept.wrong += 1,
             Err(Error::Timeout(_)) => kept.unanswered.push(format!("task {number}")),
+            Err(Error::Disconnected(why)) => {
+                kept.lost = Some(why);
+                return kept;
+            }
             Err(error) => kept.failed.push(format!("task {number}: {error}")),
         }
         answered();
@@ -79,10 +85,15 @@ pub fn connect(cluster: &crate::cluster::LocalCluster, job_name: &str) -> Result
         .map_err(|e| e.to_string())
 }
 
+/// What a run says whose driver's node went: nobody can judge it.
+pub fn lost_node(why: &str) -> String {
+    format!("the driver lost its node, which nothing kills: {why}")
+}
+
 /// Runs it.
 ///
 /// # Errors
-/// The driver cannot connect.
+/// The driver cannot connect, or its node is gone.
 pub fn run(order: &Order<'_>) -> Result<Done, String> {
     let driver = connect(order.cluster, "chaos: tasks")?;
     let until = order.pulse.began() + order.ends;
@@ -91,6 +102,9 @@ pub fn run(order: &Order<'_>) -> Result<Done, String> {
     let stop = || Instant::now() >= until && order.shared.is_calm();
     let kept = keep_busy(&driver, patience, stop, || order.pulse.asked(1), || order.pulse.answered(1));
     order.pulse.over();
+    if let Some(why) = kept.lost {
+        return Err(lost_node(&why));
+    }
     let lethal = order.shared.lethal.load(Ordering::SeqCst);
     let mut judged = vec![
         Judged::of("value", "G3, S9", Class::Safety, kept.tasks)
