@@ -609,9 +609,10 @@ pub struct InjectArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct ExperimentArgs {
-    /// failover, crashes, head-kills, or list
+    /// failover, crashes, head-kills, recovery, owner-death, or list
     pub name: String,
-    /// How often heads are struck [default: failover and crashes 20, head-kills 219]
+    /// How often heads are struck, or rounds of each case [default: failover and crashes 20, head-kills 219, recovery
+    /// and owner-death 3]
     #[arg(long, value_name = "N")]
     pub kills: Option<usize>,
     /// failover: what happens to the leader
@@ -635,7 +636,10 @@ pub struct ExperimentArgs {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// failover: draw the stall's distribution
+    /// recovery: write the figures as CSV
+    #[arg(long, value_name = "FILE")]
+    pub csv: Option<PathBuf>,
+    /// failover: draw the stall's distribution; recovery: bars
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
 }

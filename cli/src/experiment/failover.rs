@@ -8,7 +8,7 @@ use super::ghost::Ghost;
 use super::lanes::Lanes;
 use super::look::{self, Seen};
 use super::report::{Gathered, Report, Strike};
-use super::{progress_bar, strike, write_report};
+use super::{drawing, progress_bar, strike, write_report, write_text};
 use crate::args::{ExperimentArgs, How};
 use crate::cluster::{Heads, LocalCluster, Shape};
 use crate::config::Settings;
@@ -18,7 +18,6 @@ use crate::{output, say};
 use mobula_base::random::Random;
 use mobula_gcs::Client;
 use mobula_net::tcp::TcpNet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -68,21 +67,11 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     report.print(settings.output);
     settings.output.data(&report);
     write_report(args.report.as_deref(), &report)?;
-    if let Some(path) = drawing(args) {
-        std::fs::write(&path, report.svg()).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
-    }
+    write_text(drawing(args).as_deref(), &report.svg())?;
     if args.keep {
         say!(settings.output, "data and logs: {}", cluster.dir().display());
     }
     Ok(report.code())
-}
-
-/// Where the drawing goes: beside the report, unless a place is named.
-fn drawing(args: &ExperimentArgs) -> Option<PathBuf> {
-    let beside = || {
-        Some(args.report.as_ref()?.with_extension("svg")).filter(|path| args.report.as_ref() != Some(path))
-    };
-    args.svg.clone().or_else(beside)
 }
 
 async fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {

@@ -84,7 +84,7 @@ fn compute(what: What, given: Many<Content>) -> Result<Content, Error> {
 }
 
 /// Writes a line down for the judge: it is in the kernel's hands when this returns, whatever becomes of this process.
-fn note(log: &str, line: std::fmt::Arguments<'_>) {
+pub fn note(log: &str, line: std::fmt::Arguments<'_>) {
     let path = Path::new(log).join(format!("{}.runs", std::process::id()));
     let file = File::options().create(true).append(true).open(path);
     // Without it the judge would be blind: the task fails, and with it the run.

@@ -1,0 +1,352 @@
+//! How long it takes until what a node took along exists again, against the shortest time in which that could be, and what
+//! ran again that need not have: the lost fraction, the depth of the lineage and the fan-in vary.
+
+use super::bars::{self, Row};
+use super::chains::{Chains, Like};
+use super::{progress_bar, write_report};
+use crate::args::ExperimentArgs;
+use crate::chaos::work::tasks::connect;
+use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::config::Settings;
+use crate::exit::{self, Failure, Outcome};
+use crate::say;
+use mobula::Client;
+use serde::Serialize;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Node 1 is the driver's, node 2 is the one that goes.
+const NODES: usize = 5;
+const VICTIM: usize = 2;
+/// CPUs of each.
+const CPUS: u32 = 4;
+/// Memory of each node's store, MB.
+const STORE_MB: u64 = 256;
+/// How long anything may take before the experiment gives up.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Rounds of each case without `--kills`: the one in the middle counts.
+const ROUNDS: usize = 3;
+/// Over the bound, at most.
+const RATIO_MAX: f64 = 1.1;
+
+/// What is lost, and how deep it goes.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    chains: u64,
+    /// So many of them end on the node that goes.
+    lost: u64,
+    like: Like,
+    /// One task takes the ends of all.
+    gathers: bool,
+}
+
+const fn case(chains: u64, lost: u64, depth: u64, ms: u64) -> Case {
+    Case { chains, lost, like: Like { depth, ms }, gathers: false }
+}
+
+const CASES: [Case; 8] = [
+    case(100, 1, 1, 50),
+    case(100, 10, 1, 50),
+    case(100, 50, 1, 50),
+    case(100, 10, 10, 20),
+    case(100, 50, 10, 20),
+    case(10, 1, 100, 10),
+    case(10, 1, 1000, 2),
+    Case { gathers: true, ..case(100, 50, 1, 50) },
+];
+
+impl Case {
+    fn name(&self) -> String {
+        let fan = if self.gathers { ", all taken by one" } else { "" };
+        format!("{} % lost, depth {}{fan}", self.lost * 100 / self.chains, self.like.depth)
+    }
+
+    /// Tasks that must run again, and no others.
+    fn needed(&self) -> u64 {
+        self.lost * self.like.depth + u64::from(self.gathers)
+    }
+
+    /// The shortest time, once the loss is noticed: chains are as long as they are, and CPUs as many.
+    fn bound_ms(&self) -> f64 {
+        let cpus = (NODES as u64 - 1) * u64::from(CPUS);
+        let waves = self.lost.div_ceil(cpus);
+        (waves * self.like.depth * self.like.ms + if self.gathers { self.like.ms } else { 0 }) as f64
+    }
+}
+
+/// A case, measured.
+#[derive(Clone, Debug, Serialize)]
+struct Measured {
+    case: String,
+    chains: u64,
+    lost: u64,
+    depth: u64,
+    task_ms: u64,
+    /// Of a round without a fault: until all values are here.
+    calm_ms: f64,
+    /// From the SIGKILL until the driver heard of it, of the round in the middle.
+    noticed_ms: f64,
+    /// From the SIGKILL until all values are here, of the round in the middle; and of all rounds.
+    recovered_ms: f64,
+    rounds_ms: Vec<f64>,
+    /// The shortest time after the loss is noticed.
+    bound_ms: f64,
+    /// What it took after that, over the bound.
+    ratio: f64,
+    /// Tasks that had to run again, and, of all rounds, the most that did beyond them.
+    needed: u64,
+    excess: i64,
+    wrong: u64,
+    failed: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+struct Report {
+    experiment: &'static str,
+    cpus: usize,
+    optimized: bool,
+    nodes: usize,
+    cases: Vec<Measured>,
+    passed: bool,
+}
+
+/// Runs it.
+pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+    let harness = |message: String| Failure { code: exit::HARNESS, message };
+    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
+    let shape =
+        Shape { heads: args.heads, nodes: NODES, shards: args.shards, workers: CPUS, store_mb: STORE_MB };
+    cluster.start_with(shape, &Heads::default()).map_err(harness)?;
+    let rounds = args.kills.unwrap_or(ROUNDS);
+    let bar = progress_bar(CASES.len() * rounds);
+    let mut cases = Vec::new();
+    for (number, case) in CASES.iter().enumerate() {
+        bar.set_message(case.name());
+        let log = cluster.dir().join(format!("runs-{number}"));
+        cases.push(measure(&cluster, case, rounds, &log, &|| bar.inc(1)).map_err(harness)?);
+    }
+    bar.finish_and_clear();
+    let is_safe = cases.iter().all(|case| case.wrong == 0 && case.failed.is_none());
+    let passed = is_safe && cases.iter().all(|case| case.ratio <= RATIO_MAX && case.excess <= 0);
+    let report = Report {
+        experiment: "recovery",
+        cpus: std::thread::available_parallelism().map_or(1, usize::from),
+        optimized: !cfg!(debug_assertions),
+        nodes: NODES,
+        cases,
+        passed,
+    };
+    print(settings, &report);
+    settings.output.data(&report);
+    write_report(args.report.as_deref(), &report)?;
+    super::write_text(args.csv.as_deref(), &csv(&report))?;
+    super::write_text(super::drawing(args).as_deref(), &svg(&report))?;
+    Ok(match (is_safe, passed) {
+        (false, _) => exit::FAILED,
+        (true, false) => exit::FIGURE_MISSED,
+        (true, true) => exit::OK,
+    })
+}
+
+/// One round without a fault, then the rounds with one.
+fn measure(
+    cluster: &LocalCluster,
+    case: &Case,
+    rounds: usize,
+    log: &Path,
+    done: &dyn Fn(),
+) -> Result<Measured, String> {
+    let calm = round(cluster, case, &log.join("calm"), false)?;
+    let mut struck = Vec::new();
+    for number in 0..rounds {
+        struck.push(round(cluster, case, &log.join(number.to_string()), true)?);
+        done();
+    }
+    let excess = struck.iter().map(|round| round.again as i64 - case.needed() as i64).max().unwrap_or(0);
+    let wrong = calm.wrong + struck.iter().map(|round| round.wrong).sum::<u64>();
+    let failed = struck.iter().chain([&calm]).find_map(|round| round.failed.clone());
+    let rounds_ms = struck.iter().map(|round| ms(round.recovered)).collect();
+    struck.sort_by_key(|round| round.recovered);
+    let middle = &struck[struck.len() / 2];
+    let after = ms(middle.recovered.saturating_sub(middle.noticed));
+    Ok(Measured {
+        case: case.name(),
+        chains: case.chains,
+        lost: case.lost,
+        depth: case.like.depth,
+        task_ms: case.like.ms,
+        calm_ms: ms(calm.recovered),
+        noticed_ms: ms(middle.noticed),
+        recovered_ms: ms(middle.recovered),
+        rounds_ms,
+        bound_ms: case.bound_ms(),
+        ratio: after / case.bound_ms(),
+        needed: case.needed(),
+        excess,
+        wrong,
+        failed,
+    })
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+struct Round {
+    noticed: Duration,
+    recovered: Duration,
+    again: u64,
+    wrong: u64,
+    failed: Option<String>,
+}
+
+/// Makes the values, takes the node away if it is to go, and gets them.
+fn round(cluster: &LocalCluster, case: &Case, log: &Path, strikes: bool) -> Result<Round, String> {
+    let client = connect(cluster, "recovery")?;
+    let others = NODES as u64 - 2;
+    let node_of = |chain: u64| match chain < case.lost {
+        true => format!("node-{VICTIM}"),
+        false => format!("node-{}", VICTIM as u64 + 1 + chain % others),
+    };
+    let mut chains = Chains::submit(&client, log, case.chains, case.like, node_of)?;
+    chains.wait(&client, PATIENCE)?;
+    client.take_notices();
+    let (before, _) = chains.executions()?;
+    let began = match strikes {
+        true => cluster.kill_node(VICTIM),
+        false => Instant::now(),
+    };
+    if case.gathers {
+        // It is submitted when what it takes is gone already.
+        chains = chains.gathered(&client, case.like.ms);
+    }
+    let (noticed, (wrong, failed)) = std::thread::scope(|scope| {
+        let getting = scope.spawn(|| chains.get(PATIENCE));
+        let mut noticed = None;
+        while !getting.is_finished() {
+            noticed = noticed.or_else(|| hears(&client).then(|| began.elapsed()));
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        (noticed.unwrap_or_default(), getting.join().unwrap_or((0, None)))
+    });
+    let recovered = began.elapsed();
+    let again = chains.executions()?.0 - before;
+    drop(chains);
+    client.end(true).map_err(|e| format!("the job cannot end: {e}"))?;
+    if strikes {
+        cluster.restart_node(VICTIM)?;
+    }
+    Ok(Round { noticed, recovered, again, wrong, failed: failed.map(|error| error.to_string()) })
+}
+
+fn hears(client: &Client) -> bool {
+    client.take_notices().iter().any(|notice| notice.kind == "node-dead")
+}
+
+fn print(settings: &Settings, report: &Report) {
+    let output = settings.output;
+    say!(
+        output,
+        "recovery: {} nodes of {CPUS} CPUs, one of which is killed; the round in the middle of {}",
+        NODES,
+        report.cases.first().map_or(0, |case| case.rounds_ms.len())
+    );
+    say!(
+        output,
+        "  {:<34} {:>8} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7}",
+        "",
+        "noticed",
+        "recovered",
+        "bound",
+        "no fault",
+        "ratio",
+        "needed",
+        "excess"
+    );
+    for case in &report.cases {
+        say!(
+            output,
+            "  {:<34} {:>5.0} ms {:>6.0} ms {:>6.0} ms {:>6.0} ms {:>6.2}x {:>7} {:>7}",
+            case.case,
+            case.noticed_ms,
+            case.recovered_ms,
+            case.bound_ms,
+            case.calm_ms,
+            case.ratio,
+            case.needed,
+            case.excess
+        );
+        if case.wrong > 0 || case.failed.is_some() {
+            say!(
+                output,
+                "  ! {} wrong values; {}",
+                case.wrong,
+                case.failed.as_deref().unwrap_or("none failed")
+            );
+        }
+    }
+    say!(
+        output,
+        "ratio: what it took after the loss was noticed, over the bound; at most {RATIO_MAX} is asked for, and no excess"
+    );
+    say!(output, "{}", if report.passed { "passed" } else { "not passed" });
+}
+
+fn csv(report: &Report) -> String {
+    let mut text =
+        "case,chains,lost,depth,task_ms,noticed_ms,recovered_ms,bound_ms,calm_ms,ratio,needed,excess\n"
+            .to_owned();
+    for case in &report.cases {
+        let _ = writeln!(
+            text,
+            "\"{}\",{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.4},{},{}",
+            case.case,
+            case.chains,
+            case.lost,
+            case.depth,
+            case.task_ms,
+            case.noticed_ms,
+            case.recovered_ms,
+            case.bound_ms,
+            case.calm_ms,
+            case.ratio,
+            case.needed,
+            case.excess
+        );
+    }
+    text
+}
+
+fn svg(report: &Report) -> String {
+    let rows: Vec<Row> = report
+        .cases
+        .iter()
+        .map(|case| Row {
+            label: case.case.clone(),
+            measured: case.recovered_ms - case.noticed_ms,
+            bound: case.bound_ms,
+            note: format!("{:.0} ms, {:.2}x, excess {}", case.recovered_ms, case.ratio, case.excess),
+        })
+        .collect();
+    bars::draw(
+        "Recovery from the loss of a node",
+        "measured, after it was noticed",
+        "shortest possible",
+        &rows,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bound_counts_waves_and_links() {
+        assert_eq!(case(100, 50, 1, 50).bound_ms(), 200.0, "50 tasks on 16 CPUs are four waves");
+        assert_eq!(case(10, 1, 100, 10).bound_ms(), 1000.0);
+        assert_eq!(Case { gathers: true, ..case(100, 10, 1, 50) }.bound_ms(), 100.0);
+        assert_eq!(case(100, 10, 10, 20).needed(), 100);
+        assert_eq!(case(100, 1, 1, 50).name(), "1 % lost, depth 1");
+    }
+}
