@@ -37,6 +37,7 @@ impl World {
             run.next += 1;
             match op {
                 Op::Work(ns) => {
+                    let ns = run.takes(ns);
                     run.ran_ns += ns;
                     return self.compute(machine, epoch, client, ns);
                 }
@@ -190,13 +191,30 @@ impl World {
         false
     }
 
+    /// What a task or the driver reads must be what the program makes.
+    pub(super) fn judge_read(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+        object: ObjectId,
+        content: &program::Content,
+    ) {
+        let now = self.now();
+        let Some(life) = self.life(machine, epoch) else { return };
+        let run = life.clients.get(&client).map_or(0, |client| client.runs);
+        let who = (life.incarnation.0, client, run);
+        self.judges.value.got(&self.oracle, object, content, now);
+        self.judges.one.read(&self.oracle, who, object, content, now, &mut self.sometimes);
+    }
+
     /// A task got a value: it takes the references out of it.
     fn got(&mut self, machine: usize, epoch: u64, client: ClientId, object: ObjectId, seen: &Seen) {
         let now = self.now();
         match seen {
             Seen::Here(value) => {
                 let content = self.read(machine, value);
-                self.judges.value.got(&self.oracle, object, &content, now);
+                self.judge_read(machine, epoch, client, object, &content);
                 let Some(run) = self.run_of(machine, epoch, client) else { return };
                 run.inputs.push(content.hash);
                 let fresh = run.locals.take(Some(object), &content.refs);
@@ -269,6 +287,8 @@ impl World {
             }
             (None, _) => return,
         };
+        let content = self.that_stands(machine, object, &room, content);
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
         match same(room, &content) {
             Ok(()) => {
                 match object.item() {
