@@ -229,6 +229,9 @@ impl World {
                 self.driver.made.extend(task.outputs(&self.options.style));
                 if let Some(items) = task.stream(&self.options.style) {
                     self.driver.streams.insert(task.id, Taking::of(task.id, items));
+                    if let Some(who) = self.who(0, epoch, DRIVER) {
+                        self.judges.one.takes(who, task.id);
+                    }
                 }
                 self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
             }

@@ -88,6 +88,9 @@ impl World {
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
         let outputs = child.outputs(&self.options.style);
         let stream = child.stream(&self.options.style);
+        if let Some(who) = self.who(machine, epoch, client).filter(|_| stream.is_some()) {
+            self.judges.one.takes(who, id);
+        }
         let Some(run) = self.run_of(machine, epoch, client) else { return };
         if let Some(items) = stream {
             run.locals.flow(id, items, &given);
@@ -201,11 +204,21 @@ impl World {
         content: &program::Content,
     ) {
         let now = self.now();
-        let Some(life) = self.life(machine, epoch) else { return };
-        let run = life.clients.get(&client).map_or(0, |client| client.runs);
-        let who = (life.incarnation.0, client, run);
+        let Some(who) = self.who(machine, epoch, client) else { return };
         self.judges.value.got(&self.oracle, object, content, now);
         self.judges.one.read(&self.oracle, who, object, content, now, &mut self.sometimes);
+    }
+
+    /// A client for the judges: each run of a worker is another.
+    pub(super) fn who(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+    ) -> Option<super::judge::one::Who> {
+        let life = self.life(machine, epoch)?;
+        let run = life.clients.get(&client).map_or(0, |client| client.runs);
+        Some((life.incarnation.0, client, run))
     }
 
     /// A task got a value: it takes the references out of it.

@@ -21,6 +21,8 @@ pub struct One {
     pub(super) found: Found,
     /// Moods in which the items were made that somebody has read.
     streams: BTreeMap<(Who, TaskId), BTreeSet<u64>>,
+    /// Who submitted a stream last: an attempt whose successor runs beside it takes no more of it.
+    takers: BTreeMap<TaskId, Who>,
     /// Streams that somebody knows to have ended.
     over: BTreeSet<(Who, TaskId)>,
     /// Of every object the mood in which it was read last.
@@ -28,6 +30,11 @@ pub struct One {
 }
 
 impl One {
+    /// Somebody submits a task, and takes what it makes.
+    pub fn takes(&mut self, who: Who, task: TaskId) {
+        self.takers.insert(task, who);
+    }
+
     /// Somebody reads a value.
     pub fn read(
         &mut self,
@@ -57,7 +64,7 @@ impl One {
     fn ended(&mut self, who: Who, task: TaskId, mark: &Content, now: Instant) {
         self.over.insert((who, task));
         let Some(moods) = self.streams.remove(&(who, task)) else { return };
-        if moods.iter().any(|mood| *mood != mark.mood) {
+        if self.takers.get(&task) == Some(&who) && moods.iter().any(|mood| *mood != mark.mood) {
             objects_to(&mut self.found, || {
                 format!(
                     "at {now:?} {who:?} finds that {task} ended well in mood {}, and has taken items of {moods:?}",
