@@ -216,7 +216,7 @@ pub fn task_content(seed: u64, inputs: impl Iterator<Item = u64>, len: u64, refs
     Content { hash: with_refs(inputs.fold(mix(seed, 0x7461736b), mix), &refs), len, mood: 0, refs }
 }
 
-/// The elements of what a task returns in parts: small ones; the references lie in the first.
+/// The elements of what a task returns in parts: small ones; the references lie in the first. Without a mood.
 pub fn parts_content(seed: u64, inputs: &[u64], parts: u32, refs: Vec<ObjectId>) -> Vec<Content> {
     let mut refs = Some(refs);
     let part = |n| {
@@ -237,10 +237,11 @@ pub fn items_content(seed: u64, inputs: &[u64], body: &Body, refs: Vec<ObjectId>
     (0..body.items).map(item).collect()
 }
 
-/// A task's own value when it returns parts: says which.
-pub fn mark_of(parts: &[Content]) -> Content {
-    let hash = parts.iter().fold(0, |hash, part| mix(hash, u64::from(part.crc())));
-    Content { hash, len: 16, mood: 0, refs: Vec::new() }
+/// A task's own value when it returns parts: says which, and in which mood they were made.
+pub fn mark_of(parts: &[Content], mood: u64) -> Content {
+    let same = |part: &Content| Content { mood: 0, ..part.clone() }.crc();
+    let hash = parts.iter().fold(0, |hash, part| mix(hash, u64::from(same(part))));
+    Content { hash, len: 16, mood, refs: Vec::new() }
 }
 
 /// A task to be submitted.
@@ -336,6 +337,8 @@ pub struct Known {
     pub moody: bool,
     /// Whether it may fail because of that.
     pub diverges: bool,
+    /// Whether it may fail as it pleases.
+    pub fickle: bool,
     /// It says that it only computes, and may be repeated.
     pub pure: bool,
 }
@@ -344,8 +347,9 @@ impl Known {
     /// A task that was submitted on a whim.
     fn whim() -> Self {
         let (args, uses, children) = (Vec::new(), Vec::new(), Vec::new());
-        let (poison, limit, moody, diverges, pure) = (false, None, false, false, false);
-        Known { args, uses, children, outputs: Vec::new(), retries: 3, poison, limit, moody, diverges, pure }
+        let (poison, limit, moody, diverges, fickle, pure) = (false, None, false, false, false, false);
+        let outputs = Vec::new();
+        Known { args, uses, children, outputs, retries: 3, poison, limit, moody, diverges, fickle, pure }
     }
 }
 
@@ -469,6 +473,7 @@ impl Oracle {
             limit,
             moody: body.moody,
             diverges,
+            fickle: body.fickle,
             pure,
         };
         self.tasks.insert(*id, known);
@@ -479,7 +484,7 @@ impl Oracle {
         let whole = match body.parts {
             _ if body.window > 0 => {
                 let items = items_content(seed, inputs, body, refs);
-                let mark = mark_of(&items);
+                let mark = mark_of(&items, 0);
                 let all = items.into_iter().enumerate();
                 self.objects.extend(all.map(|(n, item)| (id.item(n as u32), Expected::Value(item))));
                 mark
@@ -487,7 +492,7 @@ impl Oracle {
             0 => task_content(seed, inputs.iter().copied(), body.len, refs),
             parts => {
                 let parts = parts_content(seed, inputs, parts, refs);
-                let mark = mark_of(&parts);
+                let mark = mark_of(&parts, 0);
                 let all = parts.into_iter().enumerate();
                 self.objects.extend(all.map(|(n, part)| (id.element(n as u32), Expected::Value(part))));
                 mark

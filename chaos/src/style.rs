@@ -188,6 +188,8 @@ pub struct Body {
     pub function: u64,
     /// It makes other bytes each time, though nothing that comes of its value differs.
     pub moody: bool,
+    /// It fails now and then, and takes long now and then, as it pleases.
+    pub fickle: bool,
     /// How many objects it returns, if not one value: elements (decision 26).
     pub parts: u32,
     /// It returns a stream, of which so many items may wait to be taken (decision 27); 0: it does not.
@@ -224,6 +226,11 @@ const PARTS_MAX: u64 = 4;
 const ITEMS_MAX: u64 = 6;
 const WINDOW_MAX: u64 = 4;
 
+/// Of those that make other bytes each time so many do not even come through each time, in a thousand.
+const FICKLE_PERMILLE: u64 = 500;
+
+/// What the error says that comes as it pleases.
+pub const FICKLE: &str = "not this time";
 /// What the error of a first attempt says.
 pub const FLAKY: &str = "not the first time";
 /// What the error says that comes each time.
@@ -281,6 +288,7 @@ impl Body {
             cpu_milli: 500,
             function,
             moody: false,
+            fickle: false,
             parts: 0,
             window: 0,
             items: 0,
@@ -363,6 +371,7 @@ impl Style {
         }
         self.work_us =
             dice.pick(&[(500, 20_000), (2_000, 80_000), (10_000, 300_000)]).unwrap_or((500, 20_000));
+        self.moody_permille = dice.pick(&[0, 80, 300]).unwrap_or(0);
     }
 
     /// Where a task may run: of a stream of its own. Machine 0, which is the driver's, always may.
@@ -381,9 +390,9 @@ impl Style {
         }
     }
 
-    /// How many objects a task returns: of a stream of its own. What differs from time to time is one value.
-    fn parts(&self, seed: u64, moody: bool) -> u32 {
-        if self.parts_permille == 0 || moody {
+    /// How many objects a task returns: of a stream of its own.
+    fn parts(&self, seed: u64) -> u32 {
+        if self.parts_permille == 0 {
             return 0;
         }
         let dice = &mut Dice::new(seed, "parts");
@@ -392,9 +401,9 @@ impl Style {
 
     /// The window of a stream and how many items it has, if a task returns one: of a stream of dice of its own. A program
     /// cannot tell how many were made by a task that fails for good, so this one does not, and has the time it needs.
-    fn flow(&self, seed: u64, depth: u8, moody: bool) -> (u32, u32) {
+    fn flow(&self, seed: u64, depth: u8) -> (u32, u32) {
         let dice = &mut Dice::new(seed, "items");
-        match depth < self.depth && !moody && dice.permille(self.streams_permille) {
+        match depth < self.depth && dice.permille(self.streams_permille) {
             true => (dice.from_to(1, WINDOW_MAX) as u32, dice.below(ITEMS_MAX + 1) as u32),
             false => (0, 0),
         }
@@ -447,11 +456,12 @@ impl Style {
         let cpu_milli = dice.pick(&[1000, 1000, 1000, 500, 2000]).unwrap_or(1000);
         let returns = self.refs(dice);
         let (place, len) = (self.place(seed), self.len(dice));
-        let (window, items) = self.flow(seed, depth, moody);
+        let (window, items) = self.flow(seed, depth);
         let streams = window > 0;
-        let parts = if streams { 0 } else { self.parts(seed, moody) };
+        let parts = if streams { 0 } else { self.parts(seed) };
         let (end, limit_ms) = if streams { (End::Value, 0) } else { (end, limit_ms) };
         let first = if streams && first == First::Hangs { First::Same } else { first };
+        let fickle = moody && Dice::new(seed, "fickle").permille(FICKLE_PERMILLE);
         let pure = returns.is_empty() && self.is_pure(seed, &ops, moody);
         Body {
             place,
@@ -466,6 +476,7 @@ impl Style {
             cpu_milli,
             function,
             moody,
+            fickle,
             parts,
             window,
             items,

@@ -118,7 +118,12 @@ impl Core {
     pub(crate) fn end_cancelled(&mut self, task: TaskId) -> bool {
         let was = !self.cancelled.is_empty() && self.cancelled.remove(&task);
         if was {
-            self.fail_kept(task, cancelled());
+            // A stream that was made otherwise than before was cancelled for that.
+            let why = match self.verdict(task, Err(cancelled())) {
+                Err(why) if !mutant!("W55") => why,
+                Err(_) | Ok(_) => cancelled(),
+            };
+            self.fail_kept(task, why);
         }
         was
     }

@@ -386,6 +386,11 @@ impl Core {
         }
     }
 
+    /// Whether what this worker makes as this attempt counts here: it was given it, and nothing has taken its place.
+    pub fn has_given(&self, worker: ClientId, task: TaskId, attempt: u32) -> bool {
+        self.runs.get(&task).is_some_and(|run| run.given == Some(worker) && run.attempt == attempt)
+    }
+
     /// A value in this node's memory that counts, told or not: it may wait for the records of what the task
     /// submitted (R4, R5).
     pub fn keeps(&self, id: ObjectId) -> Option<&Value> {

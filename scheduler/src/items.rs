@@ -210,6 +210,8 @@ impl Core {
 impl Core {
     /// A client submits a task that returns a stream, and takes what it makes.
     pub(crate) fn begin_consuming(&mut self, client: ClientId, task: TaskId, job: JobId) {
+        let before = self.consumers.remove(&task);
+        let was_taken = before.is_some();
         let consumer = Consumer {
             client,
             job,
@@ -218,9 +220,10 @@ impl Core {
             asked: 0,
             taken: 0,
             unsafe_yet: VecDeque::new(),
-            diverged: None,
+            // The task is being stopped for that.
+            diverged: before.and_then(|before| before.diverged),
         };
-        if self.consumers.remove(&task).is_some() {
+        if was_taken {
             // What the attempt that runs has made by now, another one has taken. It runs on without anybody.
             self.tell_taken(task);
         }
@@ -258,13 +261,19 @@ impl Core {
                 Some(wire::Value::Shared(_) | wire::Value::Failure(_)) | None => break,
             };
             let count = consumer.made.len();
+            let told = consumer.made.get(n as usize).copied().filter(|_| !mutant!("W35"));
+            // An attempt that nobody takes from any more may have left one here. What is made here takes its place.
+            let lies_here = || match &self.objects.get(&task.item(n))?.state {
+                State::Here(value) if by != me && !mutant!("W54") => Some(value.output(crc)),
+                _ => None,
+            };
+            if let Some(before) = told.or_else(lies_here).filter(|before| *before != output && !accepts) {
+                let failure = say_diverged(task, attempt, n, before, output);
+                consumer.diverged.get_or_insert(failure);
+                self.cancel(vec![task], false, None);
+                return;
+            }
             match consumer.made.get_mut(n as usize) {
-                Some(before) if *before != output && !accepts && !mutant!("W35") => {
-                    let failure = say_diverged(task, attempt, n, *before, output);
-                    consumer.diverged.get_or_insert(failure);
-                    self.cancel(vec![task], false, None);
-                    return;
-                }
                 Some(before) => *before = output,
                 None if count == n as usize => consumer.made.push(output),
                 // Of an attempt that had begun before anybody here took from it.

@@ -339,6 +339,41 @@ fn an_item_that_is_made_again_and_is_another_ends_the_stream() {
 }
 
 #[test]
+fn a_stream_that_was_made_otherwise_says_so_also_when_whoever_made_it_dies() {
+    let (mut node, stream) = given_away();
+    node.hears(stream, 1, 0, &[inline("a")]);
+    node.hears(stream, 1, 0, &[inline("other")]);
+    assert_eq!(node.said(), "m1 C");
+    node.members(&[ME, Incarnation(3)]);
+    let granted = item_outcome::Outcome::Granted(mobula_proto::TaskView {
+        attempt: 2,
+        spec: Some(spec(stream, 2)),
+        ..mobula_proto::TaskView::default()
+    });
+    node.settle_with(|item| matches!(item, Item::Next(_)).then(|| granted.clone()));
+    let told = node.told(stream.output(0));
+    assert!(matches!(&told[..], [Ready::Failed(f)] if f.kind() == FailureKind::FailureDiverged), "{told:?}");
+}
+
+#[test]
+fn an_item_that_lies_here_already_and_is_another_ends_the_stream() {
+    let (mut node, stream) = given_away();
+    node.hears(stream, 1, 0, &[inline("a"), inline("b")]);
+    node.take(stream, 0, 1);
+    node.settle();
+    assert_eq!(node.said(), "m2 T1");
+    // Whoever took it runs again, and begins with the first.
+    node.submit(TaskSpec { replay: true, ..spec(stream, 2) });
+    assert_eq!(node.said(), "Tall");
+    node.hears(stream, 1, 0, &[inline("a"), inline("b")]);
+    assert_eq!(node.said(), "m2");
+    node.submit(TaskSpec { replay: true, ..spec(stream, 2) });
+    assert_eq!(node.said(), "Tall");
+    node.hears(stream, 1, 0, &[inline("other"), inline("b")]);
+    assert_eq!(node.said(), "C", "it would have the first of one making and the second of another");
+}
+
+#[test]
 fn nobody_waits_for_a_client_that_is_gone_or_takes_no_more() {
     let (mut node, stream) = given_away();
     node.hears(stream, 1, 0, &[inline("a")]);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use mobula_base::{IdMap, ObjectId};
-use mobula_proto::{RunTask, Value, object_id, value as wire_value};
+use mobula_proto::{RunTask, Value, object_id, task_id, value as wire_value};
 use std::collections::VecDeque;
 
 /// Bytes that are kept at most; a value beyond that is asked for again.
@@ -38,8 +38,18 @@ impl Recent {
         }
     }
 
+    /// What an earlier attempt made is not to be taken for what this one makes, which may fail.
+    fn forget(&mut self, id: ObjectId) {
+        if let Some(old) = self.values.remove(&id) {
+            self.bytes -= old.len() + ENTRY;
+            self.order.retain(|kept| *kept != id);
+        }
+    }
+
     /// Puts in the argument that this worker was to make itself, if any; whether it has.
-    pub fn complete(&self, run: &mut RunTask) -> bool {
+    pub fn complete(&mut self, run: &mut RunTask) -> bool {
+        let task = run.spec.as_ref().and_then(|spec| task_id(&spec.id).ok());
+        task.into_iter().for_each(|task| self.forget(task.output(0)));
         let Some(made) = &run.made else { return true };
         let value = object_id(&made.object).ok().and_then(|id| self.values.get(&id));
         let (Some(value), Some(place)) = (value, run.args.get_mut(made.place as usize)) else { return false };
@@ -52,7 +62,7 @@ impl Recent {
 mod tests {
     use super::*;
     use mobula_base::{JobId, TaskId};
-    use mobula_proto::{Made, TaskSpec, object_bytes};
+    use mobula_proto::{Made, TaskSpec, object_bytes, task_bytes};
 
     #[test]
     fn what_was_made_is_put_in_unless_it_was_too_long_ago() {
@@ -78,6 +88,12 @@ mod tests {
         }
         assert!(!recent.complete(&mut run(1)) && recent.complete(&mut run(19)));
         assert!(recent.bytes <= BYTES_MAX);
+        // The task that has made it runs again, and may fail this time.
+        let spec = Some(TaskSpec { id: task_bytes(id(19).task), ..TaskSpec::default() });
+        let before = recent.bytes;
+        assert!(recent.complete(&mut RunTask { spec, ..RunTask::default() }));
+        assert!(!recent.complete(&mut run(19)) && recent.complete(&mut run(18)));
+        assert!(recent.bytes < before && !recent.order.contains(&id(19)));
         for n in 20..2 * VALUES_MAX as u64 {
             recent.keep(id(n), Bytes::new());
         }

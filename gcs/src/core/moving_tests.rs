@@ -405,3 +405,39 @@ fn references_move_with_their_slots() {
     assert!(b.state.tasks.is_empty() && b.state.jobs().is_empty());
     assert_eq!(a.state.tasks.len(), 4, "nothing changes where it was");
 }
+
+/// What had gone before its slot left is not taken for gone when the slot is here again: its new shard has had it anew.
+#[test]
+fn what_is_known_to_be_over_is_forgotten_with_its_slot() {
+    let (mut a, mut b) = (Shard::new(0), Shard::new(1));
+    a.apply(super::first_sweep(0, SHARDS));
+    b.apply(super::first_sweep(1, SHARDS));
+    let (goes, stays) = (tasks(&some(), true, 1)[0], tasks(&some(), false, 1)[0]);
+    let over = |n: u64| [submit(n), done(n), reference("release", task(n).output(0), None)];
+    // Of drivers' puts some lie in a slot that goes, others do not.
+    let roots = [true, false].map(|within| {
+        let ours = SlotMap::even(SHARDS).slots_of(ShardId(0));
+        let fits = |slot| ours.contains(slot) && some().contains(slot) == within;
+        (2u64..).find(|job| fits(TaskId::root(JobId(*job)).run.slot())).expect("many")
+    });
+    let puts = roots.map(|job| TaskId::root(JobId(job)).output(mobula_base::ids::FIRST_PUT_SLOT));
+    let put = |at: usize| {
+        let (object, value) = (proto::object_bytes(puts[at]), "small".into());
+        let put = proto::SmallPut { object, job: roots[at], value, ..Default::default() };
+        [Item::Put(put), reference("release", puts[at], None)]
+    };
+    a.stream(1, [over(goes), over(stays)].concat().into_iter().chain(put(0)).chain(put(1)).collect());
+    while a.state.counting.has_work() {
+        a.apply(Op::Sweep(proto::Sweep::default()));
+    }
+    let all = [task(goes).output(0), puts[0], task(stays).output(0), puts[1]];
+    let is_over = |shard: &Shard| all.map(|object| shard.state.counting.bygone.has(object));
+    assert_eq!(is_over(&a), [true; 4]);
+    b.slots(expect(2, &some()));
+    a.slots(release(2, &some()));
+    copy(&a, &mut b, 2, 1000, |_| {});
+    a.slots(SlotOp::Forget(proto::ForgetSlots { epoch: 2, runs: Vec::new(), last: true }));
+    assert_eq!(is_over(&a), [false, false, true, true]);
+    a.start_again();
+    assert_eq!(is_over(&a), [false, false, true, true]);
+}

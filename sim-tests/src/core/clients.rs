@@ -52,6 +52,8 @@ impl World {
                     contains: content.refs,
                 };
                 let elements = elements.into_iter().map(element).collect();
+                let (node, counts) = (life.incarnation.0, life.core.has_given(client, task, attempt));
+                self.judges.behind.finished((node, client), task, counts && value.is_ok());
                 let outcome = TaskOutcome { task, attempt, value, contains, ran_ns, elements };
                 events.push(Event::Finished { worker: client, outcomes: vec![outcome] });
             }

@@ -210,6 +210,9 @@ impl World {
                 self.driver.made.extend(task.outputs(&self.options.style));
                 if let Some(items) = task.stream(&self.options.style) {
                     self.driver.streams.insert(task.id, Taking::of(task.id, items));
+                    if let Some(who) = self.who(0, epoch, DRIVER) {
+                        self.judges.one.takes(who, task.id);
+                    }
                 }
                 self.say(0, epoch, DRIVER, Said::Submit(Box::new(spec)));
             }
@@ -326,7 +329,7 @@ impl World {
                 taking.over = true;
                 let life = self.machines[0].life.as_deref();
                 let content = life.and_then(|life| life.content(value)).unwrap_or(GARBAGE);
-                self.judges.value.got(&self.oracle, object, &content, now);
+                self.judge_read(0, epoch, DRIVER, object, &content);
             }
             Some(Seen::Failed(failure)) => {
                 taking.over = true;
@@ -434,7 +437,7 @@ impl World {
                 *self.driver.pins.entry(object).or_default() += usize::from(place);
                 let content = self.machines[0].life.as_deref().and_then(|life| life.content(&value));
                 let content = content.unwrap_or(GARBAGE);
-                self.judges.value.got(&self.oracle, object, &content, now);
+                self.judge_read(0, epoch, DRIVER, object, &content);
                 if self.driver.wanted.contains(&object) {
                     self.driver.values += 1;
                     self.driver_takes(&content.refs);

@@ -37,6 +37,7 @@ impl World {
             run.next += 1;
             match op {
                 Op::Work(ns) => {
+                    let ns = run.takes(ns);
                     run.ran_ns += ns;
                     return self.compute(machine, epoch, client, ns);
                 }
@@ -87,6 +88,9 @@ impl World {
         let child = Submission { id, parent, seed, depth: run.depth - 1, args, nested };
         let outputs = child.outputs(&self.options.style);
         let stream = child.stream(&self.options.style);
+        if let Some(who) = self.who(machine, epoch, client).filter(|_| stream.is_some()) {
+            self.judges.one.takes(who, id);
+        }
         let Some(run) = self.run_of(machine, epoch, client) else { return };
         if let Some(items) = stream {
             run.locals.flow(id, items, &given);
@@ -190,13 +194,40 @@ impl World {
         false
     }
 
+    /// What a task or the driver reads must be what the program makes.
+    pub(super) fn judge_read(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+        object: ObjectId,
+        content: &program::Content,
+    ) {
+        let now = self.now();
+        let Some(who) = self.who(machine, epoch, client) else { return };
+        self.judges.value.got(&self.oracle, object, content, now);
+        self.judges.one.read(&self.oracle, who, object, content, now, &mut self.sometimes);
+    }
+
+    /// A client for the judges: each run of a worker is another.
+    pub(super) fn who(
+        &mut self,
+        machine: usize,
+        epoch: u64,
+        client: ClientId,
+    ) -> Option<super::judge::one::Who> {
+        let life = self.life(machine, epoch)?;
+        let run = life.clients.get(&client).map_or(0, |client| client.runs);
+        Some((life.incarnation.0, client, run))
+    }
+
     /// A task got a value: it takes the references out of it.
     fn got(&mut self, machine: usize, epoch: u64, client: ClientId, object: ObjectId, seen: &Seen) {
         let now = self.now();
         match seen {
             Seen::Here(value) => {
                 let content = self.read(machine, value);
-                self.judges.value.got(&self.oracle, object, &content, now);
+                self.judge_read(machine, epoch, client, object, &content);
                 let Some(run) = self.run_of(machine, epoch, client) else { return };
                 run.inputs.push(content.hash);
                 let fresh = run.locals.take(Some(object), &content.refs);
@@ -269,6 +300,8 @@ impl World {
             }
             (None, _) => return,
         };
+        let content = self.that_stands(machine, object, &room, content);
+        let Some(run) = self.run_of(machine, epoch, client) else { return };
         match same(room, &content) {
             Ok(()) => {
                 match object.item() {

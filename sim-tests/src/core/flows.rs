@@ -101,8 +101,8 @@ impl World {
         match seen {
             _ if is_made => self.take_item(machine, epoch, client, task),
             Some(Seen::Here(value)) => {
-                let (content, now) = (self.read(machine, &value), self.now());
-                self.judges.value.got(&self.oracle, mark, &content, now);
+                let content = self.read(machine, &value);
+                self.judge_read(machine, epoch, client, mark, &content);
                 if !is_over {
                     self.sometimes.hit("item taken when its task had ended");
                     self.take_item(machine, epoch, client, task);

@@ -68,6 +68,7 @@ pub const POINTS: &[&str] = &[
     "task hangs",
     "task may have run",
     "time over",
+    "two values of one id were read",
     "value came back from its file",
     "value given back for room",
     "value had gone when it was to be read back",

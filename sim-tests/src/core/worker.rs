@@ -4,7 +4,7 @@ use super::life::Input;
 use super::life::{Given, Said, Seen, Told, Written};
 use super::node::LINK;
 use super::program::{self, Body, Content, End, First, GARBAGE, INLINE_MAX, Locals};
-use super::style::{DRAWN, FLAKY};
+use super::style::{DRAWN, FICKLE, FLAKY};
 use super::world::{What, World};
 use mobula_base::{ObjectId, TaskId};
 use mobula_objstore::depot::Kept;
@@ -15,6 +15,9 @@ use std::time::Duration;
 
 /// Values that a worker remembers: few, so that it has forgotten some that are needed.
 const RECENT_MAX: usize = 4;
+
+/// What takes long now and then takes this, in nanoseconds.
+const LONG_NS: u64 = 200_000_000;
 
 /// Where a worker dies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,12 +196,21 @@ impl World {
                     return;
                 };
                 *run.pins.entry(object).or_default() += usize::from(place);
+                let item = match &value {
+                    Seen::Here(value) if object.item().is_some() => Some(value.clone()),
+                    Seen::Here(_) | Seen::Elsewhere(_) | Seen::Failed(_) => None,
+                };
                 run.seen.insert(object, value);
                 let is_awaited = match run.waits {
                     Some(Waits::Value(id) | Waits::Existence(id)) => id == object,
                     Some(Waits::Item(task)) => task.output(0) == object,
                     Some(Waits::Room(_) | Waits::Taken(_)) | None => false,
                 };
+                if let Some(value) = item {
+                    // It looks at once.
+                    let content = self.read(machine, &value);
+                    self.judge_read(machine, epoch, client, object, &content);
+                }
                 if is_awaited {
                     self.go_on(machine, epoch, client);
                 }
@@ -273,6 +285,7 @@ impl World {
             |given: &Given| given.attempt == attempt && task_id(&given.spec.id).is_ok_and(|id| id == task);
         if let Some(at) = worker.queue.iter().position(is_meant) {
             worker.queue.remove(at);
+            worker.recent.retain(|(made, _)| made.task != task);
             let (value, contains) = (Err(failure()), Vec::new());
             let said = Said::Finished { task, attempt, value, contains, ran_ns: 0, elements: Vec::new() };
             return self.say(machine, epoch, client, said);
@@ -304,6 +317,8 @@ impl World {
             return self.worker_dies(machine, epoch, client);
         }
         let Some(Given { spec, attempt, args, made }) = worker.queue.pop_front() else { return };
+        // What an earlier attempt made is not to be taken for what this one makes, which may fail.
+        worker.recent.retain(|(made, _)| task_id(&spec.id).is_ok_and(|task| made.task != task));
         let made_here = |(at, id): &(usize, ObjectId)| {
             worker.recent.iter().find(|(made, _)| made == id).map(|(_, content)| (*at, content.clone()))
         };
@@ -330,6 +345,8 @@ impl World {
             run.mood = self.dice.bits();
         }
         let (task, attempt) = (run.task, run.attempt);
+        let took = made.iter().map(|(_, id)| *id).collect();
+        self.judges.behind.begins((incarnation, client), task, took);
         self.say(machine, epoch, client, Said::ArgsTaken(task));
         self.judges.started(task, attempt, incarnation, self.queue.now(), &mut self.sometimes);
         let what = super::mix(task.run.0 as u64, u64::from(attempt));
@@ -366,6 +383,23 @@ impl World {
         }
     }
 
+    /// What becomes of a large value that was made: where something else lies as that already, what an earlier attempt
+    /// made stands, if the job accepts that.
+    pub(super) fn that_stands(
+        &self,
+        machine: usize,
+        object: ObjectId,
+        room: &Result<Option<u32>, Failure>,
+        made: Content,
+    ) -> Content {
+        match room {
+            Ok(Some(crc)) if self.options.style.accepts && *crc != made.crc() => {
+                self.content_of(machine, object).unwrap_or(GARBAGE)
+            }
+            _ => made,
+        }
+    }
+
     pub(super) fn run_of(&mut self, machine: usize, epoch: u64, client: ClientId) -> Option<&mut Run> {
         self.life(machine, epoch)?.clients.get_mut(&client)?.run.as_mut()
     }
@@ -387,6 +421,7 @@ impl World {
                 (End::Hang, _) | (_, First::Hangs) => return self.sometimes.hit("task hangs"),
                 (End::Error, _) => run.failure = error(DRAWN),
                 (_, First::Fails) => run.failure = error(FLAKY),
+                _ if run.fails_this_time() => run.failure = error(FICKLE),
                 (End::Value, First::Same) => {}
             }
         }
@@ -401,8 +436,8 @@ impl World {
         }
         let value = match run.failure.take() {
             Some(failure) => Err(failure),
-            None if run.body.window > 0 => Ok(Written::Inline(program::mark_of(&run.items()))),
-            None if run.body.parts > 0 => Ok(Written::Inline(program::mark_of(&run.parts()))),
+            None if run.body.window > 0 => Ok(Written::Inline(program::mark_of(&run.items(), run.mood))),
+            None if run.body.parts > 0 => Ok(Written::Inline(program::mark_of(&run.parts(), run.mood))),
             None => Ok(Written::Inline(run.content())),
         };
         self.finish(machine, epoch, client, value);
@@ -421,14 +456,8 @@ impl World {
             return self.worker_dies(machine, epoch, client);
         }
         let Some(run) = self.run_of(machine, epoch, client) else { return };
-        let mut content = run.content();
-        let object = run.task.output(0);
-        if let (true, Ok(Some(crc))) = (self.options.style.accepts, &room)
-            && *crc != content.crc()
-        {
-            // What an earlier attempt made stands.
-            content = self.content_of(machine, object).unwrap_or(GARBAGE);
-        }
+        let (object, content) = (run.task.output(0), run.content());
+        let content = self.that_stands(machine, object, &room, content);
         let value = same(room, &content).map(|()| Written::Shared(content));
         self.finish(machine, epoch, client, value);
     }
@@ -579,13 +608,27 @@ impl Run {
     /// Its elements, if it returns such.
     fn parts(&self) -> Vec<Content> {
         let refs = self.locals.for_value(&self.body.returns);
-        program::parts_content(self.seed, &self.inputs, self.body.parts, refs)
+        self.in_mood(program::parts_content(self.seed, &self.inputs, self.body.parts, refs))
     }
 
     /// The items of its stream.
     pub(super) fn items(&self) -> Vec<Content> {
         let refs = self.locals.for_value(&self.body.returns);
-        program::items_content(self.seed, &self.inputs, &self.body, refs)
+        self.in_mood(program::items_content(self.seed, &self.inputs, &self.body, refs))
+    }
+
+    fn in_mood(&self, contents: Vec<Content>) -> Vec<Content> {
+        contents.into_iter().map(|content| Content { mood: self.mood, ..content }).collect()
+    }
+
+    /// Whether it fails this time, as it pleases.
+    fn fails_this_time(&self) -> bool {
+        self.body.fickle && self.mood.is_multiple_of(4)
+    }
+
+    /// How long it computes this time.
+    pub(super) fn takes(&self, ns: u64) -> u64 {
+        if self.body.fickle && self.mood % 4 == 1 { ns.max(LONG_NS) } else { ns }
     }
 
     fn content(&self) -> Content {

@@ -288,6 +288,13 @@ pub const MUTANTS: &[Mutant] = &[
     ),
     product("W52", "R6", "a record that is given up takes along the edge of another's", CORE),
     product("W53", "G8", "what runs beside a task that has ended is not taken back", CORE),
+    product("W54", "G3", "an item of a stream is told though another lies where it is taken", CORE),
+    product(
+        "W55",
+        "S24",
+        "a stream that was made otherwise, by a node that died, says that it was cancelled",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.

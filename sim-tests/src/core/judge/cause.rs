@@ -55,7 +55,7 @@ impl Cause {
     }
 
     /// Whether a task that makes other bytes each time ran more than once.
-    fn may_have_diverged(&self, oracle: &Oracle, task: TaskId) -> bool {
+    pub(super) fn may_have_diverged(&self, oracle: &Oracle, task: TaskId) -> bool {
         let diverges = oracle.tasks.get(&task).is_some_and(|known| known.diverges);
         diverges && self.began.get(&task).copied().unwrap_or(0) > 1
     }
@@ -185,6 +185,7 @@ impl Cause {
         let died = self.died.get(&task).copied().unwrap_or(0) > known.retries;
         if died
             || known.limit.is_some()
+            || known.fickle
             || self.may_have_diverged(oracle, task)
             || self.was_cancelled(oracle, task)
         {

@@ -2,6 +2,7 @@
 //! objects to.
 
 pub mod answers;
+pub mod behind;
 mod buried;
 pub mod cause;
 pub mod closure;
@@ -18,6 +19,7 @@ pub mod limits;
 pub mod liveness;
 pub mod lost;
 pub mod once;
+pub mod one;
 pub mod order;
 pub mod outrank;
 pub mod placed;
@@ -91,6 +93,10 @@ fn said(ack: &StreamAck) -> BTreeSet<u64> {
 pub struct Judges {
     /// Gets return what the program makes.
     pub value: value::Value,
+    /// What is read of a stream was made at once.
+    pub one: one::One,
+    /// Nothing is made of what does not count.
+    pub behind: behind::Behind,
     /// No attempt starts without its grant.
     pub once: once::Once,
     /// The dead have no say.
@@ -152,9 +158,11 @@ impl Judges {
     /// The first objection of any judge.
     pub fn verdict(&self) -> Option<Objection> {
         use Class::{Harness, Liveness, Safety};
-        let all: [(&Found, &'static str, &'static str, Class); 26] = [
+        let all: [(&Found, &'static str, &'static str, Class); 28] = [
             (&self.harness, "harness", "-", Harness),
             (&self.value.found, "value", "G3, S9", Safety),
+            (&self.one.found, "one-value", "G3", Safety),
+            (&self.behind.found, "behind", "G3", Safety),
             (&self.once.found, "once", "R7, S15", Safety),
             (&self.fenced.found, "fenced", "R10", Safety),
             (&self.cpu.found, "overcommit", "S21", Safety),
@@ -221,8 +229,12 @@ impl Judges {
 
     /// An attempt on a node is told to stop.
     pub fn stopped(&mut self, oracle: &Oracle, task: TaskId, node: u64, now: Instant) {
+        // A stream that makes an item otherwise than before is stopped by whoever takes it.
+        let diverged = self.cause.may_have_diverged(oracle, task);
         if !self.cause.was_cancelled(oracle, task) {
-            self.limits.stopped(task, node, now);
+            if !diverged {
+                self.limits.stopped(task, node, now);
+            }
             self.tries_again(task);
         }
     }
