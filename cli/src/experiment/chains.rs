@@ -67,33 +67,45 @@ pub struct Like {
 }
 
 impl Chains {
-    /// Submits chains, each on the node that `node_of` names for it, if it can be.
+    /// Makes chains on nodes: `on` says how many on each, of which no more than `cpus` are made at once, so that each finds
+    /// room where it shall be. Waits until all are there.
     ///
     /// # Errors
-    /// There is no room for what executions are written to.
-    pub fn submit(
+    /// There is no room for what executions are written to, or they do not end within `patience`.
+    pub fn make(
         client: &Client,
         log: &Path,
-        chains: u64,
+        on: &[(String, u64)],
         like: Like,
-        node_of: impl Fn(u64) -> String,
+        (cpus, patience): (u64, Duration),
     ) -> Result<Self, String> {
         std::fs::create_dir_all(log).map_err(|e| format!("cannot make {}: {e}", log.display()))?;
-        let text = log.to_string_lossy().into_owned();
-        let mut ends = Vec::new();
-        for chain in 0..chains {
-            let node = node_of(chain);
-            let link = |step: u64| Link { number: chain << 32 | step, ms: like.ms, log: text.clone() };
-            let mut last = client.submit(first::task(link(0)).node_affinity(node.as_str(), Affinity::Soft));
-            let mut hash = mix(0, link(0).number);
-            for step in 1..like.depth {
-                let task = next::task(link(step), &last).node_affinity(node.as_str(), Affinity::Soft);
-                last = client.submit(task);
-                hash = mix(hash, link(step).number);
+        let mut chains = Chains { log: log.to_owned(), ends: Vec::new() };
+        let most = on.iter().map(|(_, many)| *many).max().unwrap_or(0);
+        let mut number = 0;
+        for wave in 0..most.div_ceil(cpus) {
+            let left = |many: u64| many.saturating_sub(wave * cpus).min(cpus);
+            for (node, many) in on {
+                let numbers = number..number + left(*many);
+                number = numbers.end;
+                numbers.for_each(|number| chains.submit(client, number, node, like));
             }
-            ends.push((last, hash));
+            chains.wait(client, patience)?;
         }
-        Ok(Chains { log: log.to_owned(), ends })
+        Ok(chains)
+    }
+
+    fn submit(&mut self, client: &Client, chain: u64, node: &str, like: Like) {
+        let text = self.log.to_string_lossy().into_owned();
+        let link = |step: u64| Link { number: chain << 32 | step, ms: like.ms, log: text.clone() };
+        let mut last = client.submit(first::task(link(0)).node_affinity(node, Affinity::Soft));
+        let mut hash = mix(0, link(0).number);
+        for step in 1..like.depth {
+            let task = next::task(link(step), &last).node_affinity(node, Affinity::Soft);
+            last = client.submit(task);
+            hash = mix(hash, link(step).number);
+        }
+        self.ends.push((last, hash));
     }
 
     /// One more task that takes the last values of all.
@@ -121,11 +133,14 @@ impl Chains {
         }
     }
 
-    /// Gets all; how many are wrong, and the first that failed.
-    pub fn get(&self, patience: Duration) -> (u64, Option<Error>) {
+    /// Gets all at once: what is gone is made again only when somebody asks for it. How many are wrong, and the first that
+    /// failed.
+    pub fn get(&self) -> (u64, Option<Error>) {
         let (mut wrong, mut failed) = (0, None);
-        for (end, hash) in &self.ends {
-            match end.get_timeout(patience) {
+        let all = self.ends.iter().map(|(end, _)| end.get_async());
+        let got = futures::executor::block_on(futures::future::join_all(all));
+        for (got, (_, hash)) in got.into_iter().zip(&self.ends) {
+            match got {
                 Ok((found, bytes)) => {
                     wrong += u64::from(found != *hash || bytes.iter().any(|byte| *byte != *hash as u8))
                 }

@@ -204,13 +204,12 @@ struct Round {
 /// Makes the values, takes the node away if it is to go, and gets them.
 fn round(cluster: &LocalCluster, case: &Case, log: &Path, strikes: bool) -> Result<Round, String> {
     let client = connect(cluster, "recovery")?;
-    let others = NODES as u64 - 2;
-    let node_of = |chain: u64| match chain < case.lost {
-        true => format!("node-{VICTIM}"),
-        false => format!("node-{}", VICTIM as u64 + 1 + chain % others),
-    };
-    let mut chains = Chains::submit(&client, log, case.chains, case.like, node_of)?;
-    chains.wait(&client, PATIENCE)?;
+    let others: Vec<usize> = (VICTIM + 1..=NODES).collect();
+    let kept = case.chains - case.lost;
+    let share = |at: usize| (kept + at as u64) / others.len() as u64;
+    let rest = others.iter().enumerate().map(|(at, node)| (format!("node-{node}"), share(at)));
+    let on: Vec<(String, u64)> = [(format!("node-{VICTIM}"), case.lost)].into_iter().chain(rest).collect();
+    let mut chains = Chains::make(&client, log, &on, case.like, (u64::from(CPUS), PATIENCE))?;
     client.take_notices();
     let (before, _) = chains.executions()?;
     let began = match strikes {
@@ -222,7 +221,7 @@ fn round(cluster: &LocalCluster, case: &Case, log: &Path, strikes: bool) -> Resu
         chains = chains.gathered(&client, case.like.ms);
     }
     let (noticed, (wrong, failed)) = std::thread::scope(|scope| {
-        let getting = scope.spawn(|| chains.get(PATIENCE));
+        let getting = scope.spawn(|| chains.get());
         let mut noticed = None;
         while !getting.is_finished() {
             noticed = noticed.or_else(|| hears(&client).then(|| began.elapsed()));
