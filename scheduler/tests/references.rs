@@ -997,6 +997,31 @@ fn what_this_node_took_over_is_held_when_somebody_here_submits_it_again() {
     }
 }
 
+#[test]
+fn what_was_let_go_before_its_last_attempt_ended_is_submitted_again_like_any_other() {
+    let mut node = Node::new();
+    let a = task_in(0, 0);
+    node.submit(WORKER, spec(a, &[]));
+    node.settle();
+    node.finish(a, 1, small(), &[]);
+    node.settle();
+    let (_, next) = asks_for_next(&mut node, a);
+    node.drop_refs(WORKER, &[out(a)]);
+    let view = TaskView { spec: Some(spec(a, &[])), attempt: 2, ..TaskView::default() };
+    node.ack(next, |_| Some(item_outcome::Outcome::Granted(view.clone())));
+    let release = node.batch();
+    assert_eq!(told(&items(&release)), [('r', out(a))]);
+    node.finish(a, 2, small(), &[]);
+    // The value is forgotten, while its task is kept until its end is recorded.
+    node.ack(release, |_| None);
+    let done = node.batch();
+    assert!(matches!(items(&done)[..], [Item::Done(_)]), "{done:?}");
+    node.submit(WORKER, TaskSpec { replay: true, ..spec(a, &[]) });
+    node.ack(done, |_| None);
+    // Its record went with its end: a hold alone would be of nothing.
+    assert_eq!(told(&node.settle()), [('s', out(a))]);
+}
+
 /// An attempt that made a small value.
 fn ended_well(task: TaskId, attempt: u32) -> TaskOutcome {
     let (value, elements) = (small(), Default::default());

@@ -295,6 +295,12 @@ pub const MUTANTS: &[Mutant] = &[
         "a stream that was made otherwise, by a node that died, says that it was cancelled",
         CORE,
     ),
+    product(
+        "W56",
+        "R8",
+        "what was let go of before its last attempt ended passes for known until then",
+        CORE,
+    ),
 ];
 
 /// The bug of this name.
