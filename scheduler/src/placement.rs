@@ -216,7 +216,7 @@ impl Core {
     }
 
     /// The best node with room among those where the task may run: the one that it would like best, then
-    /// one that has (nearly) the most argument bytes, then this one, then the emptiest. A task that is to be
+    /// one that has (nearly) the most argument bytes, then this one (a re-execution: if it begins soon here), then the emptiest. A task that is to be
     /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room,
     /// if there is none anywhere; `but` not there.
     fn pick(&self, kept: &Kept, index: usize, urgent: bool, but: Option<Incarnation>) -> Pick {
@@ -239,16 +239,18 @@ impl Core {
             let best = liked.is_some_and(|affinity| strategy::is_meant(affinity, node, member));
             let near = !spread && bytes.get(&node).copied().unwrap_or(0) + LOCALITY_MIN > most;
             let fits = load < room;
+            // A re-execution makes up for a loss: it runs here if it begins soon, else rather where a CPU is idle.
+            let here = node == me && fits && !(urgent && load >= room - room / per_cpu);
             let full = load * 1_000_000 / room;
             // Every node begins behind itself: else all would send what they have to the same few.
             let turn = node > if spread { self.last_spread } else { me };
             // The first of equals: the order of the members decides.
-            let rank = (fits, best, near, fits && !spread && node == me, Reverse(full), turn, Reverse(node));
+            let rank = (fits, best, near, here && !spread, Reverse(full), turn, Reverse(node));
             (urgent || fits).then_some(rank)
         };
         let here = rank((me, &self.me));
         // Nothing is better than this, and there may be a thousand others to look at.
-        if !spread && liked.is_none() && matches!(here, Some((true, _, true, ..))) {
+        if !spread && liked.is_none() && matches!(here, Some((true, _, true, true, ..))) {
             return Pick::Go(me);
         }
         let others = self.members.iter().filter(|(node, _)| **node != me);

@@ -367,6 +367,17 @@ fn re_executions_go_where_there_is_room() {
 }
 
 #[test]
+fn re_executions_take_idle_cpus_elsewhere_before_they_stand_in_line_here() {
+    let mut node = Node::new();
+    node.submit(8, Some(affinity("n2", true)), 1000);
+    while node.ack() {}
+    assert_eq!((node.runs(), node.assigned()), (0, [(2, 8)].into()));
+    node.view(&[node_view(1, &[]), node_view(3, &[])]);
+    while node.ack() {}
+    assert_eq!((node.runs(), node.assigned()), (4, [(3, 4)].into()), "four CPUs here and four there");
+}
+
+#[test]
 fn re_executions_do_not_pile_up_where_their_data_are() {
     let mut node = Node::new();
     node.submit(1, Some(affinity("n3", false)), 1000);
