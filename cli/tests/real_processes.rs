@@ -205,7 +205,7 @@ fn wrong_usage_is_64_and_says_what_to_do() {
         (&["demo", "--input", "/nonexistent"][..], "--input"),
         (&["start"][..], "--head"),
         (&["experiment", "all"][..], "not there yet"),
-        (&["chaos", "suite"][..], "not there yet"),
+        (&["chaos", "suite"][..], "<SUITE>"),
         (&["run", "--detach", "true"][..], "not there yet"),
         (&["run", "example:nothing"][..], "example:neardup"),
         (&["bench", "everything"][..], "micro and transfer"),

@@ -3,7 +3,7 @@
 
 use crate::chaos::fault::{Fault, Outcome, Whom};
 use crate::chaos::probe;
-use crate::chaos::work::Shared;
+use crate::chaos::work::{Shared, until};
 use crate::cluster::LocalCluster;
 use crate::commands::fault_switch;
 use crate::demo::monitor::Monitor;
@@ -25,6 +25,8 @@ use std::time::{Duration, Instant};
 const SLOW: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(45));
 /// Threads that want every processor, for each that there is.
 const PRESSURE: usize = 2;
+/// How long a shard that is electing is waited for.
+const ELECTS: Duration = Duration::from_secs(3);
 /// How long a hand-over may take.
 const MOVES: Duration = Duration::from_secs(5);
 
@@ -196,6 +198,16 @@ impl<'a> Hands<'a> {
         (0..self.shards).map(leader).collect()
     }
 
+    /// Who leads a shard, with the term; waited for while it is electing.
+    fn leader_of(&self, shard: usize) -> Result<(usize, u64), Not> {
+        let mut found = None;
+        let lacks = until(ELECTS, || {
+            found = self.leaders().get(shard).copied().flatten();
+            found.is_none().then(|| format!("shard {shard} has had no leader for {ELECTS:?}"))
+        });
+        found.ok_or_else(|| lacks.unwrap_or_default())
+    }
+
     fn led_by(&self, head: usize) -> Vec<(u32, u64)> {
         let leaders = self.leaders();
         let led = (0..).zip(leaders).filter_map(|(shard, leader)| Some((shard, leader?)));
@@ -213,8 +225,7 @@ impl<'a> Hands<'a> {
         let head = match (planned.target, planned.machine) {
             (Some(Role::Holder), _) => return Err("no head holds objects".into()),
             (Some(role), _) => {
-                let leader = self.leaders().get(shard).copied().flatten();
-                let (leader, _) = leader.ok_or_else(|| format!("shard {shard} has no leader now"))?;
+                let (leader, _) = self.leader_of(shard)?;
                 let others =
                     (1..=self.heads).filter(|head| *head != leader && self.is_well(Whom::Head(*head)));
                 match role {
@@ -431,8 +442,7 @@ impl<'a> Hands<'a> {
 
     fn leader_change(&mut self, planned: &Planned, dice: &mut Dice) -> Result<Landed, Not> {
         let shard = planned.shard.unwrap_or(dice.below(u64::from(self.shards)) as usize);
-        let leader = self.leaders().get(shard).copied().flatten();
-        let (leader, term) = leader.ok_or_else(|| format!("shard {shard} has no leader now"))?;
+        let (leader, term) = self.leader_of(shard)?;
         let well: Vec<usize> =
             (1..=self.heads).filter(|head| *head != leader && self.is_well(Whom::Head(*head))).collect();
         let next = dice.pick(&well).ok_or("no other head may lead")?;
