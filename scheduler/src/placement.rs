@@ -216,9 +216,9 @@ impl Core {
     }
 
     /// The best node with room among those where the task may run: the one that it would like best, then
-    /// one that has (nearly) the most argument bytes, then this one (a re-execution: if it begins soon here), then the emptiest. A task that is to be
-    /// spread goes to the emptiest, the next of equals in turn. A re-execution goes even where there is no room,
-    /// if there is none anywhere; `but` not there.
+    /// one that has (nearly) the most argument bytes, then this one (for a re-execution: if it begins soon here),
+    /// then the emptiest. A task that is to be spread goes to the emptiest, the next of equals in turn. A
+    /// re-execution goes even where there is no room, if there is none anywhere; `but` not there.
     fn pick(&self, kept: &Kept, index: usize, urgent: bool, but: Option<Incarnation>) -> Pick {
         let (me, class) = (self.config.incarnation, &self.classes[index]);
         let placement = class.placement.as_ref();

@@ -13,7 +13,6 @@ struct Entry {
     layers: Vec<Layer>,
     /// What undoes it.
     heals: &'static str,
-    needs_root: bool,
     what: &'static str,
 }
 
@@ -61,7 +60,7 @@ pub fn list(output: Output) -> Outcome {
     let entry = |kind: &Kind| {
         let (what, heals) = words(*kind);
         let layers = [Layer::Core, Layer::Real].into_iter().filter(|layer| kind.is_of(*layer)).collect();
-        Entry { fault: kind.to_string(), layers, heals, needs_root: false, what }
+        Entry { fault: kind.to_string(), layers, heals, what }
     };
     let entries: Vec<Entry> = all.iter().map(entry).collect();
     for entry in &entries {

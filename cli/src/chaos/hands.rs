@@ -68,6 +68,15 @@ pub struct Hands<'a> {
 
 /// A fault that cannot be done now, and why.
 type Not = String;
+/// Who leads each shard, with the term.
+type Leaders = Vec<Option<(usize, u64)>>;
+/// Shards that a head leads, with the terms.
+type Led = Vec<(u32, u64)>;
+
+fn led_by(leaders: &Leaders, head: usize) -> Led {
+    let led = (0..).zip(leaders).filter_map(|(shard, leader)| Some((shard, (*leader)?)));
+    led.filter(|(_, (leader, _))| *leader == head).map(|(shard, (_, term))| (shard, term)).collect()
+}
 
 impl<'a> Hands<'a> {
     /// Of a cluster of so many heads, nodes and shards.
@@ -105,20 +114,20 @@ impl<'a> Hands<'a> {
             Kind::Crash => self.crash(planned, dice),
             Kind::Pause => {
                 let node = self.node(planned, dice)?;
-                self.pause(Kind::Pause, Whom::Node(node), dice)
+                Ok(self.pause(Kind::Pause, Whom::Node(node), Led::new(), dice))
             }
             Kind::HeadCrash => self.crash_head(planned, dice),
             Kind::HeadPause => {
-                let head = self.head(planned, dice)?;
-                self.pause(Kind::HeadPause, Whom::Head(head), dice)
+                let (head, led) = self.head(planned, dice)?;
+                Ok(self.pause(Kind::HeadPause, Whom::Head(head), led, dice))
             }
             Kind::HeadCut => {
-                let head = self.head(planned, dice)?;
-                self.cut_off(Kind::HeadCut, Whom::Head(head), dice)
+                let (head, led) = self.head(planned, dice)?;
+                Ok(self.cut_off(Kind::HeadCut, Whom::Head(head), led, dice))
             }
             Kind::NodeCut => {
                 let node = self.node(planned, dice)?;
-                self.cut_off(Kind::NodeCut, Whom::Node(node), dice)
+                Ok(self.cut_off(Kind::NodeCut, Whom::Node(node), Led::new(), dice))
             }
             Kind::CutHeads => self.cut_heads(planned, dice),
             Kind::CutNodes => self.cut_nodes(dice),
@@ -178,12 +187,13 @@ impl<'a> Hands<'a> {
         Fault { whom, text, lives, ..Fault::begun(kind, self.began.elapsed()) }
     }
 
+    /// Something has begun that may end what runs on a node.
     fn is_lethal(&self) {
         self.shared.lethal.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Who leads each shard, with the term, as the heads that answer say.
-    fn leaders(&self) -> Vec<Option<(usize, u64)>> {
+    fn leaders(&self) -> Leaders {
         let addresses = self.cluster.head_addresses();
         let seen = self.monitor.look();
         let leader = |shard: u32| {
@@ -198,51 +208,55 @@ impl<'a> Hands<'a> {
         (0..self.shards).map(leader).collect()
     }
 
-    /// Who leads a shard, with the term; waited for while it is electing.
-    fn leader_of(&self, shard: usize) -> Result<(usize, u64), Not> {
+    /// Who leads a shard, with the term, and who leads each then; waited for while it is electing.
+    fn leader_of(&self, shard: usize) -> Result<((usize, u64), Leaders), Not> {
         let mut found = None;
         let lacks = until(ELECTS, || {
-            found = self.leaders().get(shard).copied().flatten();
+            let leaders = self.leaders();
+            found = leaders.get(shard).copied().flatten().map(|leader| (leader, leaders));
             found.is_none().then(|| format!("shard {shard} has had no leader for {ELECTS:?}"))
         });
         found.ok_or_else(|| lacks.unwrap_or_default())
     }
 
-    fn led_by(&self, head: usize) -> Vec<(u32, u64)> {
-        let leaders = self.leaders();
-        let led = (0..).zip(leaders).filter_map(|(shard, leader)| Some((shard, leader?)));
-        led.filter(|(_, (leader, _))| *leader == head).map(|(shard, (_, term))| (shard, term)).collect()
-    }
-
-    /// The head that is to be struck, if one may be.
-    fn head(&self, planned: &Planned, dice: &mut Dice) -> Result<usize, Not> {
+    /// The head that is to be struck, if one may be, and what it leads, with the terms.
+    fn head(&self, planned: &Planned, dice: &mut Dice) -> Result<(usize, Led), Not> {
         let out = self.out.iter().filter(|whom| matches!(whom, Whom::Head(_))).count();
         if out >= (self.heads - 1) / 2 {
             return Err(format!("{out} of {} heads are out: a majority stays", self.heads));
         }
         let drawn = 1 + dice.below(self.heads as u64) as usize;
         let shard = planned.shard.unwrap_or(dice.below(u64::from(self.shards)) as usize);
-        let head = match (planned.target, planned.machine) {
+        let (head, leaders) = match (planned.target, planned.machine) {
             (Some(Role::Holder), _) => return Err("no head holds objects".into()),
             (Some(role), _) => {
-                let (leader, _) = self.leader_of(shard)?;
-                let others =
-                    (1..=self.heads).filter(|head| *head != leader && self.is_well(Whom::Head(*head)));
-                match role {
+                let ((leader, _), leaders) = self.leader_of(shard)?;
+                let head = match role {
                     Role::Leader => leader,
-                    _ => dice.pick(&others.collect::<Vec<_>>()).ok_or("no head follows")?,
-                }
+                    _ => dice.pick(&self.well_heads_but(leader)).ok_or("no head follows")?,
+                };
+                (head, leaders)
             }
-            (None, machine) => machine.map_or(drawn, |machine| machine + 1),
+            (None, machine) => (machine.map_or(drawn, |machine| machine + 1), self.leaders()),
         };
         match self.is_well(Whom::Head(head)) {
-            true => Ok(head),
+            true => Ok((head, led_by(&leaders, head))),
             false => Err(format!("head {head} has enough to bear")),
         }
     }
 
     fn is_well(&self, whom: Whom) -> bool {
         !self.out.contains(&whom) && !self.weather.contains(&whom)
+    }
+
+    fn well_heads_but(&self, leader: usize) -> Vec<usize> {
+        (1..=self.heads).filter(|head| *head != leader && self.is_well(Whom::Head(*head))).collect()
+    }
+
+    /// All heads, and the nodes from `first` on, with which nothing is wrong.
+    fn well(&self, first: usize) -> Vec<Whom> {
+        let all = (1..=self.heads).map(Whom::Head).chain((first..=self.nodes).map(Whom::Node));
+        all.filter(|whom| self.is_well(*whom)).collect()
     }
 
     /// The node that is to be struck, if one may be: not the driver's.
@@ -285,19 +299,26 @@ impl<'a> Hands<'a> {
         let fault =
             self.done(Kind::Crash, vec![whom], format!("node {node} killed with its workers and objects"));
         self.cluster.kill_node(node);
-        self.out.insert(whom);
-        self.is_lethal();
+        self.goes_out(whom);
         Ok(Landed { fault, healing: Some((dice.ms(100, 3_000), Healing::Restart(vec![whom]))) })
     }
 
     fn crash_head(&mut self, planned: &Planned, dice: &mut Dice) -> Result<Landed, Not> {
-        let head = self.head(planned, dice)?;
-        let (whom, led) = (Whom::Head(head), self.led_by(head));
+        let (head, led) = self.head(planned, dice)?;
+        let whom = Whom::Head(head);
         let text = format!("head {head} killed, which led {} of {} shards", led.len(), self.shards);
         let fault = Fault { led, ..self.done(Kind::HeadCrash, vec![whom], text) };
         self.cluster.kill_head(head);
         self.out.insert(whom);
         Ok(Landed { fault, healing: Some((dice.ms(50, 2_000), Healing::Restart(vec![whom]))) })
+    }
+
+    /// Nobody hears of it now. What runs on a node may be taken for dead; on a head nothing runs.
+    fn goes_out(&mut self, whom: Whom) {
+        self.out.insert(whom);
+        if matches!(whom, Whom::Node(_)) {
+            self.is_lethal();
+        }
     }
 
     /// All that a daemon consists of.
@@ -309,15 +330,13 @@ impl<'a> Hands<'a> {
         std::iter::once(daemon).chain(daemon.children()).collect()
     }
 
-    fn pause(&mut self, kind: Kind, whom: Whom, dice: &mut Dice) -> Result<Landed, Not> {
-        let led = if let Whom::Head(head) = whom { self.led_by(head) } else { Vec::new() };
+    fn pause(&mut self, kind: Kind, whom: Whom, led: Led, dice: &mut Dice) -> Landed {
         let fault = Fault { led, ..self.done(kind, vec![whom], format!("{whom} stopped")) };
         let processes = self.processes(whom);
         processes.iter().for_each(|process| process.signal(Signal::STOP));
-        self.out.insert(whom);
-        self.is_lethal();
+        self.goes_out(whom);
         let lasts = if dice.permille(300) { dice.ms(50, 900) } else { dice.ms(1_000, 6_000) };
-        Ok(Landed { fault, healing: Some((lasts, Healing::Continue(whom, processes))) })
+        Landed { fault, healing: Some((lasts, Healing::Continue(whom, processes))) }
     }
 
     fn order(&self, whom: Whom, weather: &Weather) -> Result<(), String> {
@@ -344,14 +363,12 @@ impl<'a> Hands<'a> {
         Landed { fault, healing: Some((lasts, Healing::Weather(done))) }
     }
 
-    fn cut_off(&mut self, kind: Kind, whom: Whom, dice: &mut Dice) -> Result<Landed, Not> {
+    fn cut_off(&mut self, kind: Kind, whom: Whom, led: Led, dice: &mut Dice) -> Landed {
         let cut = dice.pick(&[Cut::Both, Cut::Both, Cut::Inbound, Cut::Outbound]).unwrap_or(Cut::Both);
-        let led = if let Whom::Head(head) = whom { self.led_by(head) } else { Vec::new() };
         let fault = Fault { led, ..self.done(kind, vec![whom], format!("{whom} cut off: {cut}")) };
-        self.out.insert(whom);
-        self.is_lethal();
+        self.goes_out(whom);
         let lasts = dice.ms(500, 6_000);
-        Ok(self.bring(fault, &[(whom, Weather::of(cut))], lasts))
+        self.bring(fault, &[(whom, Weather::of(cut))], lasts)
     }
 
     /// A node does not reach some heads.
@@ -370,13 +387,12 @@ impl<'a> Hands<'a> {
 
     /// Two nodes do not reach each other, whoever dialed whom.
     fn cut_nodes(&mut self, dice: &mut Dice) -> Result<Landed, Not> {
-        let well: Vec<usize> = (1..=self.nodes).filter(|node| self.is_well(Whom::Node(*node))).collect();
-        let (Some(one), Some(other)) = (dice.pick(&well), dice.pick(&well)) else {
-            return Err("every node has enough to bear".into());
+        let mut well: Vec<usize> = (1..=self.nodes).filter(|node| self.is_well(Whom::Node(*node))).collect();
+        let one = dice.pick(&well);
+        well.retain(|node| Some(*node) != one);
+        let (Some(one), Some(other)) = (one, dice.pick(&well)) else {
+            return Err("all nodes but one have enough to bear".into());
         };
-        if one == other {
-            return Err(format!("node {one} was drawn twice"));
-        }
         let towards = |node: usize| {
             let address = self.cluster.node(node).and_then(|ready| ready.peer_address);
             let only = vec![address.ok_or_else(|| format!("node {node} is not up"))?];
@@ -391,14 +407,10 @@ impl<'a> Hands<'a> {
     }
 
     fn anybody(&self, planned: &Planned, dice: &mut Dice) -> Result<Whom, Not> {
-        let heads = (1..=self.heads).map(Whom::Head);
-        let all: Vec<Whom> =
-            heads.chain((1..=self.nodes).map(Whom::Node)).filter(|whom| self.is_well(*whom)).collect();
-        match planned.machine {
-            Some(machine) => Ok(Whom::Node(machine + 1)).and_then(|whom| {
-                if all.contains(&whom) { Ok(whom) } else { Err(format!("{whom} has enough to bear")) }
-            }),
-            None => dice.pick(&all).ok_or_else(|| "everybody has enough to bear".into()),
+        match planned.machine.map(|machine| Whom::Node(machine + 1)) {
+            Some(whom) if self.is_well(whom) => Ok(whom),
+            Some(whom) => Err(format!("{whom} has enough to bear")),
+            None => dice.pick(&self.well(1)).ok_or_else(|| "everybody has enough to bear".into()),
         }
     }
 
@@ -421,10 +433,8 @@ impl<'a> Hands<'a> {
     }
 
     fn requests(&mut self, dice: &mut Dice) -> Result<Landed, Not> {
-        let heads = (1..=self.heads).map(Whom::Head);
         // Not the driver's: a third of its heartbeats lost, and it may pass for dead.
-        let well: Vec<Whom> =
-            heads.chain((2..=self.nodes).map(Whom::Node)).filter(|whom| self.is_well(*whom)).collect();
+        let well = self.well(2);
         if well.is_empty() {
             return Err("everybody has enough to bear".into());
         }
@@ -442,10 +452,8 @@ impl<'a> Hands<'a> {
 
     fn leader_change(&mut self, planned: &Planned, dice: &mut Dice) -> Result<Landed, Not> {
         let shard = planned.shard.unwrap_or(dice.below(u64::from(self.shards)) as usize);
-        let (leader, term) = self.leader_of(shard)?;
-        let well: Vec<usize> =
-            (1..=self.heads).filter(|head| *head != leader && self.is_well(Whom::Head(*head))).collect();
-        let next = dice.pick(&well).ok_or("no other head may lead")?;
+        let ((leader, term), _) = self.leader_of(shard)?;
+        let next = dice.pick(&self.well_heads_but(leader)).ok_or("no other head may lead")?;
         let text = format!("shard {shard} goes from head {leader} to head {next}");
         let mut fault = self.done(Kind::LeaderChange, vec![Whom::Head(leader)], text);
         fault.led = vec![(shard as u32, term)];
@@ -475,15 +483,14 @@ impl<'a> Hands<'a> {
     fn copies(&mut self, planned: &Planned, dice: &mut Dice) -> Result<Landed, Not> {
         let holder = Planned { target: Some(Role::Holder), machine: None, ..planned.clone() };
         let leader = Planned { target: Some(Role::Leader), machine: None, ..planned.clone() };
-        let (node, head) = (self.node(&holder, dice)?, self.head(&leader, dice)?);
-        let (all, led) = (vec![Whom::Node(node), Whom::Head(head)], self.led_by(head));
+        let (node, (head, led)) = (self.node(&holder, dice)?, self.head(&leader, dice)?);
+        let all = vec![Whom::Node(node), Whom::Head(head)];
         let text =
             format!("node {node}, which holds most objects, and head {head}, which leads, killed at once");
         let fault = Fault { led, ..self.done(Kind::Copies, all.clone(), text) };
         self.cluster.kill_node(node);
         self.cluster.kill_head(head);
-        self.out.extend(all.iter().copied());
-        self.is_lethal();
+        all.iter().for_each(|whom| self.goes_out(*whom));
         Ok(Landed { fault, healing: Some((dice.ms(200, 2_000), Healing::Restart(all))) })
     }
 
@@ -521,8 +528,7 @@ impl<'a> Hands<'a> {
                 std::thread::sleep(SLOW.0);
             }
         });
-        self.out.insert(whom);
-        self.is_lethal();
+        self.goes_out(whom);
         Ok(Landed {
             fault,
             healing: Some((dice.ms(1_000, 6_000), Healing::Stop(Some(whom), stop, vec![thread]))),

@@ -1,7 +1,7 @@
 //! One thing done to a daemon of this machine that runs already, and undone when its time is over, on an interrupt, or,
 //! should this process die, by the next `chaos` command.
 
-use crate::args::InjectArgs;
+use crate::chaos::args::InjectArgs;
 use crate::chaos::journal::{self, Entry, Journal, Undo};
 use crate::commands::fault_switch;
 use crate::config::Settings;

@@ -31,9 +31,12 @@ pub fn run(
     bar: &ProgressBar,
 ) -> Result<Vec<Fault>, String> {
     let (mut faults, mut open): (Vec<Fault>, Vec<Open>) = (Vec::new(), Vec::new());
+    // Whatever becomes of this, the workload must not wait for it.
+    let _calm = Calm(shared);
     let mut plan = plan.into_iter().peekable();
-    while began.elapsed() < ends && !shared.over.load(Ordering::SeqCst) {
-        heal(hands, &mut faults, &mut open, began, |open| open.due <= Instant::now())?;
+    let mut healed = Ok(());
+    while healed.is_ok() && began.elapsed() < ends && !shared.over.load(Ordering::SeqCst) {
+        healed = heal(hands, &mut faults, &mut open, began, |open| open.due <= Instant::now());
         while let Some(planned) = plan.next_if(|planned| planned.at() <= began.elapsed()) {
             let landed = hands.strike(&planned);
             bar.set_message(format!("{}: {}", landed.fault.kind, landed.fault.text));
@@ -45,11 +48,20 @@ pub fn run(
         bar.set_position(began.elapsed().as_secs());
         std::thread::sleep(TICK);
     }
-    heal(hands, &mut faults, &mut open, began, |_| true)?;
-    shared.calm.store(true, Ordering::SeqCst);
-    Ok(faults)
+    let rest = heal(hands, &mut faults, &mut open, began, |_| true);
+    healed.and(rest).map(|()| faults)
 }
 
+/// Once this is dropped no more faults come.
+struct Calm<'a>(&'a Shared);
+
+impl Drop for Calm<'_> {
+    fn drop(&mut self) {
+        self.0.calm.store(true, Ordering::SeqCst);
+    }
+}
+
+/// Heals all that is due, also when one of them does not heal; the first that did not.
 fn heal(
     hands: &mut Hands<'_>,
     faults: &mut [Fault],
@@ -57,12 +69,14 @@ fn heal(
     began: Instant,
     is_due: impl Fn(&Open) -> bool,
 ) -> Result<(), String> {
+    let mut healed = Ok(());
     for due in open.extract_if(.., |open| is_due(open)) {
         let fault = &mut faults[due.fault];
-        hands.heal(due.healing).map_err(|why| format!("{} does not heal: {why}", fault.kind))?;
+        let this = hands.heal(due.healing).map_err(|why| format!("{} does not heal: {why}", fault.kind));
         fault.lasted_s = began.elapsed().as_secs_f64() - fault.at_s;
+        healed = healed.and(this);
     }
-    Ok(())
+    healed
 }
 
 /// How many were installed, skipped, and of unknown outcome.

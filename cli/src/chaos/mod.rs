@@ -4,8 +4,9 @@
 //! - [`fault`] — a fault as it went; [`hands`] — doing it; [`injector`] — at its moment; [`catalogue`] — all there are.
 //! - [`work`] — what runs meanwhile; [`pulse`] — its answers over time; [`probe`] — what nodes say of themselves.
 //! - [`judge`] — what must hold. [`report`], [`page`] — what was found.
-//! - [`run`] — one scenario; [`suite`] — many. [`inject`], [`journal`] — single faults on daemons that run already.
+//! - [`args`] — what can be asked. [`run`] — one scenario; [`suite`] — many. [`inject`], [`journal`] — single faults on daemons that run already.
 
+pub mod args;
 pub mod catalogue;
 pub mod fault;
 pub mod hands;
@@ -21,7 +22,7 @@ pub mod run;
 pub mod suite;
 pub mod work;
 
-use crate::args::{ChaosCommand, ChaosReports};
+use crate::chaos::args::{ChaosCommand, ChaosReports};
 use crate::config::Settings;
 use crate::exit::{Failure, Outcome};
 use crate::{limits, say, signals};
@@ -29,7 +30,7 @@ use mobula_chaos::Scenario;
 use mobula_chaos::scenario::Layer;
 use mobula_chaos::suite::{SCENARIOS, built_in};
 use report::Report;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Runs one of the commands.
 pub fn run(settings: &Settings, command: &ChaosCommand) -> Outcome {
@@ -58,7 +59,7 @@ pub fn scenario(name: &str, beside: Option<&Path>) -> Result<Scenario, Failure> 
     let found = match built_in(name) {
         Some(scenario) => scenario,
         None => {
-            let path = beside.and_then(Path::parent).map_or_else(|| name.into(), |dir| dir.join(name));
+            let path = place_of(name, beside);
             let text = std::fs::read_to_string(&path).map_err(|error| {
                 let names: Vec<&str> = SCENARIOS.iter().map(|(name, _)| *name).collect();
                 Failure::usage(format!(
@@ -73,9 +74,14 @@ pub fn scenario(name: &str, beside: Option<&Path>) -> Result<Scenario, Failure> 
     Ok(found)
 }
 
+/// Where the file of a scenario is: as it is named, or beside the suite that names it.
+fn place_of(name: &str, beside: Option<&Path>) -> PathBuf {
+    beside.and_then(Path::parent).map_or_else(|| name.into(), |dir| dir.join(name))
+}
+
 /// Prints the data and writes the files that were asked for; the exit code is the worst of all.
 fn conclude(settings: &Settings, title: &str, wanted: &ChaosReports, reports: &[Report]) -> Outcome {
-    let write = |path: &Option<std::path::PathBuf>, text: &dyn Fn() -> String| -> Result<(), Failure> {
+    let write = |path: &Option<PathBuf>, text: &dyn Fn() -> String| -> Result<(), Failure> {
         let Some(path) = path else { return Ok(()) };
         std::fs::write(path, text()).map_err(|e| format!("cannot write {}: {e}", path.display()))?;
         say!(settings.output, "written: {}", path.display());

@@ -18,9 +18,35 @@ struct State {
     /// Answers in each part.
     parts: Vec<u64>,
     waiting: u64,
-    /// The last answer, or when something began to wait.
-    since: Option<Instant>,
+    /// The last answer, or when something began to wait, from the beginning of the run.
+    since: Option<Duration>,
     longest: Option<Gap>,
+}
+
+impl State {
+    fn asked(&mut self, many: u64, now: Duration) {
+        if self.waiting == 0 {
+            self.since = Some(now);
+        }
+        self.waiting += many;
+    }
+
+    fn answered(&mut self, many: u64, now: Duration) {
+        let part = (now.as_nanos() / PART.as_nanos()) as usize;
+        if self.parts.len() <= part {
+            self.parts.resize(part + 1, 0);
+        }
+        self.parts[part] += many;
+        self.waiting = self.waiting.saturating_sub(many);
+        let Some(since) = self.since.replace(now) else { return };
+        let gap = Gap { from: since, lasted: now.saturating_sub(since) };
+        if self.longest.is_none_or(|longest| longest.lasted < gap.lasted) {
+            self.longest = Some(gap);
+        }
+        if self.waiting == 0 {
+            self.since = None;
+        }
+    }
 }
 
 /// A time without an answer.
@@ -50,31 +76,12 @@ impl Pulse {
 
     /// So many more answers are waited for.
     pub fn asked(&self, many: u64) {
-        let state = &mut *self.state();
-        if state.waiting == 0 {
-            state.since = Some(Instant::now());
-        }
-        state.waiting += many;
+        self.state().asked(many, self.began.elapsed());
     }
 
     /// So many answers came.
     pub fn answered(&self, many: u64) {
-        let now = Instant::now();
-        let state = &mut *self.state();
-        let part = (now.duration_since(self.began).as_nanos() / PART.as_nanos()) as usize;
-        if state.parts.len() <= part {
-            state.parts.resize(part + 1, 0);
-        }
-        state.parts[part] += many;
-        state.waiting = state.waiting.saturating_sub(many);
-        let Some(since) = state.since.replace(now) else { return };
-        let (from, lasted) = (since.duration_since(self.began), now.duration_since(since));
-        if state.longest.is_none_or(|longest| longest.lasted < lasted) {
-            state.longest = Some(Gap { from, lasted });
-        }
-        if state.waiting == 0 {
-            state.since = None;
-        }
+        self.state().answered(many, self.began.elapsed());
     }
 
     /// Nobody waits any more, and what has not come never will.
@@ -99,20 +106,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_waits_stalls() {
-        let pulse = Pulse::begin();
-        pulse.asked(2);
-        pulse.answered(2);
-        let before = pulse.longest().expect("one gap").lasted;
-        std::thread::sleep(Duration::from_millis(30));
-        pulse.asked(1);
-        pulse.answered(1);
-        let idle = pulse.longest().expect("one gap").lasted;
-        assert!(idle < Duration::from_millis(30) || before >= Duration::from_millis(30), "{idle:?}");
-        pulse.asked(1);
-        std::thread::sleep(Duration::from_millis(30));
-        pulse.answered(1);
-        assert!(pulse.longest().expect("one gap").lasted >= Duration::from_millis(30));
-        assert_eq!(pulse.parts().iter().sum::<u64>(), 4);
+    fn only_what_waits_stalls_and_the_longest_time_counts() {
+        let ms = Duration::from_millis;
+        let mut state = State::default();
+        state.asked(2, ms(10));
+        state.answered(1, ms(30));
+        state.answered(1, ms(60));
+        // Nothing waits for a while.
+        state.asked(1, ms(900));
+        state.answered(1, ms(910));
+        let longest = state.longest.expect("there were some");
+        assert_eq!((longest.from, longest.lasted), (ms(30), ms(30)));
+        state.asked(3, ms(1_000));
+        state.answered(1, ms(1_200));
+        let longest = state.longest.expect("there were some");
+        assert_eq!((longest.from, longest.lasted), (ms(1_000), ms(200)));
+        assert_eq!((state.parts, state.waiting), (vec![2, 0, 0, 1, 1], 2));
     }
 }

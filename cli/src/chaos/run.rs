@@ -1,6 +1,6 @@
 //! One scenario on a cluster of its own: faults and workload side by side, then the judges.
 
-use crate::args::ChaosRunArgs;
+use crate::chaos::args::ChaosRunArgs;
 use crate::chaos::fault::{Fault, Outcome as Fate};
 use crate::chaos::hands::Hands;
 use crate::chaos::judge::{Class, Judged, log};
@@ -166,8 +166,6 @@ impl Run<'_> {
             });
             let moments = self.scenario.moments(ends);
             let faults = injector::run(&mut hands, moments, (began, ends), &shared, &bar);
-            // Whatever went wrong here, the workload must not wait for it.
-            shared.calm.store(true, Ordering::SeqCst);
             bar.set_message("all has healed: what was begun ends, and is judged");
             let done = working.join().unwrap_or_else(|_| Err("the thread of the workload panicked".into()));
             (done, faults)
@@ -283,7 +281,7 @@ fn agree(heads: &[String], seed: u64) -> Judged {
     };
     runtime.block_on(async {
         let client = Client::new(Arc::new(TcpNet), heads.to_vec(), seed ^ 0x6469_6765);
-        let (since, mut shards, mut objection) = (Instant::now(), 0, None);
+        let (since, mut shards, mut objection, mut class) = (Instant::now(), 0, None, Class::Safety);
         for round in 0.. {
             let asked = async {
                 client.connect(AGREE).await?;
@@ -291,11 +289,14 @@ fn agree(heads: &[String], seed: u64) -> Judged {
             };
             objection = match asked.await {
                 Ok(found) => {
-                    shards = found.len() as u64;
+                    (shards, class) = (found.len() as u64, Class::Safety);
                     let odd = found.iter().find(|shard| !shard.same);
                     odd.map(|shard| format!("shard {}: {}", shard.shard, shard.told()))
                 }
-                Err(error) => Some(error.to_string()),
+                Err(error) => {
+                    class = Class::Liveness;
+                    Some(error.to_string())
+                }
             };
             // A head that has just come back may still be catching up.
             if objection.is_none() || since.elapsed() > AGREE {
@@ -303,6 +304,6 @@ fn agree(heads: &[String], seed: u64) -> Judged {
             }
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
-        Judged::of("digest", "S3", Class::Safety, shards).objecting(objection)
+        Judged::of("digest", "S3", class, shards).objecting(objection)
     })
 }

@@ -1,14 +1,14 @@
 //! Many scenarios one after the other, until all have run or the budget is used up.
 
-use crate::args::ChaosSuiteArgs;
-use crate::chaos::{conclude, prepare, run, scenario};
+use crate::chaos::args::ChaosSuiteArgs;
+use crate::chaos::{conclude, place_of, prepare, run, scenario};
 use crate::config::Settings;
 use crate::exit::{Failure, Outcome};
 use crate::say;
 use mobula_chaos::Scenario;
 use mobula_chaos::scenario::parse_time;
-use mobula_chaos::suite::{SUITES, Suite};
-use std::path::Path;
+use mobula_chaos::suite::{SUITES, Suite, built_in};
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 /// Runs it.
@@ -38,7 +38,7 @@ pub fn command(settings: &Settings, args: &ChaosSuiteArgs) -> Outcome {
             }
             let once = Scenario { seed, ..scenario.clone() };
             seed += 1;
-            let report = run::one(settings.output, name, &once, args.reports.keep)?;
+            let report = run::one(settings.output, &called(name, file.as_deref()), &once, args.reports.keep)?;
             say!(
                 settings.output,
                 "{:>6.0} s  {:<9} {:<10} {:<9} seed {}: {} faults, {} answers, stall {:.0} ms{}",
@@ -76,8 +76,16 @@ pub fn command(settings: &Settings, args: &ChaosSuiteArgs) -> Outcome {
     conclude(settings, &suite.name, &args.reports, &reports)
 }
 
+/// How `chaos run` is told of a scenario of a suite.
+fn called(name: &str, suite: Option<&Path>) -> String {
+    match built_in(name) {
+        Some(_) => name.to_owned(),
+        None => place_of(name, suite).display().to_string(),
+    }
+}
+
 /// The suite that is meant: a built-in one by its name, else a file, whose place is told, too.
-fn read(name: &str) -> Result<(Suite, Option<std::path::PathBuf>), Failure> {
+fn read(name: &str) -> Result<(Suite, Option<PathBuf>), Failure> {
     if let Some((_, text)) = SUITES.iter().find(|(known, _)| *known == name) {
         return Ok((Suite::parse(text).expect("what is built in is right: a test reads it"), None));
     }

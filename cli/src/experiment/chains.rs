@@ -3,6 +3,7 @@
 use crate::chaos::judge::runs;
 use crate::chaos::work::task::note;
 use mobula::{Affinity, Blob, Client, Error, ObjectRef};
+use mobula_chaos::mix::mix;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -44,10 +45,6 @@ fn made(link: Link, before: u64) -> Made {
     std::thread::sleep(Duration::from_millis(link.ms));
     let hash = mix(before, link.number);
     (hash, vec![hash as u8; BYTES].into())
-}
-
-fn mix(a: u64, b: u64) -> u64 {
-    mobula_chaos::mix::mix(a, b)
 }
 
 /// Chains that were submitted together.

@@ -3,11 +3,11 @@
 
 use super::lanes::Lanes;
 use super::look;
-use super::{progress_bar, write_report};
+use super::{harness, progress_bar, start, write_report};
 use crate::args::ExperimentArgs;
-use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::cluster::{Heads, LocalCluster};
 use crate::config::Settings;
-use crate::exit::{self, Failure, Outcome};
+use crate::exit::{self, Outcome};
 use crate::say;
 use mobula_base::random::Random;
 use mobula_gcs::Client;
@@ -46,10 +46,7 @@ struct Report {
 
 /// Runs it.
 pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
-    let harness = |message: String| Failure { code: exit::HARNESS, message };
-    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
-    let shape = Shape { heads: args.heads, nodes: 0, shards: args.shards, workers: 1, store_mb: 64 };
-    cluster.start_with(shape, &Heads::default()).map_err(harness)?;
+    let cluster = start(args, (0, 1, 64), &Heads::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| harness(format!("cannot make a runtime: {e}")))?;
     let report = runtime.block_on(crash(args, &cluster)).map_err(harness)?;

@@ -8,12 +8,12 @@ use super::ghost::Ghost;
 use super::lanes::Lanes;
 use super::look::{self, Seen};
 use super::report::{Gathered, Report, Strike};
-use super::{drawing, progress_bar, strike, write_report, write_text};
+use super::{drawing, harness, progress_bar, start, strike, write_report, write_text};
 use crate::args::{ExperimentArgs, How};
-use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::cluster::{Heads, LocalCluster};
 use crate::config::Settings;
 use crate::disk_probe::DiskProbe;
-use crate::exit::{self, Failure, Outcome};
+use crate::exit::{Failure, Outcome};
 use crate::{output, say};
 use mobula_base::random::Random;
 use mobula_gcs::Client;
@@ -52,15 +52,12 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     if args.heads < 3 {
         return Err(Failure::usage("a cluster of one head ends with it; use --heads 3 or more"));
     }
-    let harness = |message: String| Failure { code: exit::HARNESS, message };
-    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
-    let shape = Shape { heads: args.heads, nodes: 0, shards: args.shards, workers: 1, store_mb: 64 };
     let special = Heads {
         rebalance_ms: Some(args.rebalance_ms),
         with_switches: args.how == How::Drop,
         ..Heads::default()
     };
-    cluster.start_with(shape, &special).map_err(harness)?;
+    let cluster = start(args, (0, 1, 64), &special)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| harness(format!("cannot make a runtime: {e}")))?;
     let report = runtime.block_on(measure(args, &cluster)).map_err(harness)?;

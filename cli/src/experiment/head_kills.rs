@@ -1,10 +1,10 @@
 //! Tasks in flight while heads are killed and restarted: they must not notice.
 
 use super::look;
-use super::{progress_bar, write_report};
+use super::{harness, progress_bar, start, write_report};
 use crate::args::ExperimentArgs;
 use crate::chaos::work::tasks::{connect, keep_busy};
-use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::cluster::{Heads, LocalCluster};
 use crate::config::Settings;
 use crate::exit::{self, Failure, Outcome};
 use crate::process::Process;
@@ -53,12 +53,8 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     if args.heads < 3 {
         return Err(Failure::usage("a cluster of one head ends with it; use --heads 3 or more"));
     }
-    let harness = |message: String| Failure { code: exit::HARNESS, message };
-    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
-    let shape =
-        Shape { heads: args.heads, nodes: NODES, shards: args.shards, workers: WORKERS, store_mb: 128 };
     let special = Heads { rebalance_ms: Some(args.rebalance_ms), ..Heads::default() };
-    cluster.start_with(shape, &special).map_err(harness)?;
+    let cluster = start(args, (NODES, WORKERS, 128), &special)?;
     let report = measure(args, &cluster).map_err(harness)?;
     print(settings, &report);
     settings.output.data(&report);

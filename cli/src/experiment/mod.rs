@@ -26,6 +26,7 @@ pub mod strike;
 pub mod svg;
 
 use crate::args::ExperimentArgs;
+use crate::cluster::{Heads, LocalCluster, Shape};
 use crate::config::Settings;
 use crate::demo::plan::cluster_size;
 use crate::exit::{self, Failure, Outcome};
@@ -78,6 +79,22 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     limits::raise_open_files()?;
     signals::leave_in_order();
     run(settings, args)
+}
+
+fn harness(message: String) -> Failure {
+    Failure { code: exit::HARNESS, message }
+}
+
+/// A cluster of the experiment's own: so many nodes of so many CPUs, each with so much memory for objects.
+fn start(
+    args: &ExperimentArgs,
+    (nodes, workers, store_mb): (usize, u32, u64),
+    special: &Heads,
+) -> Result<LocalCluster, Failure> {
+    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
+    let shape = Shape { heads: args.heads, nodes, shards: args.shards, workers, store_mb };
+    cluster.start_with(shape, special).map_err(harness)?;
+    Ok(cluster)
 }
 
 /// A bar on a terminal, nothing elsewhere.

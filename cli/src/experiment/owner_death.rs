@@ -1,12 +1,12 @@
 //! Every case without actors in which Ray loses an object because its *owner*, the worker that submitted or put it, is gone:
 //! here lineage is the control store's, so the object must be there, or come back, and be right.
 
-use super::write_report;
+use super::{harness, start, write_report};
 use crate::args::ExperimentArgs;
 use crate::chaos::work::tasks::connect;
-use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::cluster::{Heads, LocalCluster};
 use crate::config::Settings;
-use crate::exit::{self, Failure, Outcome};
+use crate::exit::{self, Outcome};
 use crate::process::Process;
 use crate::say;
 use mobula::{Affinity, Blob, Client, Error, ObjectRef};
@@ -185,11 +185,7 @@ struct Report {
 
 /// Runs it.
 pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
-    let harness = |message: String| Failure { code: exit::HARNESS, message };
-    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
-    let shape =
-        Shape { heads: args.heads, nodes: NODES, shards: args.shards, workers: CPUS, store_mb: STORE_MB };
-    cluster.start_with(shape, &Heads::default()).map_err(harness)?;
+    let cluster = start(args, (NODES, CPUS, STORE_MB), &Heads::default())?;
     let rounds = args.kills.unwrap_or(ROUNDS);
     let mut cases = Vec::new();
     for case in &CASES {

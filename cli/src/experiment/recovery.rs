@@ -3,12 +3,12 @@
 
 use super::bars::{self, Row};
 use super::chains::{Chains, Like};
-use super::{progress_bar, write_report};
+use super::{harness, progress_bar, start, write_report};
 use crate::args::ExperimentArgs;
 use crate::chaos::work::tasks::connect;
-use crate::cluster::{Heads, LocalCluster, Shape};
+use crate::cluster::{Heads, LocalCluster};
 use crate::config::Settings;
-use crate::exit::{self, Failure, Outcome};
+use crate::exit::{self, Outcome};
 use crate::say;
 use mobula::Client;
 use serde::Serialize;
@@ -113,11 +113,7 @@ struct Report {
 
 /// Runs it.
 pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
-    let harness = |message: String| Failure { code: exit::HARNESS, message };
-    let cluster = LocalCluster::prepare(args.keep).map_err(harness)?;
-    let shape =
-        Shape { heads: args.heads, nodes: NODES, shards: args.shards, workers: CPUS, store_mb: STORE_MB };
-    cluster.start_with(shape, &Heads::default()).map_err(harness)?;
+    let cluster = start(args, (NODES, CPUS, STORE_MB), &Heads::default())?;
     let rounds = args.kills.unwrap_or(ROUNDS);
     let bar = progress_bar(CASES.len() * rounds);
     let mut cases = Vec::new();
