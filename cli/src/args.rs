@@ -59,8 +59,24 @@ pub enum Command {
     Snapshot(SnapshotCommand),
     /// What happened to the cluster: elections, deaths, changes of heads and nodes, jobs
     Events(EventsArgs),
-    /// What tasks wait for: of those whose ids begin so, or of all
+    /// Why a task waits or was lost, where an object is, what became of a node
     Explain(ExplainArgs),
+    /// Nodes, jobs, workers, tasks or objects, a row each
+    List(ListArgs),
+    /// All that is known of one node, job, worker, task or object
+    Get(GetArgs),
+    /// How many nodes, jobs, workers, tasks or objects there are of each kind
+    Summary(SummaryArgs),
+    /// Who refers to which objects, and what memory they take
+    Memory(MemoryArgs),
+    /// The cluster on one screen, as it changes
+    Top,
+    /// What heads and nodes have logged
+    Logs(LogsArgs),
+    /// What an object was made of, and where that stands
+    Lineage(LineageArgs),
+    /// What ran where, and when
+    Timeline(TimelineArgs),
     /// Check whether this machine, and its way to the heads, are fit for a head
     Doctor,
     /// Run a development cluster that ends with its terminal
@@ -421,9 +437,102 @@ pub struct EventsArgs {
 
 #[derive(Debug, Clone, Args)]
 pub struct ExplainArgs {
-    /// The id of a task, or its first digits [default: every task that a node keeps or runs]
-    #[arg(value_name = "TASK")]
-    pub task: Option<String>,
+    /// The id of a task, or its first digits; of an object; the name or incarnation of a node [default: every task that
+    /// a node keeps or runs]
+    #[arg(value_name = "TASK|OBJECT|NODE")]
+    pub subject: Option<String>,
+}
+
+/// What there are lists of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    Nodes,
+    Jobs,
+    Workers,
+    Tasks,
+    Objects,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct ListArgs {
+    /// Of what
+    #[arg(value_enum)]
+    pub kind: Kind,
+    /// Only rows whose column says this: COLUMN=VALUE or COLUMN!=VALUE; may be repeated
+    #[arg(long, value_name = "FILTER")]
+    pub filter: Vec<mobula_look::filter::Filter>,
+    /// Rows of each node, at most
+    #[arg(long, default_value_t = 1000)]
+    pub limit: u32,
+    /// Only tasks, or objects of tasks, whose ids begin so
+    #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
+    pub prefix: String,
+    /// Every column
+    #[arg(long)]
+    pub detail: bool,
+    /// Print the list again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct GetArgs {
+    /// Of what
+    #[arg(value_enum)]
+    pub kind: Kind,
+    /// Its id or name, or the beginning of the id if no other begins so
+    pub id: String,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct SummaryArgs {
+    /// Of what
+    #[arg(value_enum)]
+    pub kind: Kind,
+    /// Print it again every second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct MemoryArgs {
+    /// Objects that are listed, the largest first
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LogsArgs {
+    /// The name of a node, its address, or that of a head [default: all of them]
+    pub name: Option<String>,
+    /// Lines of each, the last ones; 0 for all that it keeps
+    #[arg(long, default_value_t = 100, value_name = "LINES")]
+    pub tail: u32,
+    /// Go on with what is logged from now on, until interrupted
+    #[arg(long)]
+    pub follow: bool,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct LineageArgs {
+    /// The id of an object: see `mobula list objects`
+    pub object: String,
+    /// Print it for Graphviz
+    #[arg(long, conflicts_with = "svg")]
+    pub dot: bool,
+    /// Draw it
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Args)]
+pub struct TimelineArgs {
+    /// Only what ended within this time before now: 10s, 5m [default: all that the nodes remember]
+    #[arg(long, value_name = "AGE")]
+    pub since: Option<String>,
+    /// Write it as Chrome's trace viewer and Perfetto read it
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Args)]

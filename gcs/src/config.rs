@@ -5,6 +5,7 @@ use crate::hook::{SharedHook, Unhooked};
 use crate::level::Formats;
 use crate::raft::timing::RaftTiming;
 use mobula_base::disk::Disk;
+use mobula_net::http::Pages;
 use mobula_net::seam::SharedNet;
 use std::sync::Arc;
 
@@ -33,6 +34,8 @@ pub struct HeadConfig {
     pub formats: Formats,
     /// A head whose disk was damaged or emptied asks to be taken back, under a new id.
     pub repair: bool,
+    /// What its port answers beside.
+    pub pages: Pages,
 }
 
 impl Default for HeadConfig {
@@ -49,6 +52,7 @@ impl Default for HeadConfig {
             forget_after_ms: 60_000,
             formats: Formats::default(),
             repair: true,
+            pages: Pages::default(),
         }
     }
 }

@@ -294,6 +294,7 @@ fn site(
         meters: Meters::default(),
         formats: config.formats.clone(),
         repair: config.repair,
+        pages: config.pages.clone(),
     })
 }
 

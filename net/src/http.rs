@@ -8,9 +8,10 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, DATE, WWW_AUTHENTICATE};
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
+use std::fmt;
 use std::time::Duration;
 use tonic::Status;
 use tonic::service::Routes;
@@ -27,6 +28,10 @@ pub const HEALTH: &str = "/healthz";
 pub const READY: &str = "/readyz";
 /// For Prometheus.
 pub const METRICS: &str = "/metrics";
+/// The web page, and the folder of what it is made of: the same for every cluster, so it needs no token either.
+pub const PAGE: &str = "/";
+/// See [`PAGE`].
+pub const PAGE_PARTS: &str = "/ui/";
 
 /// What [`METRICS`] is answered with.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -34,6 +39,26 @@ pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; char
 const HEALTH_TICK: Duration = Duration::from_millis(500);
 /// The date of every gRPC answer.
 const NO_DATE: &str = "Thu, 01 Jan 1970 00:00:00 GMT";
+
+/// What a daemon answers beside its own protocol: whoever starts it hands that in.
+#[derive(Clone, Default)]
+pub struct Pages(pub Option<Router>);
+
+impl Pages {
+    /// `router` and these.
+    pub fn beside(&self, router: Router) -> Router {
+        match &self.0 {
+            Some(pages) => router.merge(pages.clone()),
+            None => router,
+        }
+    }
+}
+
+impl fmt::Debug for Pages {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Pages" } else { "no pages" })
+    }
+}
 
 /// Adds gRPC's own health, as `reporter` has it, and reflection of the services in `described`.
 ///
@@ -111,11 +136,17 @@ pub async fn serve(
         .await
 }
 
+/// What says nothing of the cluster. Browsers ask with OPTIONS whether they may show the token.
+fn is_open(request: &Request) -> bool {
+    let path = request.uri().path();
+    path == HEALTH || path == PAGE || path.starts_with(PAGE_PARTS) || request.method() == Method::OPTIONS
+}
+
 /// Turns away whoever does not show the token.
 async fn guarded(State(net): State<SharedNet>, request: Request, next: Next) -> Response {
     let header = request.headers().get(AUTHORIZATION).map(|value| value.as_bytes());
     let is_known = net.token().is_none_or(|token| token.is_in(header));
-    if is_known || request.uri().path() == HEALTH {
+    if is_known || is_open(&request) {
         next.run(request).await
     } else if is_grpc(request.headers()) {
         Status::unauthenticated(NEEDED).into_http::<Body>()

@@ -6,6 +6,7 @@ use crate::packages::Packages;
 use crate::spawn::Spawner;
 use mobula_base::disk::Disk;
 use mobula_net::Net;
+use mobula_net::http::Pages;
 use mobula_objstore::Region;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,6 +43,8 @@ pub struct NodeConfig {
     /// Of its machine's memory, and of its control group's, this part may be in use (1: all). Beyond it workers end,
     /// one after the other.
     pub memory_full: f64,
+    /// What its port answers beside.
+    pub pages: Pages,
     /// Seed of its random streams; production draws it from the system.
     pub seed: u64,
 }

@@ -123,7 +123,7 @@ pub async fn run_with(
             })?,
         };
         let mut life = Life::new(&config, &parts, client.clone(), incarnation, found);
-        let incoming = tokio::spawn(http::serve(life.peers.clone(), listener));
+        let incoming = tokio::spawn(http::serve(life.peers.clone(), config.pages.clone(), listener));
         let end = life.run(&mut *parts.local, &mut *parts.spawner, shutdown.as_mut()).await;
         incoming.abort();
         let _ = incoming.await;
@@ -363,7 +363,7 @@ impl Life {
         }
     }
 
-    fn now(&self) -> Instant {
+    pub(crate) fn now(&self) -> Instant {
         Instant(self.started.elapsed().as_nanos() as u64)
     }
 

@@ -10,10 +10,10 @@ use axum::response::Response;
 use axum::routing::get;
 use mobula_net::frame::may_begin;
 use mobula_net::front::Front;
-use mobula_net::http::{self, HealthReporter, ReflectionError};
+use mobula_net::http::{self, HealthReporter, Pages, ReflectionError};
 use mobula_net::{Listener, Stream};
 use mobula_proto::node_server::{Node, NodeServer};
-use mobula_proto::{ExplainReply, ExplainRequest, ExplainedTask};
+use mobula_proto::{ExplainReply, ExplainRequest, ExplainedTask, LookReply, LookRequest};
 use mobula_scheduler::explain::Explained;
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +27,7 @@ const UNHEARD: Duration = Duration::from_secs(2);
 const ASK_DEADLINE: Duration = Duration::from_secs(2);
 
 /// Serves one life of a node until the task is dropped.
-pub async fn serve(peers: Arc<Peers>, listener: Box<dyn Listener>) {
+pub async fn serve(peers: Arc<Peers>, pages: Pages, listener: Box<dyn Listener>) {
     let reporter = HealthReporter::new();
     let router = match routes(&peers, &reporter) {
         Ok(router) => router,
@@ -41,7 +41,7 @@ pub async fn serve(peers: Arc<Peers>, listener: Box<dyn Listener>) {
     };
     let front = Box::new(Front::new(listener, may_begin, listen));
     tokio::select! {
-        served = http::serve(router, peers.net.clone(), front) => if let Err(error) = served {
+        served = http::serve(pages.beside(router), peers.net.clone(), front) => if let Err(error) = served {
             tracing::error!(%error, "server ended");
         },
         () = http::report(reporter, &[""], || readiness(&peers)) => {}
@@ -49,7 +49,8 @@ pub async fn serve(peers: Arc<Peers>, listener: Box<dyn Listener>) {
 }
 
 fn routes(peers: &Arc<Peers>, reporter: &HealthReporter) -> Result<Router, ReflectionError> {
-    let explain = NodeServer::new(Explainer(peers.clone()));
+    let explain =
+        NodeServer::new(Explainer(peers.clone())).max_encoding_message_size(mobula_net::grpc::MESSAGE_MAX);
     let pages = Router::new()
         .route(http::HEALTH, get(|| async { "ok\n" }))
         .route(http::READY, get(async |State(peers): State<Arc<Peers>>| http::ready(readiness(&peers))))
@@ -96,7 +97,7 @@ async fn ask<T>(peers: &Peers, input: impl FnOnce(oneshot::Sender<T>) -> Input) 
     }
 }
 
-/// Says what tasks wait for.
+/// Says what tasks wait for, and what there is.
 struct Explainer(Arc<Peers>);
 
 #[tonic::async_trait]
@@ -114,5 +115,12 @@ impl Node for Explainer {
             because,
         };
         Ok(tonic::Response::new(ExplainReply { tasks: tasks.into_iter().map(told).collect(), more }))
+    }
+
+    async fn look(&self, request: Request<LookRequest>) -> Result<tonic::Response<LookReply>, Status> {
+        let asked = Box::new(request.into_inner());
+        let prefix = asked.prefix.parse().map_err(Status::invalid_argument)?;
+        let answer = ask(&self.0, |reply| Input::Look { prefix, asked, reply }).await;
+        answer.map(tonic::Response::new).map_err(Status::unavailable)
     }
 }

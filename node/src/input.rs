@@ -7,7 +7,9 @@ use mobula_net::written::Written;
 use mobula_objstore::StoreError;
 use mobula_objstore::depot::{File, Kept, Spilled};
 use mobula_objstore::table::Place;
-use mobula_proto::{Claims, ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, Output, PeerMsg};
+use mobula_proto::{
+    Claims, ClientMsg, ClusterView, DaemonMsg, Hello, JobStart, LookReply, LookRequest, Output, PeerMsg,
+};
 use mobula_scheduler::explain::Explained;
 use mobula_scheduler::{Census, ClientId, Event, Value};
 use tokio::sync::{mpsc, oneshot};
@@ -56,6 +58,8 @@ pub enum Input {
     Load { reply: oneshot::Sender<Load> },
     /// How tasks stand, and whether there are more than are told.
     Explain { prefix: TaskPrefix, reply: oneshot::Sender<(Vec<Explained>, bool)> },
+    /// Rows of what there is, for people who look.
+    Look { prefix: TaskPrefix, asked: Box<LookRequest>, reply: oneshot::Sender<LookReply> },
     /// It is time to measure what workers have of memory.
     MeasureMemory,
     /// How much there is of everything, for people who watch.

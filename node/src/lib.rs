@@ -14,6 +14,7 @@
 //! - [`links`] — drivers and workers; [`local`] — the Unix socket that hands out the memory.
 //! - [`peers`] — sequenced streams between nodes; [`transfer`] — bulk copies.
 //! - [`http`] — the same port for people and their tools; [`metrics`] — what they can count.
+//! - [`look`] — rows for those who look at what is here.
 //! - [`control`] — everything towards the control store.
 //! - [`memory`] — what workers have of it.
 //! - [`spawn`] — worker processes; [`packages`] — their executables and files, brought from where the driver is.
@@ -27,6 +28,7 @@ pub mod http;
 pub mod input;
 pub mod links;
 pub mod local;
+pub mod look;
 pub mod memory;
 pub mod metrics;
 pub mod packages;

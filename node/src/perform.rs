@@ -111,6 +111,9 @@ impl Life {
             Input::Explain { prefix, reply } => {
                 let _ = reply.send(self.core.explain(prefix, EXPLAINED_MAX));
             }
+            Input::Look { prefix, asked, reply } => {
+                let _ = reply.send(self.show(prefix, &asked));
+            }
             Input::MeasureMemory => self.measure_memory(events),
             Input::Count { reply } => {
                 let _ = reply.send(self.counts());

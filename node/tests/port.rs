@@ -60,6 +60,7 @@ impl Node {
             spill_dir: None,
             packages_dir: None,
             memory_full: 1.0,
+            pages: Default::default(),
             seed: 3,
         };
         let ((tell, told), (stop, stopped)) = (oneshot::channel(), oneshot::channel());

@@ -163,6 +163,7 @@ impl Cluster {
             spill_dir: None,
             packages_dir: Some(self.dir.join(format!("node-{n}"))),
             memory_full: 1.0,
+            pages: Default::default(),
             seed: u64::from(n),
         }
     }

@@ -137,6 +137,7 @@ fn run_node_if_asked() {
         spill_dir: None,
         packages_dir: None,
         memory_full: 1.0,
+        pages: Default::default(),
         seed: u64::from(std::process::id()),
     };
     let ready = |ready: mobula_node::Ready| {

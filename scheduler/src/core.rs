@@ -18,6 +18,7 @@ use crate::refs::{HeldBack, Named};
 use crate::reserve::Ledger;
 use crate::stream::Ticket;
 use crate::streams::Streams;
+use crate::trace::Trace;
 use crate::types::{ClientId, Effect, Event};
 use crate::waiting::Waiting;
 use crate::workers::Worker;
@@ -220,6 +221,7 @@ pub struct Core {
     pub(crate) untold: BTreeSet<TaskId>,
     pub(crate) hedges: Hedges,
     pub(crate) memory: Watched,
+    pub(crate) trace: Trace,
     pub(crate) bends: Bends,
     pub(crate) effects: Vec<Effect>,
 }
@@ -287,6 +289,7 @@ impl Core {
             untold: BTreeSet::new(),
             hedges: Hedges::default(),
             memory: Watched::default(),
+            trace: Trace::default(),
             bends: Bends::default(),
             effects: Vec::new(),
         }

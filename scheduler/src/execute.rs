@@ -445,6 +445,7 @@ impl Core {
             }
         }
         let Some(run) = self.take_run(task) else { return };
+        self.trace.ended(task, &run, value.is_err(), ran_ns, self.now);
         let streams = &self.streams;
         let pending: BTreeMap<ShardId, u64> = run
             .submitted

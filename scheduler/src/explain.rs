@@ -38,19 +38,19 @@ impl Core {
 
     fn explain_one(&self, task: TaskId) -> Explained {
         let mut because = Vec::new();
-        let state = match (self.kept.get(&task), self.runs.get(&task)) {
+        match (self.kept.get(&task), self.runs.get(&task)) {
             (Some(kept), _) => self.explain_kept(task, kept, &mut because),
             (None, Some(run)) => {
                 let node = self.name_of(run.keeper.node);
                 because.push(format!("{node} keeps it and waits for its end, attempt {}", run.attempt));
-                self.explain_run(task, run, &mut because)
+                self.explain_run(task, run, &mut because);
             }
-            (None, None) => "unknown",
-        };
-        Explained { task, state, because }
+            (None, None) => {}
+        }
+        Explained { task, state: self.state_of(task), because }
     }
 
-    fn explain_kept(&self, task: TaskId, kept: &Kept, because: &mut Vec<String>) -> &'static str {
+    fn explain_kept(&self, task: TaskId, kept: &Kept, because: &mut Vec<String>) {
         if self.cancelled.contains(&task) {
             because.push("it was cancelled, and ends as soon as whoever runs it has stopped".into());
         }
@@ -66,7 +66,6 @@ impl Core {
                         format!("it begins once {shard} has committed its record; {}", self.backlog())
                     }
                 });
-                "await_commit"
             }
             KeptState::AwaitAttempt => {
                 let what = match self.hedges.shunned(task) {
@@ -78,22 +77,20 @@ impl Core {
                     kept.attempt,
                     self.backlog()
                 ));
-                "await_attempt"
             }
             KeptState::AwaitDeps(missing) => {
                 let all = arg_objects(&kept.spec).count();
                 because.push(format!("{missing} of its {all} arguments have not been made"));
                 self.explain_arguments(arg_objects(&kept.spec), because);
-                "await_arguments"
             }
             KeptState::Queued => {
                 self.explain_queued(task, kept, because);
-                "queued"
             }
-            KeptState::Placed(node) if node == self.config.incarnation => match self.runs.get(&task) {
-                Some(run) => self.explain_run(task, run, because),
-                None => "placed",
-            },
+            KeptState::Placed(node) if node == self.config.incarnation => {
+                if let Some(run) = self.runs.get(&task) {
+                    self.explain_run(task, run, because);
+                }
+            }
             KeptState::Placed(node) => {
                 because.push(format!("it was given to {}: ask there", self.name_of(node)));
                 if let Some(slow) = self.hedges.shunned(task) {
@@ -102,7 +99,6 @@ impl Core {
                         "an earlier attempt took long, and still runs on {slow}: the first counts"
                     ));
                 }
-                "placed"
             }
             KeptState::Undurable(node) => {
                 because.push(format!(
@@ -110,11 +106,9 @@ impl Core {
                     self.name_of(node),
                     self.backlog()
                 ));
-                "undurable"
             }
             KeptState::Finishing => {
                 because.push(format!("it has ended; that goes to {shard} once it has lingered"));
-                "finishing"
             }
         }
     }
@@ -152,11 +146,11 @@ impl Core {
         }
     }
 
-    fn explain_run(&self, task: TaskId, run: &Run, because: &mut Vec<String>) -> &'static str {
+    fn explain_run(&self, task: TaskId, run: &Run, because: &mut Vec<String>) {
         if run.missing > 0 {
             because.push(format!("the bytes of {} arguments are not here yet", run.missing));
             self.explain_arguments(arg_objects(&run.spec), because);
-            return "arriving";
+            return;
         }
         let Some(worker) = run.given else {
             let workers = self.workers.values().filter(|w| w.job.0 == run.spec.job);
@@ -170,26 +164,20 @@ impl Core {
                 self.free,
                 self.config.resources
             ));
-            return "await_worker";
+            return;
         };
-        let Some(w) = self.workers.get(&worker) else { return "given" };
+        let Some(w) = self.workers.get(&worker) else { return };
         match w.queue.iter().position(|other| *other == task) {
             Some(0) if w.blocked => {
                 because.push(format!("it runs in worker {worker} and waits there for what it asked for"));
                 because.extend(how_far(run));
-                "blocked"
             }
             Some(0) if w.stalled => {
                 because.push(format!("it runs in worker {worker} and waits there for room in shared memory"));
-                "stalled"
             }
-            Some(0) | None => {
-                because.push(format!("it runs in worker {worker}"));
-                "running"
-            }
+            Some(0) | None => because.push(format!("it runs in worker {worker}")),
             Some(before) => {
                 because.push(format!("it stands behind {before} others in the line of worker {worker}"));
-                "given"
             }
         }
     }

@@ -32,7 +32,8 @@
 //!   when slots move from one to another (R12).
 //! - [`bend`] — other sizes than the usual ones, for simulations.
 //! - `hostile` — messages that nobody should send, for tests and fuzzing.
-//! - [`census`] — how much there is of everything, for people who watch; [`explain`] — what one task waits for.
+//! - [`census`] — how much there is of everything, for people who watch; [`explain`] — what one task waits for;
+//!   [`rows`] — lists of it; [`trace`] — what ran, and when.
 
 pub mod abandon;
 mod again;
@@ -61,10 +62,12 @@ pub mod placement;
 pub mod recovery;
 pub mod refs;
 mod reserve;
+pub mod rows;
 mod strategy;
 pub mod stream;
 pub mod streams;
 pub mod submit;
+pub mod trace;
 pub mod types;
 pub mod waiting;
 mod workers;

@@ -60,6 +60,11 @@ pub(crate) struct Refs {
 }
 
 impl Refs {
+    /// How many refer to it: clients' programs, kept tasks that name it, runs that use its value.
+    pub fn counts(&self) -> (u32, u32, u32) {
+        (self.clients.len() as u32, self.named, self.used)
+    }
+
     /// Whether a task that is kept here names it, or one that runs here uses it.
     pub fn serves_tasks(&self) -> bool {
         self.named > 0 || self.used > 0

@@ -167,6 +167,7 @@ impl Core {
                 self.fail_run(running, Failure::new(FailureKind::FailureWorkerDied, message));
             }
         }
+        self.trace.close(worker);
         for task in queue.rev().filter(|_| !mutant!("W1")) {
             self.requeue(worker, task);
         }

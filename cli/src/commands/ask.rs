@@ -5,6 +5,7 @@ use crate::config::{DEFAULT_ADDRESS, Settings};
 use crate::datadir::DataDir;
 use crate::exit::{Failure, Outcome};
 use mobula_gcs::{Client, Error};
+use mobula_look::Look;
 use std::time::Duration;
 
 /// A single request to the cluster is given up after this.
@@ -35,6 +36,12 @@ pub fn with_client<F: Future<Output = Outcome>>(
         client.connect(DEADLINE).await.map_err(failed)?;
         command(client).await
     })
+}
+
+/// Runs `command` with somebody who looks at the cluster.
+pub fn looking<F: Future<Output = Outcome>>(settings: &Settings, command: impl FnOnce(Look) -> F) -> Outcome {
+    let (net, heads) = (settings.net()?, addresses(settings));
+    with_client(settings, async |client| command(Look::new(net, client, heads)).await)
 }
 
 /// A failed request, with what to do when a majority is gone.

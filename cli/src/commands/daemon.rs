@@ -11,7 +11,10 @@ use crate::process::Process;
 use mobula_base::disk::RealDisk;
 use mobula_base::resources::{GPU, MEMORY};
 use mobula_gcs::damage::MARK;
-use mobula_gcs::{Head, HeadConfig, Parts, RaftTiming};
+use mobula_gcs::{Client, Head, HeadConfig, Parts, RaftTiming};
+use mobula_look::log::Ring;
+use mobula_look::{Look, page};
+use mobula_net::http::Pages;
 use mobula_net::seam::SharedNet;
 use mobula_node::memory::MEMORY_FULL;
 use mobula_node::{LINGER, NodeConfig};
@@ -31,7 +34,9 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
         let _ = setsid();
     }
     let member = settings.member(&args.member);
-    log_to_stderr(log_format(member.log_format.as_deref().unwrap_or("text")).map_err(Failure::usage)?);
+    let log = Ring::default();
+    let is_json = log_format(member.log_format.as_deref().unwrap_or("text")).map_err(Failure::usage)?;
+    log_to_stderr(is_json, log.clone());
     end_on_panic();
     limits::raise_open_files()?;
     let dir = DataDir(settings.data_dir.clone());
@@ -39,7 +44,8 @@ pub fn run(settings: &Settings, args: &DaemonArgs) -> Outcome {
     let seed = system_seed().map_err(|e| format!("cannot read /dev/urandom: {e}"))?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for input: {e}"))?;
-    let served = runtime.block_on(mobula_gcs::in_scope(seed, serve(settings, &dir, args, &member, seed)));
+    let served =
+        runtime.block_on(mobula_gcs::in_scope(seed, serve(settings, &dir, args, &member, seed, &log)));
     // Kept on a failure's way out it would only be stale: its process is gone.
     let _ = fs::remove_file(dir.ready());
     let _ = fs::remove_file(dir.process());
@@ -68,10 +74,28 @@ pub fn log_format(format: &str) -> Result<bool, String> {
     }
 }
 
-fn log_to_stderr(is_json: bool) {
+/// Where a daemon logs to: its file or terminal, and the lines that it tells whoever asks.
+struct Both(Ring);
+
+impl io::Write for Both {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.write(bytes);
+        io::stderr().write_all(bytes)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        io::stderr().flush()
+    }
+}
+
+fn log_to_stderr(is_json: bool, ring: Ring) {
     let filter = tracing_subscriber::EnvFilter::try_from_env("MOBULA_LOG")
         .unwrap_or_else(|_| "warn,mobula=info,mobula_gcs=info,mobula_node=info".into());
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).with_ansi(false);
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(move || Both(ring.clone()))
+        .with_ansi(false);
     if is_json { logs.json().flatten_event(true).init() } else { logs.init() }
 }
 
@@ -102,6 +126,7 @@ async fn serve(
     args: &DaemonArgs,
     member: &MemberArgs,
     seed: u64,
+    log: &Ring,
 ) -> Result<(), Failure> {
     let mut net = settings.net()?;
     if let Some(socket) = &args.fault_switch {
@@ -115,7 +140,7 @@ async fn serve(
         true => tokio::select! {
             biased;
             () = stopped(&mut asked) => return Ok(()),
-            head = start_head(settings, net.clone(), dir, args, member, seed) => Some(head?),
+            head = start_head(settings, net.clone(), dir, args, member, seed, log) => Some(head?),
         },
     };
     let mut ready = Ready {
@@ -142,7 +167,7 @@ async fn serve(
             match ended {
                 Err(error) if !member.no_repair && dir.head().join(MARK).exists() => {
                     tracing::error!(%error, "this head begins again");
-                    let again = start_head(settings, net.clone(), dir, args, member, seed);
+                    let again = start_head(settings, net.clone(), dir, args, member, seed, log);
                     running = tokio::select! {
                         biased;
                         () = stopped(&mut asked) => None,
@@ -155,7 +180,8 @@ async fn serve(
         return Ok(());
     }
     let late = Duration::from_millis(args.late_ms);
-    let config = NodeConfig { late, ..node_config(dir, member, &ready, cpus, seed)? };
+    let pages = Pages(Some(log.router()));
+    let config = NodeConfig { late, pages, ..node_config(dir, member, &ready, cpus, seed)? };
     settings.check_exposure(&config.listen, member.insecure)?;
     ready.socket = Some(config.socket.clone());
     let on_ready = |joined: mobula_node::Ready| {
@@ -189,6 +215,7 @@ async fn start_head(
     args: &DaemonArgs,
     member: &MemberArgs,
     seed: u64,
+    log: &Ring,
 ) -> Result<Head, Failure> {
     let mut timing = RaftTiming::default();
     if let Some(ms) = args.rebalance_ms {
@@ -198,6 +225,7 @@ async fn start_head(
     let address = member.listen.clone().unwrap_or_else(|| DEFAULT_ADDRESS.into());
     settings.check_exposure(&address, member.insecure)?;
     let config = HeadConfig {
+        pages: head_pages(&net, &address, member, seed, log),
         address,
         advertise: member.advertise.clone().unwrap_or_default(),
         join: member.join.clone(),
@@ -211,6 +239,17 @@ async fn start_head(
         let in_use = matches!(&error, mobula_gcs::Error::Listen { source, .. } if is_in_use(source));
         coded(error, in_use)
     })
+}
+
+/// The web page, and the log. They ask the heads as anybody does, this one among them.
+fn head_pages(net: &SharedNet, address: &str, member: &MemberArgs, seed: u64, log: &Ring) -> Pages {
+    let mut heads = member.join.clone();
+    let own = member.advertise.as_deref().unwrap_or(address);
+    if !heads.iter().any(|head| head == own) {
+        heads.insert(0, own.to_owned());
+    }
+    let client = Client::new(net.clone(), heads.clone(), seed);
+    Pages(Some(page::router(Look::new(net.clone(), client, heads)).merge(log.router())))
 }
 
 fn node_failure(error: mobula_node::Error) -> Failure {
@@ -262,6 +301,7 @@ fn node_config(
         spill_dir: Some(dir.spill()),
         packages_dir: Some(dir.0.clone()),
         memory_full: member.memory_full.map_or(MEMORY_FULL, |percent| f64::from(percent) / 100.0),
+        pages: Pages::default(),
         seed,
     })
 }

@@ -1,29 +1,21 @@
 //! `mobula status`: a verdict first, then the figures it rests on.
 
-use crate::commands::verdict::{self, Health, Observed, Verdict};
-use crate::config::{DEFAULT_ADDRESS, Settings};
-use crate::datadir::DataDir;
+use crate::commands::ask::addresses;
+use crate::config::Settings;
 use crate::exit::Outcome;
 use crate::output::{Output, bytes};
 use crate::say;
-use mobula_gcs::Client;
-use mobula_net::seam::SharedNet;
+use mobula_look::observe::observe;
+use mobula_look::verdict::{self, Health, Observed, Verdict};
 use mobula_proto::{ClusterView, GroupView, NodeView, StatusReply};
 use serde::Serialize;
 use std::collections::BTreeMap;
 
 /// Asks every known head, and prints what they say. The exit code is the verdict.
 pub fn run(settings: &Settings) -> Outcome {
-    let mut addresses = settings.addresses.clone();
-    if addresses.is_empty() {
-        addresses = DataDir(settings.data_dir.clone()).serving().map(|r| r.heads).unwrap_or_default();
-    }
-    if addresses.is_empty() {
-        addresses.push(DEFAULT_ADDRESS.into());
-    }
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for answers: {e}"))?;
-    let observed = runtime.block_on(observe(settings.net()?, addresses));
+    let observed = runtime.block_on(observe(settings.net()?, addresses(settings)));
     let verdict = verdict::judge(&observed);
     say!(settings.output, "{verdict}");
     table(settings.output, &observed, &verdict);
@@ -33,32 +25,6 @@ pub fn run(settings: &Settings) -> Outcome {
         Health::Degraded => 1,
         Health::Unavailable => 2,
     })
-}
-
-/// Asks the heads at `addresses`, and those that they name.
-pub async fn observe(net: SharedNet, mut addresses: Vec<String>) -> Vec<Observed> {
-    let client = Client::new(net, addresses.clone(), 0);
-    let mut observed: Vec<Observed> = Vec::new();
-    while observed.len() < addresses.len() {
-        let address = addresses[observed.len()].clone();
-        let mut wants_token = None;
-        let reply = client.status_of(&address).await.map_err(|error| match error {
-            mobula_gcs::Error::NeedsToken { shown, .. } => {
-                wants_token = Some(shown);
-                mobula_net::auth::NEEDED.to_owned()
-            }
-            // The address stands beside it anyway.
-            mobula_gcs::Error::Unreachable { last, .. } => last,
-            other => other.to_string(),
-        });
-        for head in reply.iter().flat_map(|r| &r.heads) {
-            if !addresses.contains(head) {
-                addresses.push(head.clone());
-            }
-        }
-        observed.push(Observed { address, reply, wants_token });
-    }
-    observed
 }
 
 fn table(output: Output, observed: &[Observed], verdict: &Verdict) {

@@ -35,7 +35,7 @@ pub async fn serve(site: Arc<Site>, listener: Box<dyn Listener>) {
     };
     let front = Box::new(Front::new(listener, is_probe, answer_probes));
     tokio::select! {
-        served = http::serve(router, site.net.clone(), front) => if let Err(error) = served {
+        served = http::serve(site.pages.beside(router), site.net.clone(), front) => if let Err(error) = served {
             tracing::error!(%error, "server ended");
         },
         () = http::report(reporter, &SERVICES, || readiness(&site)) => {}

@@ -38,6 +38,7 @@ use crate::recall::Memory;
 pub use between::Incoming;
 use liveness::Liveness;
 use mobula_base::disk::Disk;
+use mobula_net::http::Pages;
 use mobula_net::seam::SharedNet;
 use mobula_proto as proto;
 use prost::Message;
@@ -73,6 +74,8 @@ pub struct Site {
     pub formats: Formats,
     /// Whether it asks to be taken back.
     pub repair: bool,
+    /// What its port answers beside.
+    pub pages: Pages,
 }
 
 /// What a head has once it is part of a cluster.

@@ -163,6 +163,7 @@ impl World {
             spill_dir: None,
             packages_dir: None,
             memory_full: 1.0,
+            pages: Default::default(),
             seed,
         };
         let parts = Parts {

@@ -3,9 +3,9 @@
 
 use super::{Class, Judged};
 use crate::chaos::fault::{Fault, Outcome};
-use crate::commands::events::cause_of;
 use mobula_chaos::Kind;
 use mobula_gcs::Client;
+use mobula_look::happened::cause_of;
 use mobula_net::tcp::TcpNet;
 use mobula_proto::{Event, EventKind};
 use std::sync::Arc;

@@ -1,0 +1,107 @@
+//! `mobula list`: nodes, jobs, workers, tasks or objects, a row each.
+
+use crate::args::{Kind, ListArgs};
+use crate::commands::ask::{failed, looking};
+use crate::commands::table;
+use crate::config::Settings;
+use crate::exit::{self, Failure, Outcome};
+use crate::output::Output;
+use crate::say;
+use mobula_base::TaskPrefix;
+use mobula_look::Look;
+use mobula_look::filter::{Filter, admitted};
+use mobula_look::rows::{self, Listed, Row};
+use mobula_proto::LookRequest;
+use serde::Serialize;
+use std::time::Duration;
+
+/// Pause between two lists that are watched.
+pub const WATCHED_EVERY: Duration = Duration::from_secs(1);
+
+/// Prints the list, with `--watch` again and again.
+pub fn run(settings: &Settings, args: &ListArgs) -> Outcome {
+    let _: TaskPrefix = args.prefix.parse().map_err(Failure::usage)?;
+    let output = settings.output;
+    looking(settings, async |look| {
+        loop {
+            show(output, &look, args).await?;
+            if !args.watch {
+                return Ok(exit::OK);
+            }
+            tokio::time::sleep(WATCHED_EVERY).await;
+            say!(output);
+        }
+    })
+}
+
+async fn show(output: Output, look: &Look, args: &ListArgs) -> Result<(), Failure> {
+    match args.kind {
+        Kind::Nodes => print(output, args, known(rows::nodes(&look.view().await.map_err(failed)?))),
+        Kind::Jobs => print(output, args, known(rows::jobs(&look.view().await.map_err(failed)?))),
+        Kind::Workers => print(output, args, look.workers().await.map_err(failed)?),
+        Kind::Tasks => print(output, args, look.tasks(request(args)).await.map_err(failed)?),
+        Kind::Objects => print(output, args, look.objects(request(args)).await.map_err(failed)?),
+    }
+}
+
+/// What nodes can leave out by themselves: of very many tasks those that are wanted may not be the first.
+fn request(args: &ListArgs) -> LookRequest {
+    let of = |key: &'static str| args.filter.iter().filter(move |filter| filter.key == key && !filter.not);
+    // What all nodes know of an object decides where it stands, not what one does.
+    let states =
+        if args.kind == Kind::Tasks { of("state").map(|f| f.value.clone()).collect() } else { Vec::new() };
+    let job = of("job").next().and_then(|filter| u64::from_str_radix(&filter.value, 16).ok());
+    let (prefix, limit) = (args.prefix.clone(), args.limit.max(1));
+    LookRequest { states, job, prefix, limit, ..LookRequest::default() }
+}
+
+/// Rows that came with the cluster's view.
+pub fn known<R>(rows: Vec<R>) -> Listed<R> {
+    Listed { rows, silent: Vec::new(), more: false }
+}
+
+#[derive(Serialize)]
+struct Json<'a, R> {
+    rows: &'a [R],
+    /// Nodes that did not answer.
+    silent: &'a [String],
+    /// Some node has more rows than it told.
+    more: bool,
+}
+
+fn print<R: Row>(output: Output, args: &ListArgs, listed: Listed<R>) -> Result<(), Failure> {
+    let Listed { rows, silent, more } = listed;
+    let filters: &[Filter] = &args.filter;
+    let rows = admitted(rows, filters).map_err(Failure::usage)?;
+    match rows.is_empty() {
+        true => say!(output, "none"),
+        false => table::lines(&rows, args.detail)?.iter().for_each(|line| say!(output, "{line}")),
+    }
+    if more {
+        say!(output, "there are more: raise --limit, or name the beginning of an id with --prefix");
+    }
+    silent.iter().for_each(|why| say!(output, "{why}"));
+    output.data(&Json { rows: &rows, silent: &silent, more });
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nodes_leave_out_what_they_can_judge() {
+        let of = |kind, filters: &[&str]| ListArgs {
+            kind,
+            filter: filters.iter().map(|filter| filter.parse().expect("a filter")).collect(),
+            limit: 5,
+            prefix: String::new(),
+            detail: false,
+            watch: false,
+        };
+        let asked = request(&of(Kind::Tasks, &["state=running", "job=00000000000000ff", "name!=f"]));
+        assert_eq!((asked.states, asked.job), (vec!["running".to_owned()], Some(255)));
+        assert!(request(&of(Kind::Tasks, &["state!=running"])).states.is_empty());
+        assert!(request(&of(Kind::Objects, &["state=here"])).states.is_empty());
+    }
+}
