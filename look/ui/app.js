@@ -212,7 +212,8 @@ const nothing = () => ({
   running: [],
   barsUpToMs: 0,
   barsFromMs: Infinity,
-  isCut: false,
+  /** When bars were last missing: nodes had more than they told, or there were too many to keep. */
+  cutAtMs: 0,
   barsSilent: [],
 });
 let known = nothing();
@@ -272,11 +273,11 @@ async function pollTimeline() {
   const reply = await ask(`/api/v0/tasks/timeline?since_ms=${since}`);
   mergeBars(of, reply, since);
   of.barsFromMs = Math.min(of.barsFromMs, since);
-  of.isCut = reply.more;
+  if (reply.more) of.cutAtMs = reply.now_ms;
   of.barsSilent = reply.silent;
 }
 
-const rowOf = (bar) => `${bar.node}/w${bar.worker}`;
+const rowOf = (bar) => (bar.row ??= `${bar.node}/w${bar.worker}`);
 /** No two bars end with the same attempt of a task; when they began is told a little differently each time. */
 const barId = (bar) => `${rowOf(bar)} ${bar.task} ${bar.attempt}`;
 
@@ -319,6 +320,7 @@ function forgetBars(of) {
     bar.ended_us / 1000 < of.barsUpToMs - (bar.attempt > 1 ? AGAIN_KEPT_MS : KEPT_MS);
   for (const [id, bar] of of.bars) if (isOld(bar)) of.bars.delete(id);
   if (of.bars.size <= BARS_MAX) return;
+  of.cutAtMs = of.barsUpToMs;
   const oldest = [...of.bars].sort(([, a], [, b]) => a.ended_us - b.ended_us);
   for (const [id] of oldest.slice(0, of.bars.size - BARS_MAX)) of.bars.delete(id);
 }
@@ -442,14 +444,11 @@ function showState() {
   showTop(state);
   const show = { cluster: showCluster, tasks: showFunctions, nodes: showNodes, jobs: showJobs }[route.page];
   show?.(state);
-  if (route.page === 'timeline') showTimeline();
 }
 
-/** What is drawn from events and bars. */
+/** What is drawn from events and bars, of which there may be many. */
 function showEventual() {
-  if (route.page === 'cluster' && known.state) showCluster(known.state);
-  if (route.page === 'timeline') showTimeline();
-  if (route.page === 'events') showEvents();
+  ({ cluster: showPast, timeline: showTimeline, events: showEvents })[route.page]?.();
 }
 
 function showTop(state) {
@@ -474,6 +473,9 @@ function showCluster(state) {
   showVerdict(state);
   showMatrix(state);
   drawCurve();
+}
+
+function showPast() {
   drawGantt(byId('mini'), 60_000, toldUpTo(), 18);
   showReport();
 }
@@ -560,7 +562,8 @@ function redoneAfter(unixMs) {
     ranUs += Math.max(0, bar.ended_us - bar.began_us);
   }
   const soFar = clusterNow() < unixMs + AFTERMATH_MS ? ' so far' : '';
-  return tasks ? `${many(tasks, 'task')}, ${duration(ranUs / 1000)} of work${soFar}` : `0 tasks${soFar}`;
+  const least = known.cutAtMs > unixMs ? 'at least ' : '';
+  return tasks ? `${least}${many(tasks, 'task')}, ${duration(ranUs / 1000)} of work${soFar}` : `0 tasks${soFar}`;
 }
 
 // ---------------------------------------------------------------- Drawing on canvas
@@ -781,10 +784,14 @@ function fitted(ink, text, room) {
 /** What is special goes on top, and is never narrower than can be seen. */
 function drawBars(ink, bars, x, left, y, height, pattern) {
   for (const special of [false, true]) {
+    let lastPixel = -1;
     for (const bar of bars) {
       if (isSpecial(bar) !== special) continue;
       const from = Math.max(left, x(bar.began_us / 1000));
-      const wide = Math.max(x(bar.ended_us / 1000) - from, special ? 2 : 0.7);
+      const wide = Math.max(x(bar.ended_us / 1000) - from, special ? 1.2 : 0.7);
+      // Of many within one pixel, one is enough.
+      if (wide <= 2 && Math.floor(from) === lastPixel) continue;
+      lastPixel = Math.floor(from);
       ink.fillStyle = bar.attempt > 1 ? VIOLET : colourOf(bar.name);
       if (bar.failed || bar.lost) ink.fillStyle = pattern;
       ink.fillRect(from, y, wide > 3 ? wide - 1 : wide, height);
@@ -819,7 +826,7 @@ function showTimeline() {
   const notes = [];
   if (pausedAt !== null) notes.push(`Paused at ${clockTime(pausedAt)} UTC.`);
   if (rows.length === 0) notes.push('Nothing ran in this time.');
-  if (known.isCut) notes.push('Some nodes had more than they told: there are gaps.');
+  if (known.cutAtMs > end - windowMs) notes.push('There were more attempts than are told or kept: there are gaps.');
   say(byId('timeline-note'), [...notes, ...known.barsSilent].join(' '));
   showLegend(rows);
   showGanttTable(rows, end - windowMs);
@@ -1087,6 +1094,7 @@ function showLineage({ id, lineage }) {
 }
 
 function lineageWords(lineage) {
+  if (!lineage && route.params.get('id')) return 'Asking …';
   if (!lineage) return 'Name an object, or follow a link from the list of objects.';
   const cut = lineage.cut ? ' There are more ancestors than are followed.' : '';
   return `${lineage.object} hangs on ${many(lineage.tasks.length, 'task')}.${cut}`;

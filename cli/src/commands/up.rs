@@ -59,6 +59,9 @@ pub fn run(settings: &Settings, args: &UpArgs) -> Outcome {
     let output = settings.output;
     say!(output, "{} heads, {} nodes with {} workers each", args.heads, args.nodes, args.workers);
     say!(output, "  heads     {}", reach.heads.join(","));
+    if let Some(head) = reach.heads.first() {
+        say!(output, "  web page  http://{head}/ (every head serves it)");
+    }
     for (socket, number) in reach.sockets.iter().zip(1..) {
         say!(output, "  node {number}    {}", socket.display());
     }
