@@ -70,11 +70,15 @@ async fn a_caller_without_the_token_learns_only_that_it_needs_one() {
                 assert_eq!((refusal.code(), refusal.message()), (Code::Unauthenticated, NEEDED));
             }
         }
-        for path in ["/metrics", "/readyz", "/", "/mobula.v1.Raft/Append", "/nothing"] {
+        for path in ["/metrics", "/readyz", "/api/v0/state", "/uix", "/mobula.v1.Raft/Append", "/nothing"] {
             let answer = get(&address, path, "").await;
             assert!(answer.starts_with("HTTP/1.1 401") && answer.contains(NEEDED), "{path}: {answer}");
         }
         assert!(get(&address, "/healthz", "").await.ends_with("ok\n"));
+        // The page says nothing of the cluster: it asks for the token itself.
+        for path in ["/", "/ui/app.js"] {
+            assert!(!get(&address, path, "").await.contains(NEEDED), "{path}");
+        }
         let shown = format!("Authorization: Bearer {TOKEN}\r\n");
         let elected = async {
             while !get(&address, "/readyz", &shown).await.starts_with("HTTP/1.1 200") {

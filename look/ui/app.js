@@ -202,6 +202,7 @@ const AFTERMATH_MS = 60_000;
 
 /** Everything that is forgotten when the cluster turns out to be another. */
 const nothing = () => ({
+  cluster: '',
   state: null,
   receivedAt: 0,
   headIds: new Map(),
@@ -224,7 +225,11 @@ const clusterNow = () =>
 
 async function pollState() {
   const state = await ask(STATE);
-  if (known.state && known.state.cluster !== state.cluster && Number.parseInt(state.cluster, 16) !== 0) known = nothing();
+  // A head that has no view yet says 0.
+  if (/[^0]/.test(state.cluster)) {
+    if (known.cluster && known.cluster !== state.cluster) known = nothing();
+    known.cluster = state.cluster;
+  }
   known.state = state;
   known.receivedAt = performance.now();
   for (const head of state.heads) if (head.head !== null) known.headIds.set(head.address, head.head);
@@ -292,9 +297,9 @@ function mergeBars(of, reply, since) {
   }
   for (const bar of ended) of.bars.set(barId(bar), bar);
   const running = reply.bars.filter((bar) => bar.ended_us === 0);
-  const nodes = new Set(reply.bars.map((bar) => bar.node));
+  const hasGap = reply.more || since > of.barsUpToMs;
   for (const bar of of.running) {
-    const fate = fateOf(bar, running, ended, nodes, of, reply.more);
+    const fate = fateOf(bar, running, ended, of, reply.silent, hasGap);
     if (fate === 'silent') running.push(bar);
     if (fate === 'lost') of.bars.set(`lost ${barId(bar)}`, { ...bar, ended_us: of.barsUpToMs * 1000, lost: true });
   }
@@ -304,15 +309,15 @@ function mergeBars(of, reply, since) {
 }
 
 /** What became of an attempt that ran when the nodes were asked before. */
-function fateOf(bar, running, ended, nodes, of, isCut) {
+function fateOf(bar, running, ended, of, silent, hasGap) {
   const row = rowOf(bar);
   if (running.some((other) => barId(other) === barId(bar))) return 'running';
   const lastSeen = (of.barsUpToMs - JITTER_MS) * 1000;
   if (ended.some((other) => rowOf(other) === row && other.ended_us >= lastSeen)) return 'ended';
   const isAlive = of.state?.nodes.some((node) => node.node === bar.node && node.state === 'alive');
   if (!isAlive) return 'lost';
-  if (!nodes.has(bar.node)) return 'silent';
-  return isCut ? 'ended' : 'lost';
+  if (silent.some((who) => who.startsWith(`node ${bar.node} `))) return 'silent';
+  return hasGap ? 'ended' : 'lost';
 }
 
 function forgetBars(of) {
