@@ -45,14 +45,20 @@ struct Plan {
 const USUAL: Plan = Plan { nodes: 20, depth: 15, kills: [4, 8, 12], each: 4, back: 16, end: 20 };
 const QUICK: Plan = Plan { nodes: 4, depth: 4, kills: [2, 3, 4], each: 1, back: 5, end: 7 };
 
+/// Who died and came back when, microseconds since 1970.
+#[derive(Default)]
+struct Struck {
+    /// Nodes by their processes.
+    deaths: Vec<(u32, u64)>,
+    returns: Vec<u64>,
+}
+
 /// What a run left.
 struct Run {
     ended: Vec<Ended>,
-    /// When it began, and when all nodes were back, microseconds since 1970.
+    /// When it began, microseconds since 1970.
     from_us: u64,
-    back_us: u64,
-    /// Nodes by their processes, and when they died.
-    deaths: Vec<(u32, u64)>,
+    struck: Struck,
     chains: u64,
     wrong: Vec<String>,
 }
@@ -94,7 +100,7 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     found.aimed("each live node, over no fault, lowest stretch", lowest, "×", Aim::AtLeast(SHARE));
     let again_count = struck.ended.iter().filter(|ended| ended.again).count() as f64;
     found.figure("steps run again", again_count, "");
-    let excess = steps::excess(&struck.ended, &struck.deaths) + steps::excess(&calm.ended, &[]);
+    let excess = steps::excess(&struck.ended, &struck.struck.deaths) + steps::excess(&calm.ended, &[]);
     found.aimed("of them, that need not have", excess as f64, "", Aim::AtMost(0.0));
     found.figure("chains, all of them checked", (struck.chains + calm.chains) as f64, "");
     let curve = |label: &str, rates: &[f64]| {
@@ -127,45 +133,46 @@ fn once(args: &ExperimentArgs, plan: &Plan, strikes: bool) -> Result<Run, Failur
     let (from, from_us) = (Instant::now(), now_us());
     let (driven, killed) = std::thread::scope(|scope| {
         let killing =
-            scope.spawn(|| if strikes { strike(&cluster, plan, from, &live) } else { Ok((vec![], 0)) });
+            scope.spawn(|| if strikes { strike(&cluster, plan, from, &live) } else { Ok(Struck::default()) });
         let driven = drive(&client, &log, plan, from, &live);
         (driven, killing.join().unwrap_or(Err("the thread that kills panicked".into())))
     });
-    let (deaths, back_us) = killed.map_err(harness)?;
+    let struck = killed.map_err(harness)?;
     let (chains, wrong) = driven.map_err(harness)?;
     let ended = steps::read(&log).map_err(harness)?;
     client.end(true)?;
-    Ok(Run { ended, from_us, back_us, deaths, chains, wrong })
+    Ok(Run { ended, from_us, struck, chains, wrong })
 }
 
-/// Kills the last nodes, a few at each moment, and starts them again: who died when, and when all were back.
-fn strike(
-    cluster: &LocalCluster,
-    plan: &Plan,
-    from: Instant,
-    live: &AtomicUsize,
-) -> Result<(Vec<(u32, u64)>, u64), String> {
+/// Kills the last nodes, a few at each moment, and starts all of them again at once.
+fn strike(cluster: &LocalCluster, plan: &Plan, from: Instant, live: &AtomicUsize) -> Result<Struck, String> {
     let until = |second: u64| {
         std::thread::sleep((from + Duration::from_secs(second)).saturating_duration_since(Instant::now()));
     };
     let mut victims = (2..=plan.nodes).rev();
-    let (mut deaths, mut dead) = (Vec::new(), Vec::new());
+    let (mut struck, mut dead) = (Struck::default(), Vec::new());
     for moment in plan.kills {
         until(moment);
         for number in victims.by_ref().take(plan.each) {
             let life = cluster.node_process(number).pid;
             cluster.kill_node(number);
-            deaths.push((life, now_us()));
+            struck.deaths.push((life, now_us()));
             dead.push(number);
             live.fetch_sub(1, Ordering::SeqCst);
         }
     }
     until(plan.back);
-    for number in dead {
+    let revive = |number| {
         cluster.restart_node(number)?;
         live.fetch_add(1, Ordering::SeqCst);
-    }
-    Ok((deaths, now_us()))
+        Ok(now_us())
+    };
+    struck.returns = std::thread::scope(|scope| {
+        let threads: Vec<_> = dead.iter().map(|number| scope.spawn(|| revive(*number))).collect();
+        let panicked = |_| Err("a thread that starts a node panicked".to_owned());
+        threads.into_iter().map(|thread| thread.join().unwrap_or_else(panicked)).collect::<Result<_, _>>()
+    })?;
+    Ok(struck)
 }
 
 /// Keeps chains in flight until the end, and checks what each comes to: how many, and what was wrong.
@@ -224,17 +231,33 @@ impl Run {
         rates
     }
 
-    /// Nodes that live through a second.
+    /// How many nodes lived in a second, in the mean.
     fn live(&self, plan: &Plan, second: u64) -> f64 {
-        if second > plan.back && self.is_back(second) {
-            return plan.nodes as f64;
-        }
-        let dead = plan.kills.iter().filter(|kill| **kill <= second).count() * plan.each;
-        (plan.nodes - dead.min(plan.nodes - 1)) as f64
+        let end_us = self.from_us + (second + 1) * 1_000_000;
+        // What of this second comes after a moment.
+        let after = |at_us: u64| end_us.saturating_sub(at_us).min(1_000_000) as f64 / 1e6;
+        let dead: f64 = self.struck.deaths.iter().map(|(_, at_us)| after(*at_us)).sum();
+        let back: f64 = self.struck.returns.iter().map(|at_us| after(*at_us)).sum();
+        plan.nodes as f64 - dead + back
     }
 
     /// All nodes have been back for a second.
     fn is_back(&self, second: u64) -> bool {
-        self.from_us + second * 1_000_000 >= self.back_us + 1_000_000
+        let last = self.struck.returns.iter().max();
+        last.is_some_and(|back_us| self.from_us + second * 1_000_000 >= back_us + 1_000_000)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_counts_for_as_long_as_it_lives() {
+        let struck = Struck { deaths: vec![(7, 11_250_000)], returns: vec![13_500_000] };
+        let run = Run { ended: Vec::new(), from_us: 10_000_000, struck, chains: 0, wrong: Vec::new() };
+        let live: Vec<f64> = (0..5).map(|second| run.live(&QUICK, second)).collect();
+        assert_eq!(live, [4.0, 3.25, 3.0, 3.5, 4.0]);
+        assert_eq!([4, 5].map(|second| run.is_back(second)), [false, true]);
     }
 }

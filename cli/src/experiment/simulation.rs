@@ -2,7 +2,7 @@
 //! after each, as a program of MPI has them, and all at once, each taken up as soon as a CPU is free.
 
 use super::found::{Cell, Found};
-use super::naps;
+use super::naps::{self, nap};
 use super::plot::{Axis, Curve, draw};
 use super::stats::Estimate;
 use super::told::Told;
@@ -12,7 +12,7 @@ use crate::bench::table::Aim;
 use crate::chaos::work::tasks::connect;
 use crate::cluster::Heads;
 use crate::exit::Failure;
-use mobula::Client;
+use mobula::{Affinity, Client};
 use mobula_base::random::Random;
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     let step_us = if args.quick { QUICK_STEP_US } else { STEP_US };
     // Workers are there before the clock runs.
     let warm: Vec<u64> = vec![200_000 / step_us; cpus * 2];
-    at_once(&client, &warm, step_us, warm.len()).map_err(harness)?;
+    rounds(&client, &warm, step_us).map_err(harness)?;
     let what = format!("{} rollouts of {STEPS:?} steps on {cpus} CPUs of {NODES} nodes", cpus * EACH);
     let columns = &["round", "steps", "barrier steps/s", "async steps/s", "ratio", "possible"];
     let mut found = Found::new("simulation", what, columns);
@@ -48,8 +48,8 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     for round in 1..=repeats(args, ROUNDS) {
         let span = STEPS.end() - STEPS.start() + 1;
         let steps: Vec<u64> = (0..cpus * EACH).map(|_| STEPS.start() + random.below(span)).collect();
-        let barrier = at_once(&client, &steps, step_us, cpus).map_err(harness)?;
-        let free = at_once(&client, &steps, step_us, steps.len()).map_err(harness)?;
+        let barrier = rounds(&client, &steps, step_us).map_err(harness)?;
+        let free = free(&client, &steps, step_us).map_err(harness)?;
         let total: u64 = steps.iter().sum();
         let rates = [barrier, free].map(|took| total as f64 / took.as_secs_f64());
         let ratio = rates[1] / rates[0];
@@ -74,15 +74,24 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     Ok(found.told())
 }
 
-/// Runs all rollouts, so many at once, and those after them when all of these have ended.
-fn at_once(client: &Client, steps: &[u64], step_us: u64, many: usize) -> Result<Duration, String> {
+/// Runs all rollouts at once: whoever is free takes the next.
+fn free(client: &Client, steps: &[u64], step_us: u64) -> Result<Duration, String> {
     let at = Instant::now();
-    for rollouts in steps.chunks(many) {
-        let refs: Vec<_> =
-            rollouts.iter().map(|steps| client.submit(naps::nap::task(*steps, steps * step_us))).collect();
-        for (nap, steps) in refs.iter().zip(rollouts) {
-            naps::check(nap, *steps, PATIENCE)?;
-        }
+    let naps: Vec<_> = steps.iter().map(|steps| client.submit(nap::task(*steps, steps * step_us))).collect();
+    naps.iter().zip(steps).try_for_each(|(nap, steps)| naps::check(nap, *steps, PATIENCE).map(drop))?;
+    Ok(at.elapsed())
+}
+
+/// Runs as many as there are CPUs, each where it has one for itself, as a rank of MPI; the next when all have ended.
+fn rounds(client: &Client, steps: &[u64], step_us: u64) -> Result<Duration, String> {
+    let at = Instant::now();
+    for round in steps.chunks(NODES * CPUS as usize) {
+        let nap = |(rank, steps): (usize, &u64)| {
+            let node = format!("node-{}", rank % NODES + 1);
+            client.submit(nap::task(*steps, steps * step_us).node_affinity(node, Affinity::Hard))
+        };
+        let naps: Vec<_> = round.iter().enumerate().map(nap).collect();
+        naps.iter().zip(round).try_for_each(|(nap, steps)| naps::check(nap, *steps, PATIENCE).map(drop))?;
     }
     Ok(at.elapsed())
 }
