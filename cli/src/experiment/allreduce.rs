@@ -31,6 +31,26 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// With the largest vectors, over the ring of sockets. Values are copied into the store, and out of it, and checked.
 const OVER_SOCKETS: Aim = Aim::AtMost(2.0);
 
+/// The vectors of one measurement.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Of a member's vector.
+    bytes: usize,
+    /// What every member must have in the end, in short.
+    right: u64,
+}
+
+impl Size {
+    fn of(bytes: usize) -> Size {
+        Size { bytes, right: ring::expected(bytes / MEMBERS) }
+    }
+
+    /// Bytes of each part.
+    fn part(self) -> usize {
+        self.bytes / MEMBERS
+    }
+}
+
 #[mobula::remote]
 fn part(who: usize, number: usize, bytes: usize) -> Blob {
     ring::own(who, number, bytes).into()
@@ -60,10 +80,11 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     let mut found = Found::new("allreduce", what, &["bytes", "later ms", "tasks ms", "sockets ms", "ratio"]);
     let (mut ours, mut theirs, mut last) = (Vec::new(), Vec::new(), Estimate::from(0.0));
     for size in sizes {
+        let size = Size::of(*size);
         let (mut tasks, mut sockets) = (Vec::new(), Vec::new());
         for round in 0..=rounds {
-            let took = over_tasks(&client, size / MEMBERS, 0).map_err(harness)?;
-            let plain = over_sockets(size / MEMBERS).map_err(harness)?;
+            let took = over_tasks(&client, size, 0).map_err(harness)?;
+            let plain = over_sockets(size).map_err(harness)?;
             // The first round warms up.
             if round > 0 {
                 tasks.push(took);
@@ -72,10 +93,10 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
         }
         last = over(&tasks, &sockets);
         let [of_tasks, of_sockets] = [&tasks, &sockets].map(|each| Estimate::of(each));
-        ours.push((*size as f64, of_tasks.mean));
-        theirs.push((*size as f64, of_sockets.mean));
+        ours.push((size.bytes as f64, of_tasks.mean));
+        theirs.push((size.bytes as f64, of_sockets.mean));
         let cells = [of_tasks, of_sockets, last].map(Cell::Repeated);
-        found.row([Cell::Count(*size as u64), Cell::Count(0)].into_iter().chain(cells).collect());
+        found.row([Cell::Count(size.bytes as u64), Cell::Count(0)].into_iter().chain(cells).collect());
     }
     found.aimed("largest, tasks over sockets", last, "×", OVER_SOCKETS);
     later(&client, &mut found, args).map_err(harness)?;
@@ -96,19 +117,19 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
 
 /// The same with tasks that begin later.
 fn later(client: &Client, found: &mut Found, args: &ExperimentArgs) -> Result<(), String> {
-    let size = if args.quick { QUICK_SIZES[0] } else { LATER_SIZE };
+    let size = Size::of(if args.quick { QUICK_SIZES[0] } else { LATER_SIZE });
     let mut all: Vec<[Vec<f64>; 2]> = vec![[Vec::new(), Vec::new()]; LATER_MS.len()];
     for _ in 0..repeats(args, ROUNDS) {
         for (ms, [tasks, sockets]) in LATER_MS.iter().zip(&mut all) {
-            tasks.push(over_tasks(client, size / MEMBERS, *ms)?);
-            sockets.push(over_sockets(size / MEMBERS)?);
+            tasks.push(over_tasks(client, size, *ms)?);
+            sockets.push(over_sockets(size)?);
         }
     }
     for (ms, [tasks, sockets]) in LATER_MS.iter().zip(&all) {
         let cells = [Estimate::of(tasks), Estimate::of(sockets), over(tasks, sockets)].map(Cell::Repeated);
-        found.row([Cell::Count(size as u64), Cell::Count(*ms)].into_iter().chain(cells).collect());
+        found.row([Cell::Count(size.bytes as u64), Cell::Count(*ms)].into_iter().chain(cells).collect());
         if *ms > 0 {
-            let name = format!("each task {ms} ms later, over at once, {size} bytes");
+            let name = format!("each task {ms} ms later, over at once, {} bytes", size.bytes);
             found.figure(&name, over(tasks, &all[0][0]), "×");
         }
     }
@@ -121,11 +142,11 @@ fn over(these: &[f64], those: &[f64]) -> Estimate {
 }
 
 /// How long it takes as tasks, ms.
-fn over_tasks(client: &Client, part_bytes: usize, later_ms: u64) -> Result<f64, String> {
+fn over_tasks(client: &Client, size: Size, later_ms: u64) -> Result<f64, String> {
     let node = |who: usize| format!("node-{}", who % MEMBERS + 1);
     let own: Vec<Vec<ObjectRef<Blob>>> = (0..MEMBERS)
         .map(|who| {
-            let made = |number| part::task(who, number, part_bytes).node_affinity(node(who), Affinity::Hard);
+            let made = |number| part::task(who, number, size.part()).node_affinity(node(who), Affinity::Hard);
             (0..MEMBERS).map(|number| client.submit(made(number))).collect()
         })
         .collect();
@@ -148,19 +169,18 @@ fn over_tasks(client: &Client, part_bytes: usize, later_ms: u64) -> Result<f64, 
         .collect();
     let hashes: Result<Vec<u64>, _> = gathered.iter().map(|each| each.get_timeout(PATIENCE)).collect();
     let took = at.elapsed();
-    checked(took, &hashes.map_err(|e| e.to_string())?, part_bytes)
+    checked(took, &hashes.map_err(|e| e.to_string())?, size)
 }
 
 /// How long it takes over sockets, ms.
-fn over_sockets(part_bytes: usize) -> Result<f64, String> {
-    let (took, hashes) = ring::over_sockets(part_bytes).map_err(|e| format!("a ring of sockets: {e}"))?;
-    checked(took, &hashes, part_bytes)
+fn over_sockets(size: Size) -> Result<f64, String> {
+    let (took, hashes) = ring::over_sockets(size.part()).map_err(|e| format!("a ring of sockets: {e}"))?;
+    checked(took, &hashes, size)
 }
 
-fn checked(took: Duration, hashes: &[u64], part_bytes: usize) -> Result<f64, String> {
-    let right = ring::expected(part_bytes);
-    match hashes.iter().find(|hash| **hash != right) {
-        Some(wrong) => Err(format!("a member has {wrong:#x} instead of {right:#x}")),
+fn checked(took: Duration, hashes: &[u64], size: Size) -> Result<f64, String> {
+    match hashes.iter().find(|hash| **hash != size.right) {
+        Some(wrong) => Err(format!("a member has {wrong:#x} instead of {:#x}", size.right)),
         None => Ok(took.as_secs_f64() * 1e3),
     }
 }

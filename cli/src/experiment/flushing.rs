@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 /// Tasks, and how often memory is looked at meanwhile.
 const TASKS: u64 = 5_000_000;
 const QUICK_TASKS: u64 = 200_000;
-const LOOKS: u64 = 50;
+const LOOKS: u64 = 25;
 /// Streams of records, over all shards, and runs of a batch.
 const WRITERS: u64 = 16;
 const RUNS_AT_ONCE: u64 = 2;

@@ -2,6 +2,7 @@
 //! Ray's paper): left to itself it goes where the argument is; forced elsewhere, the argument comes to it.
 
 use super::found::{Cell, Found};
+use super::naps::{self, nap};
 use super::plot::{Axis, Curve, draw};
 use super::stats::{Estimate, median};
 use super::told::Told;
@@ -31,6 +32,8 @@ const SIZES: [u64; 4] = [100_000, 1_000_000, 10_000_000, 100_000_000];
 const QUICK_SIZES: [u64; 2] = [100_000, 1_000_000];
 /// Each way at each size is measured so often.
 const ROUNDS: usize = 5;
+/// A task that shows that a worker has nothing else to do sleeps so long.
+const NAP_US: u64 = 5_000;
 /// How long anything may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Where the argument is, no size is further from the middle of all.
@@ -75,6 +78,13 @@ fn latency_ms(client: &Client, size: u64, seed: u64, place: Option<&str>) -> Res
     if client.wait(std::slice::from_ref(&made), 1, PATIENCE) != [true] {
         return Err(format!("{size} bytes were not made within {PATIENCE:?}"));
     }
+    // Whoever made it has put everything away once it can sleep on all CPUs there.
+    let idle: Vec<_> = (0..u64::from(CPUS))
+        .map(|number| client.submit(nap::task(number, NAP_US).node_affinity(OWNER, Affinity::Hard)))
+        .collect();
+    for (number, nap) in idle.iter().enumerate() {
+        naps::check(nap, number as u64, PATIENCE)?;
+    }
     let task = consume::task(&made);
     let task = match place {
         Some(node) => task.node_affinity(node, Affinity::Hard),
@@ -105,8 +115,11 @@ fn found(measured: &[(u64, Vec<f64>, Vec<f64>)], rounds: usize) -> Found {
     if let Some([aware, unaware]) = medians.last() {
         found.aimed("largest, elsewhere over where it is", unaware / aware, "×", FARTHER);
     }
+    if let (Some((size, ..)), Some([_, ms])) = (measured.last(), medians.last()) {
+        found.figure("bandwidth of the largest from node to node", *size as f64 / ms / 1e3, "MB/s");
+    }
     found.aimed("where it is, furthest of a size from the mean of all, ±", off, "×", FLAT);
-    found.note("medians are compared; the limit is of each connection, both ways");
+    found.note("medians are compared; the limit is of each connection, both ways; what it comes to is the bandwidth above");
     let curve = |label: &str, at: usize| {
         let points = measured.iter().zip(&medians).map(|(m, of)| (m.0 as f64, of[at]));
         Curve { label: label.into(), points: points.collect() }

@@ -11,7 +11,18 @@ pub const MEMBERS: usize = 4;
 
 /// What member `who` has in part `part` of its vector.
 pub fn own(who: usize, part: usize, bytes: usize) -> Vec<u8> {
-    (0..bytes).map(|at| (at as u8).wrapping_mul(31).wrapping_add((who * 17 + part * 5) as u8)).collect()
+    repeated(bytes, |at| at.wrapping_mul(31).wrapping_add((who * 17 + part * 5) as u8))
+}
+
+/// So many bytes, of which each is made of its place: all 256, again and again.
+fn repeated(bytes: usize, of: impl Fn(u8) -> u8) -> Vec<u8> {
+    let all: Vec<u8> = (0..=u8::MAX).map(of).collect();
+    let mut out = Vec::with_capacity(bytes + all.len());
+    while out.len() < bytes {
+        out.extend_from_slice(&all);
+    }
+    out.truncate(bytes);
+    out
 }
 
 /// Adds a part to another.
