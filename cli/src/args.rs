@@ -619,12 +619,18 @@ pub enum BareRole {
 
 #[derive(Debug, Clone, Args)]
 pub struct ExperimentArgs {
-    /// failover, crashes, head-kills, recovery, owner-death, or list
+    /// One of those that `list` names, all, or list
     pub name: String,
     /// How often heads are struck, or rounds of each case [default: failover and crashes 20, head-kills 219, recovery
-    /// and owner-death 3]
+    /// and owner-death 3; complaints 10]
     #[arg(long, value_name = "N")]
     pub kills: Option<usize>,
+    /// How often each figure is measured, for its confidence interval, where nothing is struck
+    #[arg(long, value_name = "N")]
+    pub repeats: Option<usize>,
+    /// Small sizes and few repeats: whether it works, not how fast
+    #[arg(long)]
+    pub quick: bool,
     /// failover: what happens to the leader
     #[arg(long, value_enum, default_value_t = How::Kill)]
     pub how: How,
@@ -637,7 +643,7 @@ pub struct ExperimentArgs {
     /// Heads move leaderships back after this time, so that the next strike need not wait for long
     #[arg(long, default_value_t = 200, value_name = "MS")]
     pub rebalance_ms: u64,
-    /// Decides who is struck
+    /// Decides who is struck, and how long uneven tasks are
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     /// Leave data and logs behind
@@ -646,12 +652,15 @@ pub struct ExperimentArgs {
     /// Write the figures as JSON
     #[arg(long, value_name = "FILE")]
     pub report: Option<PathBuf>,
-    /// recovery: write the figures as CSV
+    /// Write the rows as CSV
     #[arg(long, value_name = "FILE")]
     pub csv: Option<PathBuf>,
-    /// failover: draw the stall's distribution; recovery: bars
+    /// Write the drawing as SVG
     #[arg(long, value_name = "FILE")]
     pub svg: Option<PathBuf>,
+    /// all: write JSON, CSV and SVG of each into this directory
+    #[arg(long, value_name = "DIR")]
+    pub dir: Option<PathBuf>,
 }
 
 /// How a leader is taken away.

@@ -204,7 +204,7 @@ fn wrong_usage_is_64_and_says_what_to_do() {
         (&["demo", "--kill", "head:1"][..], "head:NUMBER@PERCENT%"),
         (&["demo", "--input", "/nonexistent"][..], "--input"),
         (&["start"][..], "--head"),
-        (&["experiment", "all"][..], "not there yet"),
+        (&["experiment", "tomorrow"][..], "not there yet"),
         (&["chaos", "suite"][..], "<SUITE>"),
         (&["run", "--detach", "true"][..], "not there yet"),
         (&["run", "example:nothing"][..], "example:neardup"),

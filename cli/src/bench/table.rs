@@ -24,7 +24,8 @@ impl Aim {
         }
     }
 
-    fn shown(self) -> String {
+    /// For people.
+    pub fn shown(self) -> String {
         match self {
             Aim::AtLeast(least) => format!("≥ {}", shown_short(least)),
             Aim::AtMost(most) => format!("≤ {}", shown_short(most)),

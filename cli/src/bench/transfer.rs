@@ -22,8 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Many bytes. Who receives them looks at their number only: the transfer is measured, not what
 /// a task does with its argument.
-enum Bulk {
+pub enum Bulk {
+    /// By the task that made them.
     Made(Vec<u8>),
+    /// So many.
     Received(u64),
 }
 
@@ -54,7 +56,7 @@ impl<'de> Deserialize<'de> for Bulk {
 
 /// Makes bytes that nothing could shrink.
 #[mobula::remote]
-fn produce(bytes: u64, seed: u64) -> Bulk {
+pub fn produce(bytes: u64, seed: u64) -> Bulk {
     let mut random = mobula_base::random::Random::new(seed);
     let mut out = Vec::with_capacity(bytes as usize);
     while (out.len() as u64) < bytes {
@@ -65,7 +67,7 @@ fn produce(bytes: u64, seed: u64) -> Bulk {
 
 /// Having the argument here is all that is wanted.
 #[mobula::remote]
-fn consume(object: Bulk) -> u64 {
+pub fn consume(object: Bulk) -> u64 {
     match object {
         Bulk::Made(bytes) => bytes.len() as u64,
         Bulk::Received(bytes) => bytes,

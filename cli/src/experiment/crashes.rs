@@ -3,11 +3,11 @@
 
 use super::lanes::Lanes;
 use super::look;
-use super::{harness, progress_bar, start, write_report};
+use super::told::{Lines, Told};
+use super::{harness, progress_bar, start};
 use crate::args::ExperimentArgs;
 use crate::cluster::{Heads, LocalCluster};
-use crate::config::Settings;
-use crate::exit::{self, Outcome};
+use crate::exit::{self, Failure};
 use crate::say;
 use mobula_base::random::Random;
 use mobula_gcs::Client;
@@ -45,19 +45,18 @@ struct Report {
 }
 
 /// Runs it.
-pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     let cluster = start(args, (0, 1, 64), &Heads::default())?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| harness(format!("cannot make a runtime: {e}")))?;
     let report = runtime.block_on(crash(args, &cluster)).map_err(harness)?;
-    print(settings, &report);
-    settings.output.data(&report);
-    write_report(args.report.as_deref(), &report)?;
-    Ok(match (report.writes_lost.is_empty(), report.passed) {
+    let code = match (report.writes_lost.is_empty(), report.passed) {
         (false, _) => exit::FAILED,
         (true, false) => exit::NOT_LIVE,
         (true, true) => exit::OK,
-    })
+    };
+    let figure = format!("acknowledged writes lost: {}", report.writes_lost.len());
+    Ok(Told::of(code, lines(&report), &report, (figure, "0".into())))
 }
 
 async fn crash(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {
@@ -116,8 +115,8 @@ fn delete_tables(cluster: &LocalCluster, heads: usize) -> io::Result<()> {
     (1..=heads).try_for_each(|number| std::fs::remove_dir_all(cluster.head_dir(number).head().join(TABLES)))
 }
 
-fn print(settings: &Settings, report: &Report) {
-    let output = settings.output;
+fn lines(report: &Report) -> Lines {
+    let mut output = Lines::default();
     say!(
         output,
         "crashes: all {} heads killed at once {} times in {:.1} s, sled's directories deleted {} times",
@@ -137,4 +136,5 @@ fn print(settings: &Settings, report: &Report) {
         say!(output, "  ! {wrong}");
     }
     say!(output, "{}", if report.passed { "passed" } else { "not passed" });
+    output
 }

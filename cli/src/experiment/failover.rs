@@ -8,12 +8,12 @@ use super::ghost::Ghost;
 use super::lanes::Lanes;
 use super::look::{self, Seen};
 use super::report::{Gathered, Report, Strike};
-use super::{drawing, harness, progress_bar, start, strike, write_report, write_text};
+use super::told::{Lines, Told};
+use super::{harness, progress_bar, start, strike};
 use crate::args::{ExperimentArgs, How};
 use crate::cluster::{Heads, LocalCluster};
-use crate::config::Settings;
 use crate::disk_probe::DiskProbe;
-use crate::exit::{Failure, Outcome};
+use crate::exit::Failure;
 use crate::{output, say};
 use mobula_base::random::Random;
 use mobula_gcs::Client;
@@ -48,7 +48,7 @@ struct Experiment<'a> {
 }
 
 /// Runs it.
-pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     if args.heads < 3 {
         return Err(Failure::usage("a cluster of one head ends with it; use --heads 3 or more"));
     }
@@ -61,14 +61,17 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| harness(format!("cannot make a runtime: {e}")))?;
     let report = runtime.block_on(measure(args, &cluster)).map_err(harness)?;
-    report.print(settings.output);
-    settings.output.data(&report);
-    write_report(args.report.as_deref(), &report)?;
-    write_text(drawing(args).as_deref(), &report.svg())?;
+    let mut lines = Lines::default();
+    report.print(&mut lines);
     if args.keep {
-        say!(settings.output, "data and logs: {}", cluster.dir().display());
+        say!(lines, "data and logs: {}", cluster.dir().display());
     }
-    Ok(report.code())
+    let figure = report.targets.first().map(|target| {
+        let ms = |ms| output::millis(ms);
+        (format!("{}: {}", target.figure, ms(target.measured)), format!("≤ {}", ms(target.at_most)))
+    });
+    let told = Told::of(report.code(), lines, &report, figure.unwrap_or_default());
+    Ok(Told { svg: report.svg(), ..told })
 }
 
 async fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {

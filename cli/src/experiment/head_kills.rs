@@ -1,12 +1,12 @@
 //! Tasks in flight while heads are killed and restarted: they must not notice.
 
 use super::look;
-use super::{harness, progress_bar, start, write_report};
+use super::told::{Lines, Told};
+use super::{harness, progress_bar, start};
 use crate::args::ExperimentArgs;
 use crate::chaos::work::tasks::{connect, keep_busy};
 use crate::cluster::{Heads, LocalCluster};
-use crate::config::Settings;
-use crate::exit::{self, Failure, Outcome};
+use crate::exit::{self, Failure};
 use crate::process::Process;
 use crate::say;
 use mobula_base::random::Random;
@@ -33,38 +33,50 @@ const DEAD_FOR: Duration = Duration::from_millis(50);
 
 /// What was found.
 #[derive(Clone, Debug, Serialize)]
-struct Report {
+pub struct Report {
     experiment: &'static str,
-    kills: usize,
+    /// Heads killed and restarted.
+    pub kills: usize,
     leaders_killed: usize,
     heads: usize,
     shards: u32,
     seconds: f64,
-    tasks: u64,
-    tasks_failed: Vec<String>,
-    wrong_answers: u64,
+    /// Tasks that were waited for.
+    pub tasks: u64,
+    /// Those that failed, and why.
+    pub tasks_failed: Vec<String>,
+    /// Those that were answered with something else.
+    pub wrong_answers: u64,
     workers: usize,
-    workers_restarted: usize,
+    /// Workers that were not there any more at the end, or new.
+    pub workers_restarted: usize,
     passed: bool,
 }
 
 /// Runs it.
-pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
+    let report = found(args, args.kills.unwrap_or(KILLS))?;
+    let code = if report.passed { exit::OK } else { exit::FAILED };
+    let failed = report.tasks_failed.len() as u64 + report.wrong_answers + report.workers_restarted as u64;
+    let figure = format!("tasks failed or wrong, workers restarted: {failed} after {} kills", report.kills);
+    Ok(Told::of(code, lines(&report), &report, (figure, "0".into())))
+}
+
+/// With so many kills, what was found.
+///
+/// # Errors
+/// It cannot be carried out.
+pub fn found(args: &ExperimentArgs, kills: usize) -> Result<Report, Failure> {
     if args.heads < 3 {
         return Err(Failure::usage("a cluster of one head ends with it; use --heads 3 or more"));
     }
     let special = Heads { rebalance_ms: Some(args.rebalance_ms), ..Heads::default() };
     let cluster = start(args, (NODES, WORKERS, 128), &special)?;
-    let report = measure(args, &cluster).map_err(harness)?;
-    print(settings, &report);
-    settings.output.data(&report);
-    write_report(args.report.as_deref(), &report)?;
-    Ok(if report.passed { exit::OK } else { exit::FAILED })
+    measure(args, &cluster, kills).map_err(harness)
 }
 
-fn measure(args: &ExperimentArgs, cluster: &LocalCluster) -> Result<Report, String> {
+fn measure(args: &ExperimentArgs, cluster: &LocalCluster, kills: usize) -> Result<Report, String> {
     let driver = connect(cluster, "head-kills")?;
-    let kills = args.kills.unwrap_or(KILLS);
     let started = Instant::now();
     let stop = AtomicBool::new(false);
     let (done, killed) = std::thread::scope(|scope| {
@@ -154,8 +166,8 @@ fn workers(cluster: &LocalCluster) -> Workers {
     children.map(|worker| (worker.pid, worker.started_ticks)).collect()
 }
 
-fn print(settings: &Settings, report: &Report) {
-    let output = settings.output;
+fn lines(report: &Report) -> Lines {
+    let mut output = Lines::default();
     say!(
         output,
         "head-kills: {} heads killed and restarted in {:.1} s, {} of them led a shard",
@@ -175,4 +187,5 @@ fn print(settings: &Settings, report: &Report) {
         say!(output, "  ! {failed}");
     }
     say!(output, "{}", if report.passed { "passed" } else { "not passed" });
+    output
 }

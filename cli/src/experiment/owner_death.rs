@@ -1,12 +1,12 @@
 //! Every case without actors in which Ray loses an object because its *owner*, the worker that submitted or put it, is gone:
 //! here lineage is the control store's, so the object must be there, or come back, and be right.
 
-use super::{harness, start, write_report};
+use super::told::{Lines, Told};
+use super::{harness, start};
 use crate::args::ExperimentArgs;
 use crate::chaos::work::tasks::connect;
 use crate::cluster::{Heads, LocalCluster};
-use crate::config::Settings;
-use crate::exit::{self, Outcome};
+use crate::exit::{self, Failure};
 use crate::process::Process;
 use crate::say;
 use mobula::{Affinity, Blob, Client, Error, ObjectRef};
@@ -184,7 +184,7 @@ struct Report {
 }
 
 /// Runs it.
-pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     let cluster = start(args, (NODES, CPUS, STORE_MB), &Heads::default())?;
     let rounds = args.kills.unwrap_or(ROUNDS);
     let mut cases = Vec::new();
@@ -194,10 +194,11 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
     let passed = cases.iter().all(|case| case.right == case.rounds);
     let cpus = std::thread::available_parallelism().map_or(1, usize::from);
     let report = Report { experiment: "owner-death", cpus, cases, passed };
+    let mut lines = Lines::default();
     for case in &report.cases {
         let mark = if case.right == case.rounds { "ok " } else { "NOT" };
         say!(
-            settings.output,
+            lines,
             "  {mark} {:<54} {} of {} right, at most {:>5.0} ms; Ray: {}",
             case.case,
             case.right,
@@ -205,12 +206,12 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
             case.longest_ms,
             case.ray
         );
-        case.why.iter().for_each(|why| say!(settings.output, "      {why}"));
+        case.why.iter().for_each(|why| say!(lines, "      {why}"));
     }
-    say!(settings.output, "{}", if passed { "passed" } else { "not passed" });
-    settings.output.data(&report);
-    write_report(args.report.as_deref(), &report)?;
-    Ok(if passed { exit::OK } else { exit::FAILED })
+    say!(lines, "{}", if passed { "passed" } else { "not passed" });
+    let wrong: usize = report.cases.iter().map(|case| case.rounds - case.right).sum();
+    let figure = (format!("values lost or wrong: {wrong}"), "0".into());
+    Ok(Told::of(if passed { exit::OK } else { exit::FAILED }, lines, &report, figure))
 }
 
 fn tried(cluster: &LocalCluster, case: &Case, rounds: usize) -> Result<Tried, String> {

@@ -3,16 +3,16 @@
 
 use super::bars::{self, Row};
 use super::chains::{Chains, Like};
-use super::{harness, progress_bar, start, write_report};
+use super::found::{Cell, Found};
+use super::stats::Estimate;
+use super::told::Told;
+use super::{harness, progress_bar, start};
 use crate::args::ExperimentArgs;
+use crate::bench::table::Aim;
 use crate::chaos::work::tasks::connect;
 use crate::cluster::{Heads, LocalCluster};
-use crate::config::Settings;
-use crate::exit::{self, Outcome};
-use crate::say;
+use crate::exit::Failure;
 use mobula::Client;
-use serde::Serialize;
-use std::fmt::Write as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -76,13 +76,9 @@ impl Case {
 }
 
 /// A case, measured.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
 struct Measured {
     case: String,
-    chains: u64,
-    lost: u64,
-    depth: u64,
-    task_ms: u64,
     /// Of a round without a fault: until all values are here.
     calm_ms: f64,
     /// From the SIGKILL until the driver heard of it, of the round in the middle.
@@ -101,18 +97,12 @@ struct Measured {
     failed: Option<String>,
 }
 
-#[derive(Clone, Debug, Serialize)]
-struct Report {
-    experiment: &'static str,
-    cpus: usize,
-    optimized: bool,
-    nodes: usize,
-    cases: Vec<Measured>,
-    passed: bool,
-}
+/// Of each case. *Ratio*: what it took after the loss was noticed, over the bound.
+const COLUMNS: [&str; 9] =
+    ["lost", "noticed ms", "recovered ms", "mean ms", "bound ms", "no fault ms", "ratio", "needed", "excess"];
 
 /// Runs it.
-pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
+pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
     let cluster = start(args, (NODES, CPUS, STORE_MB), &Heads::default())?;
     let rounds = args.kills.unwrap_or(ROUNDS);
     let bar = progress_bar(CASES.len() * rounds);
@@ -123,26 +113,31 @@ pub fn run(settings: &Settings, args: &ExperimentArgs) -> Outcome {
         cases.push(measure(&cluster, case, rounds, &log, &|| bar.inc(1)).map_err(harness)?);
     }
     bar.finish_and_clear();
-    let is_safe = cases.iter().all(|case| case.wrong == 0 && case.failed.is_none());
-    let passed = is_safe && cases.iter().all(|case| case.ratio <= RATIO_MAX && case.excess <= 0);
-    let report = Report {
-        experiment: "recovery",
-        cpus: std::thread::available_parallelism().map_or(1, usize::from),
-        optimized: !cfg!(debug_assertions),
-        nodes: NODES,
-        cases,
-        passed,
-    };
-    print(settings, &report);
-    settings.output.data(&report);
-    write_report(args.report.as_deref(), &report)?;
-    super::write_text(args.csv.as_deref(), &csv(&report))?;
-    super::write_text(super::drawing(args).as_deref(), &svg(&report))?;
-    Ok(match (is_safe, passed) {
-        (false, _) => exit::FAILED,
-        (true, false) => exit::FIGURE_MISSED,
-        (true, true) => exit::OK,
-    })
+    Ok(found(&cases, rounds).told())
+}
+
+fn found(cases: &[Measured], rounds: usize) -> Found {
+    let what =
+        format!("{NODES} nodes of {CPUS} CPUs, one of which is killed; the round in the middle of {rounds}");
+    let mut found = Found::new("recovery", what, &COLUMNS);
+    for case in cases {
+        let numbers = [case.noticed_ms, case.recovered_ms];
+        let mut row = vec![Cell::Text(case.case.clone())];
+        row.extend(numbers.map(Cell::Number));
+        row.push(Cell::Repeated(Estimate::of(&case.rounds_ms)));
+        row.extend([case.bound_ms, case.calm_ms, case.ratio].map(Cell::Number));
+        row.extend([Cell::Count(case.needed), Cell::Number(case.excess as f64)]);
+        found.row(row);
+        if case.wrong > 0 {
+            found.wrong([format!("{}: {} wrong values", case.case, case.wrong)]);
+        }
+        found.wrong(case.failed.iter().map(|why| format!("{}: {why}", case.case)));
+    }
+    let most = |of: fn(&Measured) -> f64| cases.iter().map(of).fold(f64::NEG_INFINITY, f64::max);
+    found.aimed("most over the bound, once noticed", most(|case| case.ratio), "×", Aim::AtMost(RATIO_MAX));
+    found.aimed("most tasks run again that need not", most(|case| case.excess as f64), "", Aim::AtMost(0.0));
+    found.svg = svg(cases);
+    found
 }
 
 /// One round without a fault, then the rounds with one.
@@ -168,10 +163,6 @@ fn measure(
     let after = ms(middle.recovered.saturating_sub(middle.noticed));
     Ok(Measured {
         case: case.name(),
-        chains: case.chains,
-        lost: case.lost,
-        depth: case.like.depth,
-        task_ms: case.like.ms,
         calm_ms: ms(calm.recovered),
         noticed_ms: ms(middle.noticed),
         recovered_ms: ms(middle.recovered),
@@ -239,83 +230,8 @@ fn hears(client: &Client) -> bool {
     client.take_notices().iter().any(|notice| notice.kind == "node-dead")
 }
 
-fn print(settings: &Settings, report: &Report) {
-    let output = settings.output;
-    say!(
-        output,
-        "recovery: {} nodes of {CPUS} CPUs, one of which is killed; the round in the middle of {}",
-        NODES,
-        report.cases.first().map_or(0, |case| case.rounds_ms.len())
-    );
-    say!(
-        output,
-        "  {:<34} {:>8} {:>9} {:>9} {:>9} {:>7} {:>7} {:>7}",
-        "",
-        "noticed",
-        "recovered",
-        "bound",
-        "no fault",
-        "ratio",
-        "needed",
-        "excess"
-    );
-    for case in &report.cases {
-        say!(
-            output,
-            "  {:<34} {:>5.0} ms {:>6.0} ms {:>6.0} ms {:>6.0} ms {:>6.2}x {:>7} {:>7}",
-            case.case,
-            case.noticed_ms,
-            case.recovered_ms,
-            case.bound_ms,
-            case.calm_ms,
-            case.ratio,
-            case.needed,
-            case.excess
-        );
-        if case.wrong > 0 || case.failed.is_some() {
-            say!(
-                output,
-                "  ! {} wrong values; {}",
-                case.wrong,
-                case.failed.as_deref().unwrap_or("none failed")
-            );
-        }
-    }
-    say!(
-        output,
-        "ratio: what it took after the loss was noticed, over the bound; at most {RATIO_MAX} is asked for, and no excess"
-    );
-    say!(output, "{}", if report.passed { "passed" } else { "not passed" });
-}
-
-fn csv(report: &Report) -> String {
-    let mut text =
-        "case,chains,lost,depth,task_ms,noticed_ms,recovered_ms,bound_ms,calm_ms,ratio,needed,excess\n"
-            .to_owned();
-    for case in &report.cases {
-        let _ = writeln!(
-            text,
-            "\"{}\",{},{},{},{},{:.3},{:.3},{:.3},{:.3},{:.4},{},{}",
-            case.case,
-            case.chains,
-            case.lost,
-            case.depth,
-            case.task_ms,
-            case.noticed_ms,
-            case.recovered_ms,
-            case.bound_ms,
-            case.calm_ms,
-            case.ratio,
-            case.needed,
-            case.excess
-        );
-    }
-    text
-}
-
-fn svg(report: &Report) -> String {
-    let rows: Vec<Row> = report
-        .cases
+fn svg(cases: &[Measured]) -> String {
+    let rows: Vec<Row> = cases
         .iter()
         .map(|case| Row {
             label: case.case.clone(),

@@ -3,9 +3,10 @@
 use super::ghost;
 use super::stats::{Distribution, sorted_ms};
 use super::svg::{Curve, Mark, draw};
+use super::told::Lines;
 use crate::args::How;
 use crate::exit;
-use crate::output::{Output, millis};
+use crate::output::millis;
 use crate::say;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -165,7 +166,7 @@ impl Report {
     }
 
     /// For people.
-    pub fn print(&self, output: Output) {
+    pub fn print(&self, output: &mut Lines) {
         say!(
             output,
             "failover, --how {}: {} strikes, {} heads, {} shards, {} CPUs{}",
@@ -177,7 +178,7 @@ impl Report {
             if self.optimized { "" } else { ", not optimized" }
         );
         say!(output, "  {:<24} {:>10} {:>10} {:>10} {:>10}", "", "p50", "p90", "p99", "max");
-        let row = |label: &str, d: &Distribution| {
+        let mut row = |label: &str, d: &Distribution| {
             if d.count > 0 {
                 let [p50, p90, p99, max] = [d.p50, d.p90, d.p99, d.max].map(millis);
                 say!(output, "  {label:<24} {p50:>10} {p90:>10} {p99:>10} {max:>10}");

@@ -1,7 +1,76 @@
-//! What a row of durations looks like.
+//! What a row of durations looks like, how sure a mean is, how straight a line.
 
 use serde::Serialize;
+use std::fmt;
 use std::time::Duration;
+
+/// The mean of some repeats, and how far from it the true one may be.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Half the width of its 95 % confidence interval, by Student's t; none of a single measurement.
+    pub ci95: Option<f64>,
+}
+
+/// What Student's t exceeds in 2.5 % of cases, with 1, 2, … degrees of freedom.
+const STUDENT: [f64; 30] = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+];
+
+impl Estimate {
+    /// Of these repeats; 0 of none.
+    pub fn of(repeats: &[f64]) -> Estimate {
+        let count = repeats.len() as f64;
+        let mean = repeats.iter().sum::<f64>() / count.max(1.0);
+        let ci95 = (repeats.len() > 1).then(|| {
+            let variance = repeats.iter().map(|value| (value - mean).powi(2)).sum::<f64>() / (count - 1.0);
+            // Beyond the table the quantile goes down to the normal distribution's.
+            let t = STUDENT.get(repeats.len() - 2).copied().unwrap_or(1.96 + 2.4 / (count - 1.0));
+            t * (variance / count).sqrt()
+        });
+        Estimate { mean, ci95 }
+    }
+}
+
+impl From<f64> for Estimate {
+    fn from(mean: f64) -> Self {
+        Estimate { mean, ci95: None }
+    }
+}
+
+impl fmt::Display for Estimate {
+    /// Three digits that count.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let digits = match self.mean.abs() {
+            0.0 => 0,
+            ..1.0 => 3,
+            1.0..10.0 => 2,
+            10.0..100.0 => 1,
+            _ => 0,
+        };
+        write!(f, "{:.digits$}", self.mean)?;
+        self.ci95.map_or(Ok(()), |half| write!(f, " ± {half:.digits$}"))
+    }
+}
+
+/// The median; 0 of nothing.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    percentile(&sorted, 50)
+}
+
+/// How straight some points lie: R² of the line by least squares, which is 1 where they all lie on one.
+pub fn r_squared(points: &[(f64, f64)]) -> f64 {
+    let count = points.len() as f64;
+    let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count.max(1.0);
+    let (x, y) = (mean(|p| p.0), mean(|p| p.1));
+    let sum = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|p| of(p.0 - x, p.1 - y)).sum::<f64>();
+    let (xx, yy, xy) = (sum(&|x, _| x * x), sum(&|_, y| y * y), sum(&|x, y| x * y));
+    if xx * yy == 0.0 { 0.0 } else { xy * xy / (xx * yy) }
+}
 
 /// The distribution of some durations, in milliseconds.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -87,6 +156,31 @@ mod tests {
         let three = Distribution::of(&thousand[..3]);
         assert_eq!((three.p50, three.p99, three.max), (999.0, 1000.0, 1000.0));
         assert_eq!(Distribution::of(&[]), Distribution::default());
+    }
+
+    #[test]
+    fn intervals_are_those_of_student() {
+        // Five repeats around 10: s = 1.5811, t = 2.776, so 2.776 * 1.5811 / sqrt(5) = 1.963.
+        let five = Estimate::of(&[8.0, 9.0, 10.0, 11.0, 12.0]);
+        assert_eq!(five.mean, 10.0);
+        assert!((five.ci95.expect("five") - 1.9629).abs() < 1e-3, "{five:?}");
+        // Two repeats say next to nothing.
+        let two = Estimate::of(&[1.0, 2.0]);
+        assert!((two.ci95.expect("two") - 6.353).abs() < 1e-3, "{two:?}");
+        // 121 repeats: t is 1.980.
+        let many: Vec<f64> = (0..121).map(f64::from).collect();
+        let half = Estimate::of(&many).ci95.expect("many");
+        assert!((half - 1.980 * 35.0737 / 11.0).abs() < 1e-2, "{half}");
+        assert_eq!((Estimate::of(&[3.0]).ci95, Estimate::of(&[]).mean), (None, 0.0));
+        assert_eq!([five.to_string(), Estimate::from(0.25).to_string()], ["10.0 ± 2.0", "0.250"]);
+    }
+
+    #[test]
+    fn a_line_is_straight_and_a_cloud_is_not() {
+        assert!((r_squared(&[(1.0, 3.0), (2.0, 5.0), (4.0, 9.0)]) - 1.0).abs() < 1e-12);
+        assert!(r_squared(&[(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]) < 1e-12);
+        assert_eq!(r_squared(&[(1.0, 1.0)]), 0.0);
+        assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[])), (2.0, 0.0));
     }
 
     #[test]

@@ -5,8 +5,8 @@
 //! Beside them, in the same run: what is left when only consensus and the log are measured ([`bare`]).
 
 mod bare;
-mod records;
-mod writers;
+pub mod records;
+pub mod writers;
 
 use super::table::Figures;
 use crate::args::BenchArgs;
