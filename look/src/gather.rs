@@ -1,7 +1,7 @@
 //! Asks the heads and all nodes at once, each within a deadline: whoever does not answer is named, not waited for.
 
 use crate::observe::observe;
-use crate::verdict::Observed;
+use crate::verdict::{Observed, newest_view};
 use mobula_gcs::{Client, Error};
 use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
@@ -61,6 +61,17 @@ impl Look {
     pub async fn view(&self) -> Result<ClusterView, Error> {
         self.connected().await?;
         self.client.watch(0, Duration::ZERO, DEADLINE).await
+    }
+
+    /// The view as the leader of shard 0 has it, who alone knows how busy nodes are; any head's, if that does not answer.
+    ///
+    /// # Errors
+    /// No head answers.
+    pub async fn busy_view(&self) -> Result<ClusterView, Error> {
+        match newest_view(&self.heads().await) {
+            Some(view) => Ok(view.clone()),
+            None => self.view().await,
+        }
     }
 
     /// What every head says of itself, those included that joined since.

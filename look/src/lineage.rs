@@ -189,15 +189,15 @@ fn standing(record: Option<&TaskView>, located: &[&located::Answer]) -> Standing
         |answer: &&located::Answer| matches!(answer, located::Answer::Here(_) | located::Answer::Value(_));
     let is_lost = |answer: &&located::Answer| matches!(answer, located::Answer::Lost(_));
     let Some(record) = record else {
-        return if located.iter().any(|answer| is_here(answer)) { Standing::Here } else { Standing::Unknown };
+        return if located.iter().any(&is_here) { Standing::Here } else { Standing::Unknown };
     };
     match record.state() {
         TaskState::TaskFailed => Standing::Failed,
         TaskState::TaskPending if record.keeper_fenced => Standing::Lost,
         TaskState::TaskPending if record.attempt > 1 => Standing::Again,
         TaskState::TaskPending => Standing::Waiting,
-        TaskState::TaskDone if located.iter().any(|answer| is_lost(answer)) => Standing::Lost,
-        TaskState::TaskDone if located.iter().any(|answer| is_here(answer)) => Standing::Here,
+        TaskState::TaskDone if located.iter().any(is_lost) => Standing::Lost,
+        TaskState::TaskDone if located.iter().any(is_here) => Standing::Here,
         TaskState::TaskDone => Standing::Freed,
         TaskState::TaskUnknown => Standing::Unknown,
     }

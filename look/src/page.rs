@@ -151,7 +151,7 @@ fn known<R>(rows: Vec<R>) -> Listed<R> {
 }
 
 async fn nodes(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
-    list(&query, look.view().await.map(|view| known(rows::nodes(&view))))
+    list(&query, look.busy_view().await.map(|view| known(rows::nodes(&view))))
 }
 
 async fn jobs(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {

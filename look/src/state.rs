@@ -83,9 +83,9 @@ pub struct State {
 impl Look {
     /// The state. What does not answer is said to be silent; there always is one.
     pub async fn state(&self) -> State {
-        let (observed, view) = tokio::join!(self.heads(), self.view());
+        let observed = self.heads().await;
         let verdict = verdict::judge(&observed);
-        let view = view.ok().or_else(|| verdict::newest_view(&observed).cloned()).unwrap_or_default();
+        let view = verdict::newest_view(&observed).cloned().unwrap_or_default();
         let asked = LookRequest { workers: true, counts: true, ..LookRequest::default() };
         let answers = self.nodes(&view, &asked).await;
         let names = Names::of(&view);

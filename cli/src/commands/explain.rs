@@ -13,7 +13,7 @@ pub fn run(settings: &Settings, args: &ExplainArgs) -> Outcome {
     let text = args.subject.as_deref().unwrap_or_default();
     let output = settings.output;
     looking(settings, async |look: Look| {
-        let view = look.view().await.map_err(failed)?;
+        let view = look.busy_view().await.map_err(failed)?;
         let subject = Subject::of(text, &view).map_err(Failure::usage)?;
         let Story { told, silent, more } = look.explain(&subject, text, &view).await.map_err(failed)?;
         for Told { what, state, node, because } in &told {

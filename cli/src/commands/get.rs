@@ -17,7 +17,9 @@ use mobula_proto::LookRequest;
 pub fn run(settings: &Settings, args: &GetArgs) -> Outcome {
     let (output, id) = (settings.output, args.id.as_str());
     looking(settings, async |look| match args.kind {
-        Kind::Nodes => print(output, the_one(rows::nodes(&look.view().await.map_err(failed)?), id, "node")),
+        Kind::Nodes => {
+            print(output, the_one(rows::nodes(&look.busy_view().await.map_err(failed)?), id, "node"))
+        }
         Kind::Jobs => print(output, the_one(rows::jobs(&look.view().await.map_err(failed)?), id, "job")),
         Kind::Workers => print(output, the_one(look.workers().await.map_err(failed)?.rows, id, "worker")),
         Kind::Tasks => {

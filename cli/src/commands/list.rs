@@ -36,7 +36,7 @@ pub fn run(settings: &Settings, args: &ListArgs) -> Outcome {
 
 async fn show(output: Output, look: &Look, args: &ListArgs) -> Result<(), Failure> {
     match args.kind {
-        Kind::Nodes => print(output, args, known(rows::nodes(&look.view().await.map_err(failed)?))),
+        Kind::Nodes => print(output, args, known(rows::nodes(&look.busy_view().await.map_err(failed)?))),
         Kind::Jobs => print(output, args, known(rows::jobs(&look.view().await.map_err(failed)?))),
         Kind::Workers => print(output, args, look.workers().await.map_err(failed)?),
         Kind::Tasks => print(output, args, look.tasks(request(args)).await.map_err(failed)?),

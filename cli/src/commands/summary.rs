@@ -41,7 +41,7 @@ async fn show(output: Output, look: &Look, kind: Kind) -> Result<(), Failure> {
         *entry = (entry.0 + count, entry.1 + bytes);
     };
     match kind {
-        Kind::Nodes => rows::nodes(&look.view().await.map_err(failed)?)
+        Kind::Nodes => rows::nodes(&look.busy_view().await.map_err(failed)?)
             .iter()
             .for_each(|row| add("nodes", row.state, 1, row.store_bytes_used)),
         Kind::Jobs => {
