@@ -3,6 +3,7 @@
 
 use super::found::{Cell, Found};
 use super::plot::{Axis, Curve, draw};
+use super::stats::line;
 use super::told::Told;
 use super::{harness, start};
 use crate::args::ExperimentArgs;
@@ -72,6 +73,9 @@ fn found(args: &ExperimentArgs, looks: &[Look], seconds: f64) -> Found {
         last.iter().fold((f64::INFINITY, 0.0f64), |(a, b), look| (a.min(look.1), b.max(look.1)));
     let around = (most - least) / (most + least);
     found.aimed("memory around its middle, last 80 % of the run, ±", around, "×", FLAT);
+    let points: Vec<(f64, f64)> = last.iter().map(|(tasks, mb)| (*tasks as f64, mb * 1e6)).collect();
+    found.figure("in these, more for each task", line(&points).0, "B");
+    found.figure("a record alone", RECORD_BYTES as f64, "B");
     found.figure("most memory of a head", most, "MB");
     found.figure("records alone, if they were kept in memory", records(tasks), "MB");
     found.figure("tasks submitted and ended", tasks as f64 / seconds, "/s");

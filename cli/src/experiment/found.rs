@@ -166,14 +166,22 @@ impl Found {
         let fields = |row: &[Cell]| {
             row.iter().zip(self.columns).flat_map(|(cell, name)| cell.fields(name)).collect::<Vec<_>>()
         };
-        let names: Vec<String> =
-            fields(first).into_iter().map(|(name, _)| format!("\"{}\"", name.replace('"', "\"\""))).collect();
+        let names: Vec<String> = fields(first).into_iter().map(|(name, _)| field(&name.into())).collect();
         let mut text = names.join(",") + "\n";
         for row in &self.rows {
-            let values: Vec<String> = fields(row).into_iter().map(|(_, value)| value.to_string()).collect();
+            let values: Vec<String> = fields(row).iter().map(|(_, value)| field(value)).collect();
             text += &(values.join(",") + "\n");
         }
         text
+    }
+}
+
+/// A value as CSV has it.
+fn field(value: &Value) -> String {
+    match value {
+        Value::Null => String::new(),
+        Value::String(text) => format!("\"{}\"", text.replace('"', "\"\"")),
+        number => number.to_string(),
     }
 }
 
@@ -240,7 +248,9 @@ mod tests {
         assert_eq!(told.data["figures"][0]["met"], true);
         let lines: Vec<&str> = told.csv.lines().collect();
         assert_eq!(lines[0], "\"size\",\"ms\",\"ms ci95\"");
+        assert!(lines[1].starts_with("\"a \"\"b\"\"\",2.0,"), "{}", lines[1]);
         assert!(lines[2].starts_with("\"c\",2.0,0"), "{}", lines[2]);
+        assert_eq!(field(&Value::Null), "", "nothing is measured once with an interval");
         assert_eq!(told.figure, ("ratio: 0.500 ×".to_owned(), "≤ 1".to_owned()));
     }
 }

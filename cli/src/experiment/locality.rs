@@ -31,7 +31,7 @@ const RATE: u64 = 125_000_000;
 const SIZES: [u64; 4] = [100_000, 1_000_000, 10_000_000, 100_000_000];
 const QUICK_SIZES: [u64; 2] = [100_000, 1_000_000];
 /// Each way at each size is measured so often.
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 3;
 /// A task that shows that a worker has nothing else to do sleeps so long.
 const NAP_US: u64 = 5_000;
 /// How long anything may take.

@@ -5,7 +5,7 @@
 use super::found::{Cell, Found};
 use super::naps;
 use super::plot::{Axis, Curve, draw};
-use super::stats::{Estimate, r_squared};
+use super::stats::{Estimate, line};
 use super::steps::now_us;
 use super::told::Told;
 use super::{harness, repeats, start};
@@ -52,7 +52,7 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
         found.row([Cell::Count(*nodes as u64), Cell::Repeated(rate)].into_iter().chain(numbers).collect());
         found.wrong(wrong);
     }
-    found.aimed("R² of a straight line", r_squared(&points), "", STRAIGHT);
+    found.aimed("R² of a straight line", line(&points).1, "", STRAIGHT);
     if let (Some(first), Some(last)) = (points.first(), points.last()) {
         let efficiency = last.1 / (first.1 * last.0 / first.0);
         found.aimed("most nodes, over as many times the fewest", efficiency, "×", EFFICIENCY);

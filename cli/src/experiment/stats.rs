@@ -62,14 +62,15 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(&sorted, 50)
 }
 
-/// How straight some points lie: R² of the line by least squares, which is 1 where they all lie on one.
-pub fn r_squared(points: &[(f64, f64)]) -> f64 {
+/// The line through some points by least squares: how much it rises, and how straight they lie: R², which is 1 where
+/// they all lie on it.
+pub fn line(points: &[(f64, f64)]) -> (f64, f64) {
     let count = points.len() as f64;
     let mean = |of: fn(&(f64, f64)) -> f64| points.iter().map(of).sum::<f64>() / count.max(1.0);
     let (x, y) = (mean(|p| p.0), mean(|p| p.1));
     let sum = |of: &dyn Fn(f64, f64) -> f64| points.iter().map(|p| of(p.0 - x, p.1 - y)).sum::<f64>();
     let (xx, yy, xy) = (sum(&|x, _| x * x), sum(&|_, y| y * y), sum(&|x, y| x * y));
-    if xx * yy == 0.0 { 0.0 } else { xy * xy / (xx * yy) }
+    if xx * yy == 0.0 { (0.0, 0.0) } else { (xy / xx, xy * xy / (xx * yy)) }
 }
 
 /// The distribution of some durations, in milliseconds.
@@ -177,9 +178,10 @@ mod tests {
 
     #[test]
     fn a_line_is_straight_and_a_cloud_is_not() {
-        assert!((r_squared(&[(1.0, 3.0), (2.0, 5.0), (4.0, 9.0)]) - 1.0).abs() < 1e-12);
-        assert!(r_squared(&[(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]) < 1e-12);
-        assert_eq!(r_squared(&[(1.0, 1.0)]), 0.0);
+        let (slope, r2) = line(&[(1.0, 3.0), (2.0, 5.0), (4.0, 9.0)]);
+        assert!((slope - 2.0).abs() < 1e-12 && (r2 - 1.0).abs() < 1e-12);
+        assert!(line(&[(0.0, 0.0), (1.0, 1.0), (2.0, 0.0)]).1 < 1e-12);
+        assert_eq!(line(&[(1.0, 1.0)]), (0.0, 0.0));
         assert_eq!((median(&[3.0, 1.0, 2.0]), median(&[])), (2.0, 0.0));
     }
 
