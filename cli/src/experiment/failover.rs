@@ -67,7 +67,7 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
         say!(lines, "data and logs: {}", cluster.dir().display());
     }
     let figure = report.targets.first().map(|target| {
-        let ms = |ms| output::millis(ms);
+        let ms = output::millis;
         (format!("{}: {}", target.figure, ms(target.measured)), format!("≤ {}", ms(target.at_most)))
     });
     let told = Told::of(report.code(), lines, &report, figure.unwrap_or_default());

@@ -78,9 +78,9 @@ pub fn run(args: &ExperimentArgs) -> Result<Told, Failure> {
         (struck.rates(plan, false), struck.rates(plan, true), calm.rates(plan, false));
     let live: Vec<f64> = (0..plan.end).map(|second| struck.live(plan, second)).collect();
     let each: Vec<f64> = (0..live.len()).map(|at| (first[at] + again[at]) / live[at]).collect();
-    for at in 0..live.len() {
+    for (at, live) in live.iter().enumerate() {
         let numbers = [first[at], again[at], each[at], calmly[at] / plan.nodes as f64].map(Cell::Number);
-        found.row([Cell::Count(at as u64), Cell::Number(live[at])].into_iter().chain(numbers).collect());
+        found.row([Cell::Count(at as u64), Cell::Number(*live)].into_iter().chain(numbers).collect());
     }
     // From one event to the next, without the second after each and without the first, in which workers start.
     let bounds = [0, plan.kills[0], plan.kills[1], plan.kills[2], plan.back, plan.end];
