@@ -222,15 +222,32 @@ where
 /// Bytes on their way, and when they are due.
 type OnTheirWay = (Instant, Vec<u8>);
 
+/// A connection of a rate may be behind it by so much, and catch up: timers are no finer than a millisecond, and a wait
+/// of one for each chunk would be a rate of its own.
+const CATCHES_UP: Duration = Duration::from_millis(5);
+
+/// When a connection is free for the next chunk.
+struct Pace(Instant);
+
+impl Pace {
+    /// A chunk takes so long from now on: until when whoever sends it waits, if that lies ahead.
+    fn takes(&mut self, now: Instant, each: Duration) -> Option<Instant> {
+        let least = now.checked_sub(CATCHES_UP).unwrap_or(now);
+        self.0 = self.0.max(least) + each;
+        (!each.is_zero() && self.0 > now).then_some(self.0)
+    }
+}
+
 async fn leave<R: AsyncRead + Unpin>(mut from: R, send: mpsc::Sender<OnTheirWay>, mut gate: Gate) {
     let mut chunk = vec![0; CHUNK];
+    let mut pace = Pace(Instant::now());
     loop {
         // An error ends the connection as an end of file does.
         let read = from.read(&mut chunk).await.unwrap_or(0);
         gate.pass().await;
         let (late, each) = gate.takes(read);
-        if !each.is_zero() {
-            tokio::time::sleep(each).await;
+        if let Some(free) = pace.takes(Instant::now(), each) {
+            tokio::time::sleep_until(free).await;
         }
         if read == 0 || send.send((Instant::now() + late, chunk[..read].to_vec())).await.is_err() {
             return;
@@ -260,6 +277,23 @@ mod tests {
 
     /// Long enough for loopback to deliver what it will; the tests that use it expect silence.
     const SILENCE: Duration = Duration::from_millis(60);
+
+    #[test]
+    fn a_rate_holds_though_every_wait_is_too_long() {
+        let begin = Instant::now();
+        let (mut now, mut pace) = (begin, Pace(begin));
+        for _ in 0..1_000 {
+            if let Some(free) = pace.takes(now, Duration::from_micros(100)) {
+                now = free.max(now) + Duration::from_millis(1);
+            }
+        }
+        let took = now.duration_since(begin);
+        assert!((Duration::from_millis(94)..Duration::from_millis(102)).contains(&took), "{took:?}");
+        // What was idle does not send all it might have sent at once.
+        now += Duration::from_secs(1);
+        let waited = (0..100).filter_map(|_| pace.takes(now, Duration::from_millis(1))).count();
+        assert_eq!(waited, 95);
+    }
 
     async fn pair(switch: &Switch) -> (Stream, Stream) {
         let listener = TcpNet.listen("127.0.0.1:0").await.expect("a port");

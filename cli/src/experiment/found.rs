@@ -60,7 +60,8 @@ impl Found {
         self.figures.push(Figure { name: name.into(), value: value.into(), unit, aim: None });
     }
 
-    /// Adds a figure of which something is asked. The first of these stands for the experiment.
+    /// Adds a figure of which something is asked. The first of these that is not so, or the first,
+    /// stands for the experiment.
     pub fn aimed(&mut self, name: &str, value: impl Into<Estimate>, unit: &'static str, aim: Aim) {
         self.figures.push(Figure { name: name.into(), value: value.into(), unit, aim: Some(aim) });
     }
@@ -88,7 +89,12 @@ impl Found {
     /// All that is told of it.
     pub fn told(self) -> Told {
         let shown = |figure: &Figure| format!("{} {}", figure.value, figure.unit).trim_end().to_owned();
-        let first = self.figures.iter().find(|figure| figure.aim.is_some());
+        let mut aimed = self.figures.iter().filter(|figure| figure.aim.is_some());
+        // What missed its aim is what has to be said.
+        let first = aimed
+            .clone()
+            .find(|figure| figure.aim.is_some_and(|aim| !aim.is_met(figure.value.mean)))
+            .or_else(|| aimed.next());
         let figure = first.map(|figure| {
             let aim = figure.aim.map(Aim::shown).unwrap_or_default();
             (format!("{}: {}", figure.name, shown(figure)), aim)
