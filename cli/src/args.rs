@@ -461,9 +461,9 @@ pub struct ListArgs {
     /// Only rows whose column says this: COLUMN=VALUE or COLUMN!=VALUE; may be repeated
     #[arg(long, value_name = "FILTER")]
     pub filter: Vec<mobula_look::filter::Filter>,
-    /// Rows of each node, at most
-    #[arg(long, default_value_t = 1000)]
-    pub limit: u32,
+    /// Tasks or objects of each node, at most [default: 1000; with a filter as many as a node tells, 10000]
+    #[arg(long)]
+    pub limit: Option<u32>,
     /// Only tasks, or objects of tasks, whose ids begin so
     #[arg(long, default_value = "", value_name = "ID", hide_default_value = true)]
     pub prefix: String,

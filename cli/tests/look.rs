@@ -73,13 +73,13 @@ fn main() {
     a_timeline_names_functions_and_is_a_trace(&cluster);
     logs_come_from_heads_and_nodes(&cluster);
     the_page_answers_and_only_heads_may_ask_across(&cluster, &job);
-    browser::a_person_sees_the_cluster(&cluster);
+    let looked = usize::from(browser::a_person_sees_the_cluster(&cluster));
     a_dead_node_is_explained_and_what_it_had_is_found_again(&cluster, &job);
     the_page_of_another_head_goes_on(&cluster);
     std::fs::write(&job.release, "").expect("the directory is there");
     assert_eq!(job.waiting.get().expect("it ends"), 7);
     job.client.end(true).expect("the job ends");
-    println!("test result: ok. 9 passed; 0 failed");
+    println!("test result: ok. {} passed; 0 failed; {} ignored", 8 + looked, 1 - looked);
 }
 
 /// Asks until it is so.
@@ -219,13 +219,14 @@ fn a_dead_node_is_explained_and_what_it_had_is_found_again(cluster: &Cluster, jo
     let again = |bar: &Value| bar["name"] == "leaf" && bar["attempt"] == 2;
     let timeline = cluster.json(&["timeline"]);
     assert!(timeline["bars"].as_array().into_iter().flatten().any(again), "{timeline:#}");
-    assert!(explained()[0]["because"].to_string().contains("later attempts of"), "what it cost is told");
+    let told = explained()[0]["because"].to_string();
+    assert!(told.contains("later attempts of") && !told.contains("later attempts of 0 tasks"), "{told}");
 }
 
 fn the_page_of_another_head_goes_on(cluster: &Cluster) {
     cluster.kill("head-1");
     let dead = cluster.heads[0].as_str();
-    assert!(get(dead, "/", &[]).is_err(), "it is dead");
+    until("it is dead", || get(dead, "/", &[]).is_err());
     for head in &cluster.heads[1..] {
         let state = || get(head, "/api/v0/state", &[]).expect("it answers").json();
         until("the others lead all shards", || state()["verdict"]["health"] == "degraded");

@@ -36,8 +36,12 @@ async fn head(name: &str, token: Option<&str>) -> (Head, std::path::PathBuf) {
 
 /// Speaks HTTP/1.1 as curl does; status line, headers and body.
 async fn get(address: &str, path: &str, header: &str) -> String {
+    request("GET", address, path, header).await
+}
+
+async fn request(method: &str, address: &str, path: &str, header: &str) -> String {
     let mut stream = tokio::net::TcpStream::connect(address).await.expect("listening");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n{header}Connection: close\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n{header}Connection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.expect("open");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.expect("text");
@@ -75,6 +79,11 @@ async fn a_caller_without_the_token_learns_only_that_it_needs_one() {
             assert!(answer.starts_with("HTTP/1.1 401") && answer.contains(NEEDED), "{path}: {answer}");
         }
         assert!(get(&address, "/healthz", "").await.ends_with("ok\n"));
+        // What asks whether it may ask does not get in by that.
+        for path in ["/mobula.v1.Admin/Heads", "/mobula.v1.ControlStore/Status", "/metrics"] {
+            let asked = request("OPTIONS", &address, path, "").await;
+            assert!(asked.starts_with("HTTP/1.1 401"), "{path}: {asked}");
+        }
         // The page says nothing of the cluster: it asks for the token itself.
         for path in ["/", "/ui/app.js"] {
             assert!(!get(&address, path, "").await.contains(NEEDED), "{path}");

@@ -5,6 +5,7 @@ use crate::verdict::{Observed, newest_view};
 use mobula_gcs::{Client, Error};
 use mobula_net::grpc;
 use mobula_net::seam::SharedNet;
+use mobula_proto::StatusReply;
 use mobula_proto::log_client::LogClient;
 use mobula_proto::node_client::NodeClient;
 use mobula_proto::{
@@ -14,6 +15,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 /// A node must answer within this.
 pub const NODE_DEADLINE: Duration = Duration::from_secs(3);
@@ -21,6 +23,9 @@ pub const NODE_DEADLINE: Duration = Duration::from_secs(3);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 /// A shard must answer within this.
 pub const DEADLINE: Duration = Duration::from_secs(10);
+
+/// Who the heads are is asked anew because of a strange address so often at most.
+const HEADS_ANEW: Duration = Duration::from_secs(1);
 
 type Node = NodeClient<grpc::Channel>;
 
@@ -41,12 +46,14 @@ pub struct Look {
     /// Heads that are asked how they are.
     heads: Arc<Mutex<Vec<String>>>,
     nodes: Arc<Mutex<BTreeMap<String, Node>>>,
+    /// When heads were last asked for because of an address that is none's.
+    asked: Arc<Mutex<Option<Instant>>>,
 }
 
 impl Look {
     /// Looks through a client that is connected, or will be.
     pub fn new(net: SharedNet, client: Client, heads: Vec<String>) -> Look {
-        Look { client, net, heads: Arc::new(Mutex::new(heads)), nodes: Arc::default() }
+        Look { client, net, heads: Arc::new(Mutex::new(heads)), nodes: Arc::default(), asked: Arc::default() }
     }
 
     /// Knows which cluster it looks at, from the first question on that a head answers.
@@ -77,15 +84,35 @@ impl Look {
     /// What every head says of itself, those included that joined since.
     pub async fn heads(&self) -> Vec<Observed> {
         let known = self.heads.lock().expect("nothing panics under this lock").clone();
-        let observed = observe(self.net.clone(), known).await;
-        let all = observed.iter().map(|head| head.address.clone()).collect();
-        *self.heads.lock().expect("nothing panics under this lock") = all;
+        let mut observed = observe(self.net.clone(), known).await;
+        let members = members(&observed);
+        if !members.is_empty() {
+            // One that was removed is not missing, and one that has two addresses is not two.
+            observed.retain(|head| members.contains(&head.address));
+            *self.heads.lock().expect("nothing panics under this lock") = members;
+        }
         observed
     }
 
-    /// Whether a head is reached at this address, as far as was heard.
-    pub fn knows_head(&self, address: &str) -> bool {
-        self.heads.lock().expect("nothing panics under this lock").iter().any(|known| known == address)
+    /// Whether a head is reached at this address. Heads that joined since are asked for, once in a while.
+    pub async fn knows_head(&self, address: &str) -> bool {
+        let is_known = || {
+            self.heads.lock().expect("nothing panics under this lock").iter().any(|known| known == address)
+        };
+        if !is_known() && self.may_ask_anew() {
+            self.heads().await;
+        }
+        is_known()
+    }
+
+    /// Strangers must not make heads ask each other again and again.
+    fn may_ask_anew(&self) -> bool {
+        let mut asked = self.asked.lock().expect("nothing panics under this lock");
+        let may = asked.is_none_or(|at| at.elapsed() >= HEADS_ANEW);
+        if may {
+            *asked = Some(Instant::now());
+        }
+        may
     }
 
     /// Asks every living node of a view to show what is asked for.
@@ -163,6 +190,14 @@ impl Look {
         nodes.insert(address.to_owned(), node.clone());
         Ok(node)
     }
+}
+
+/// The heads that there are, as the one says that knows most.
+fn members(observed: &[Observed]) -> Vec<String> {
+    let replies = observed.iter().filter_map(|head| head.reply.as_ref().ok());
+    let version = |reply: &&StatusReply| reply.view.as_ref().map_or(0, |view| view.version);
+    let newest = replies.filter(|reply| !reply.heads.is_empty()).max_by_key(version);
+    newest.map_or_else(Vec::new, |reply| reply.heads.clone())
 }
 
 /// Who did not answer, for people.

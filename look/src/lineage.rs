@@ -9,9 +9,14 @@ use mobula_proto::{ClusterView, TaskState, TaskView, arg, located, object_id};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::time::Duration;
+use tokio::time::Instant;
 
 /// Tasks that are followed; beyond them the lineage is cut, and says so.
 pub const TASKS_MAX: usize = 2_000;
+
+/// It is not followed for longer: each level is a question to every shard.
+const DEADLINE: Duration = Duration::from_secs(20);
 
 /// How things stand with a task of a lineage and what it made. The order is that of the colours' legend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -104,7 +109,12 @@ impl Look {
         let mut edges: Vec<(TaskId, TaskId)> = Vec::new();
         let mut level: Level = BTreeMap::from([(object.task, BTreeSet::from([object]))]);
         let (mut depth, mut cut) = (0, false);
+        let until = Instant::now() + DEADLINE;
         while !level.is_empty() {
+            if Instant::now() >= until {
+                cut = true;
+                break;
+            }
             let ids: Vec<TaskId> = level.keys().copied().collect();
             let wanted: Vec<ObjectId> = level.values().flatten().copied().collect();
             let (records, located) = tokio::join!(self.records(&ids, true), self.located(&wanted));
@@ -240,7 +250,7 @@ impl Lineage {
 
     fn label(&self, place: usize) -> String {
         let task = &self.tasks[place];
-        let name = if task.name.is_empty() { &task.task[..8] } else { &task.name };
+        let name = if task.name.is_empty() { task.task.get(..8).unwrap_or_default() } else { &task.name };
         let again = if task.attempt > 1 { format!(" ×{}", task.attempt) } else { String::new() };
         format!("{name}{again}, {}", task.standing.name())
     }

@@ -33,12 +33,6 @@ impl Names {
             None => format!("{function:016x}"),
         }
     }
-
-    /// The number of a function of which this is the name, with or without its path.
-    pub fn function_named(&self, name: &str) -> Option<u64> {
-        let is_it = |whole: &&String| whole.as_str() == name || whole.rsplit("::").next() == Some(name);
-        self.functions.iter().find(|(_, whole)| is_it(whole)).map(|((_, function), _)| *function)
-    }
 }
 
 /// The id of a job, as it is written.

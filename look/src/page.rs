@@ -13,12 +13,13 @@ use axum::Router;
 use axum::extract::{Query, Request, State};
 use axum::http::header::{
     ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_ORIGIN, CACHE_CONTROL, CONTENT_SECURITY_POLICY,
-    CONTENT_TYPE, HOST, ORIGIN, VARY,
+    CONTENT_TYPE, ORIGIN, VARY,
 };
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use mobula_base::TaskPrefix;
 use mobula_net::http::{PAGE, PAGE_PARTS};
 use mobula_proto::LookRequest;
 use serde::{Deserialize, Serialize};
@@ -75,12 +76,13 @@ fn file(kind: &'static str, text: &'static str) -> Response {
 /// Lets the pages of other heads of this cluster ask, and nobody else's.
 async fn neighbours(State(look): State<Look>, request: Request, next: Next) -> Response {
     let origin = request.headers().get(ORIGIN).cloned();
-    let is_own = |origin: &HeaderValue| {
-        let authority = origin.to_str().ok().and_then(|text| text.split_once("://")).map(|(_, rest)| rest);
-        authority.is_some_and(|authority| look.knows_head(authority))
-            || request.headers().get(HOST).map(HeaderValue::as_bytes) == authority.map(str::as_bytes)
+    let authority =
+        origin.as_ref().and_then(|origin| origin.to_str().ok()?.split_once("://")).map(|(_, rest)| rest);
+    let is_own = match authority {
+        Some(authority) => look.knows_head(authority).await,
+        None => false,
     };
-    let allowed = origin.filter(is_own);
+    let allowed = origin.clone().filter(|_| is_own);
     let mut answer = match *request.method() {
         Method::OPTIONS => StatusCode::NO_CONTENT.into_response(),
         _ => next.run(request).await,
@@ -129,9 +131,12 @@ impl ListQuery {
         self.filter.iter().map(|text| text.parse()).collect()
     }
 
-    fn request(&self) -> LookRequest {
+    /// # Errors
+    /// No id begins so.
+    fn request(&self) -> Result<LookRequest, String> {
         let prefix = self.prefix.clone().unwrap_or_default();
-        LookRequest { limit: self.limit.unwrap_or(ROWS).max(1), prefix, ..LookRequest::default() }
+        let _: TaskPrefix = prefix.parse()?;
+        Ok(LookRequest { limit: self.limit.unwrap_or(ROWS).max(1), prefix, ..LookRequest::default() })
     }
 }
 
@@ -163,11 +168,17 @@ async fn workers(State(look): State<Look>, Query(query): Query<ListQuery>) -> Re
 }
 
 async fn tasks(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
-    list(&query, look.tasks(query.request()).await)
+    match query.request() {
+        Ok(asked) => list(&query, look.tasks(asked).await),
+        Err(why) => wrong(why),
+    }
 }
 
 async fn objects(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
-    list(&query, look.objects(query.request()).await)
+    match query.request() {
+        Ok(asked) => list(&query, look.objects(asked).await),
+        Err(why) => wrong(why),
+    }
 }
 
 async fn summary(State(look): State<Look>) -> Response {

@@ -7,8 +7,9 @@ use mobula_proto::{Event, Located, TaskView, located, object_bytes, object_id, t
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Tasks or objects that are asked for at once.
+/// Tasks or objects that are asked for at once; fewer where what they run is wanted, too: arguments of 100 KB lie in it.
 const ASKED_MAX: usize = 1000;
+const SPECS_MAX: usize = 100;
 
 impl Look {
     /// The records of tasks, with what they run if that is asked for. Those that have none are not among them.
@@ -22,7 +23,7 @@ impl Look {
     ) -> Result<BTreeMap<TaskId, TaskView>, Error> {
         let mut records = BTreeMap::new();
         for (shard, tasks) in self.by_shard(tasks, |task| *task) {
-            for some in tasks.chunks(ASKED_MAX) {
+            for some in tasks.chunks(if with_spec { SPECS_MAX } else { ASKED_MAX }) {
                 let ids = some.iter().map(|task| task_bytes(*task)).collect();
                 let views = self.client.read_tasks(shard, ids, with_spec, DEADLINE).await?;
                 let known = some.iter().copied().zip(views).filter(|(_, view)| view.state != 0);

@@ -92,7 +92,8 @@ function whyButton(id, words = 'why?') {
 
 // ---------------------------------------------------------------- Asking a head, whichever answers
 
-const TIMEOUT_MS = 4_000;
+// A head may have to wait for another head and then for a node that do not answer: 1 s a round, and 3 s.
+const TIMEOUT_MS = 8_000;
 const STATE = '/api/v0/state';
 const NOTICE_MS = 15_000;
 const HEADS = 'mobula-heads';

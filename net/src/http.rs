@@ -32,6 +32,8 @@ pub const METRICS: &str = "/metrics";
 pub const PAGE: &str = "/";
 /// See [`PAGE`].
 pub const PAGE_PARTS: &str = "/ui/";
+/// Where what the page asks for begins.
+pub const PAGE_API: &str = "/api/";
 
 /// What [`METRICS`] is answered with.
 pub const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -136,10 +138,12 @@ pub async fn serve(
         .await
 }
 
-/// What says nothing of the cluster. Browsers ask with OPTIONS whether they may show the token.
+/// What says nothing of the cluster. Browsers ask with OPTIONS whether they may show the token; a service of gRPC would
+/// take that for a call.
 fn is_open(request: &Request) -> bool {
     let path = request.uri().path();
-    path == HEALTH || path == PAGE || path.starts_with(PAGE_PARTS) || request.method() == Method::OPTIONS
+    let may_ask = request.method() == Method::OPTIONS && path.starts_with(PAGE_API);
+    path == HEALTH || path == PAGE || path.starts_with(PAGE_PARTS) || may_ask
 }
 
 /// Turns away whoever does not show the token.

@@ -8,6 +8,9 @@ use crate::types::{ClientId, Value};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, TaskId, TaskPrefix};
 use std::collections::BTreeMap;
 
+/// Tasks that are counted by function: it is asked for every second, and takes a tenth of a microsecond each.
+pub const COUNTED_MAX: usize = 100_000;
+
 /// A task that this node keeps or runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TaskRow {
@@ -144,14 +147,15 @@ impl Core {
         }
     }
 
-    /// How many tasks of each function are where. Those that end and linger count, too.
-    pub fn task_counts(&self) -> Counts {
+    /// How many tasks of each function are where, of up to [`COUNTED_MAX`] of them, and whether there are more. Those that
+    /// end and linger count, too.
+    pub fn task_counts(&self) -> (Counts, bool) {
         let mut counts = Counts::new();
-        for (task, kept) in self.kept.iter() {
+        for (task, kept) in self.kept.iter().take(COUNTED_MAX) {
             let of = (JobId(kept.spec.job), kept.spec.function, self.state_of(*task));
             *counts.entry(of).or_default() += 1;
         }
-        counts
+        (counts, self.kept.len() > COUNTED_MAX)
     }
 
     /// Up to `limit` rows of the objects of tasks that begin so, sorted, and whether there are more. Looks at every

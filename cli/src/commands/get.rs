@@ -32,9 +32,10 @@ pub fn run(settings: &Settings, args: &GetArgs) -> Outcome {
         Kind::Objects => {
             let rows =
                 look.objects(of_tasks(id.split('#').next().unwrap_or(id))?).await.map_err(failed)?.rows;
-            match rows.is_empty() {
-                true => recorded(output, &look, id).await,
-                false => print(output, the_one(rows, id, "object")),
+            // Nodes may know of other objects of its task only.
+            match rows.iter().any(|row| row.object.starts_with(id)) {
+                false => recorded(output, &look, id).await,
+                true => print(output, the_one(rows, id, "object")),
             }
         }
     })

@@ -55,7 +55,7 @@ fn tree(output: Output, lineage: &Lineage) {
         open.extend(task.takes.iter().rev().map(|taken| (*taken, indent + 1)));
     }
     if lineage.cut {
-        say!(output, "there are more: only {TASKS_MAX} are followed");
+        say!(output, "there are more: only {TASKS_MAX} are followed, and not for longer than 20 s");
     }
 }
 

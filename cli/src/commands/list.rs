@@ -15,6 +15,8 @@ use mobula_proto::LookRequest;
 use serde::Serialize;
 use std::time::Duration;
 
+/// Rows of each node that are asked for, where neither a number nor a filter is given; with one, all that it tells at once.
+const ROWS: u32 = 1_000;
 /// Pause between two lists that are watched.
 pub const WATCHED_EVERY: Duration = Duration::from_secs(1);
 
@@ -47,11 +49,19 @@ async fn show(output: Output, look: &Look, args: &ListArgs) -> Result<(), Failur
 /// What nodes can leave out by themselves: of very many tasks those that are wanted may not be the first.
 fn request(args: &ListArgs) -> LookRequest {
     let of = |key: &'static str| args.filter.iter().filter(move |filter| filter.key == key && !filter.not);
-    // What all nodes know of an object decides where it stands, not what one does.
-    let states =
-        if args.kind == Kind::Tasks { of("state").map(|f| f.value.clone()).collect() } else { Vec::new() };
+    // What all nodes know of one decides where it stands, so who keeps a task has to be told of, too.
+    let mut states: Vec<String> = match args.kind {
+        Kind::Tasks => of("state").map(|filter| filter.value.clone()).collect(),
+        _ => Vec::new(),
+    };
+    match states.iter().any(|state| state == "placed") {
+        true => states.clear(),
+        false if states.is_empty() => {}
+        false => states.push("placed".into()),
+    }
+    let rows = if args.filter.is_empty() { ROWS } else { 0 };
     let job = of("job").next().and_then(|filter| u64::from_str_radix(&filter.value, 16).ok());
-    let (prefix, limit) = (args.prefix.clone(), args.limit.max(1));
+    let (prefix, limit) = (args.prefix.clone(), args.limit.unwrap_or(rows));
     LookRequest { states, job, prefix, limit, ..LookRequest::default() }
 }
 
@@ -94,13 +104,17 @@ mod tests {
         let of = |kind, filters: &[&str]| ListArgs {
             kind,
             filter: filters.iter().map(|filter| filter.parse().expect("a filter")).collect(),
-            limit: 5,
+            limit: None,
             prefix: String::new(),
             detail: false,
             watch: false,
         };
         let asked = request(&of(Kind::Tasks, &["state=running", "job=00000000000000ff", "name!=f"]));
-        assert_eq!((asked.states, asked.job), (vec!["running".to_owned()], Some(255)));
+        assert_eq!((asked.states, asked.job), (vec!["running".to_owned(), "placed".into()], Some(255)));
+        assert!(
+            request(&of(Kind::Tasks, &["state=placed"])).states.is_empty(),
+            "who runs it says where it is"
+        );
         assert!(request(&of(Kind::Tasks, &["state!=running"])).states.is_empty());
         assert!(request(&of(Kind::Objects, &["state=here"])).states.is_empty());
     }

@@ -71,7 +71,11 @@ pub fn run(settings: &Settings) -> Outcome {
 async fn show(terminal: &mut DefaultTerminal, look: &Look) -> io::Result<()> {
     let mut rates = Rates::default();
     loop {
-        let state = look.state().await;
+        // Who does not answer must not keep the keys from being heard.
+        let state = tokio::select! {
+            state = look.state() => state,
+            gone = asked_to_go() => return gone,
+        };
         rates.note(&state, Instant::now());
         terminal.draw(|frame| draw(frame, &state, &rates))?;
         let until = Instant::now() + DRAWN_EVERY;
@@ -82,6 +86,13 @@ async fn show(terminal: &mut DefaultTerminal, look: &Look) -> io::Result<()> {
             tokio::time::sleep(KEYS_EVERY).await;
         }
     }
+}
+
+async fn asked_to_go() -> io::Result<()> {
+    while !wants_to_go()? {
+        tokio::time::sleep(KEYS_EVERY).await;
+    }
+    Ok(())
 }
 
 fn wants_to_go() -> io::Result<bool> {
@@ -96,12 +107,17 @@ fn wants_to_go() -> io::Result<bool> {
     Ok(false)
 }
 
+/// So many lines in a box with a heading.
+fn lines(count: usize) -> Constraint {
+    Constraint::Length(u16::try_from(count).unwrap_or(u16::MAX).saturating_add(3))
+}
+
 fn draw(frame: &mut Frame<'_>, state: &State, rates: &Rates) {
     let heights = [
         Constraint::Length(3),
-        Constraint::Length(state.shards.len() as u16 + 3),
+        lines(state.shards.len()),
         Constraint::Length(7),
-        Constraint::Length(state.nodes.iter().filter(|node| node.state == "alive").count() as u16 + 3),
+        lines(state.nodes.iter().filter(|node| node.state == "alive").count()),
         Constraint::Min(4),
         Constraint::Length(1),
     ];

@@ -8,6 +8,8 @@ use std::process::Command;
 const BROWSERS: [&str; 3] = ["chromium", "chromium-browser", "google-chrome"];
 /// The page's own time until it is looked at, milliseconds.
 const SETTLED_MS: u32 = 6_000;
+/// A browser that takes longer is ended, seconds.
+const LOADED_WITHIN_S: u32 = 120;
 /// A picture of nothing is smaller, bytes.
 const PICTURE_LEAST: u64 = 20_000;
 
@@ -16,19 +18,26 @@ fn browser() -> Option<PathBuf> {
     BROWSERS.iter().flat_map(|name| dirs.iter().map(move |dir| dir.join(name))).find(|path| path.exists())
 }
 
-/// Loads the page and looks at it: at what its scripts have made of it, and at a picture.
-pub fn a_person_sees_the_cluster(cluster: &Cluster) {
+/// Loads the page and looks at it: at what its scripts have made of it, and at a picture. Whether there is a browser.
+pub fn a_person_sees_the_cluster(cluster: &Cluster) -> bool {
     let Some(browser) = browser() else {
         println!("skipped: no Chromium is installed, so nobody looked at the page");
-        return;
+        return false;
     };
     let picture = cluster.dir.join("page.png");
     let profile = cluster.dir.join("browser");
     let load = |what: &str, tab: &str| {
-        let output = Command::new(&browser)
+        let output = Command::new("timeout")
+            .arg(LOADED_WITHIN_S.to_string())
+            .arg(&browser)
             .args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"])
             .args(["--disable-background-networking", "--disable-component-update", "--disable-sync"])
-            .args(["--disable-dev-shm-usage", "--hide-scrollbars", "--window-size=1280,1000"])
+            .args([
+                "--disable-dev-shm-usage",
+                "--enable-logging=stderr",
+                "--hide-scrollbars",
+                "--window-size=1280,1000",
+            ])
             .arg(format!("--user-data-dir={}", profile.display()))
             .arg(format!("--virtual-time-budget={SETTLED_MS}"))
             .arg(what)
@@ -55,4 +64,5 @@ pub fn a_person_sees_the_cluster(cluster: &Cluster) {
     if let Some(keep) = std::env::var_os("MOBULA_KEEP_PICTURE") {
         std::fs::copy(&picture, keep).expect("the picture is kept");
     }
+    true
 }

@@ -10,6 +10,9 @@ use std::time::Duration;
 /// An HTTP answer must be there within this.
 const ANSWERED: Duration = Duration::from_secs(20);
 
+/// What fails is asked so often again.
+const RETRIES: usize = 3;
+
 /// It ends, and takes everything along, when it is dropped.
 pub struct Cluster {
     up: Child,
@@ -67,7 +70,14 @@ impl Cluster {
 
     /// What a command prints as JSON.
     pub fn json(&self, args: &[&str]) -> Value {
-        let output = self.command(args).arg("--json").output().expect("the binary runs");
+        // While a member dies a question may go unanswered once.
+        let mut output = self.command(args).arg("--json").output().expect("the binary runs");
+        for _ in 0..RETRIES {
+            if output.status.success() {
+                break;
+            }
+            output = self.command(args).arg("--json").output().expect("the binary runs");
+        }
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{args:?}: {}\n{said}", output.status);
         serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: no JSON ({e})\n{said}"))
