@@ -137,7 +137,7 @@ async fn with_a_token_only_the_probe_of_life_is_open() {
         assert!(get(address, "/healthz", "").await.ends_with("ok\n"));
         let wrong = format!("Authorization: Bearer {WRONG}\r\n");
         for header in ["", &wrong] {
-            for path in ["/metrics", "/readyz", "/", "/nothing"] {
+            for path in ["/metrics", "/readyz", "/api/v0/state", "/nothing"] {
                 let answer = get(address, path, header).await;
                 assert!(answer.starts_with("HTTP/1.1 401") && answer.contains(NEEDED), "{path}: {answer}");
             }
