@@ -45,7 +45,8 @@ pub struct Look {
     net: SharedNet,
     /// Heads that are asked how they are.
     heads: Arc<Mutex<Vec<String>>>,
-    nodes: Arc<Mutex<BTreeMap<String, Node>>>,
+    /// Towards nodes, and to the logs of all, by address.
+    channels: Arc<Mutex<BTreeMap<String, grpc::Channel>>>,
     /// When heads were last asked for because of an address that is none's.
     asked: Arc<Mutex<Option<Instant>>>,
 }
@@ -53,7 +54,13 @@ pub struct Look {
 impl Look {
     /// Looks through a client that is connected, or will be.
     pub fn new(net: SharedNet, client: Client, heads: Vec<String>) -> Look {
-        Look { client, net, heads: Arc::new(Mutex::new(heads)), nodes: Arc::default(), asked: Arc::default() }
+        Look {
+            client,
+            net,
+            heads: Arc::new(Mutex::new(heads)),
+            channels: Arc::default(),
+            asked: Arc::default(),
+        }
     }
 
     /// Knows which cluster it looks at, from the first question on that a head answers.
@@ -84,7 +91,7 @@ impl Look {
     /// What every head says of itself, those included that joined since.
     pub async fn heads(&self) -> Vec<Observed> {
         let known = self.heads.lock().expect("nothing panics under this lock").clone();
-        let mut observed = observe(self.net.clone(), known).await;
+        let mut observed = observe(&self.client, known).await;
         let members = members(&observed);
         if !members.is_empty() {
             // One that was removed is not missing, and one that has two addresses is not two.
@@ -166,8 +173,7 @@ impl Look {
     /// # Errors
     /// It does not answer.
     pub async fn log(&self, address: &str, after: u64, lines: u32) -> Result<LogReply, String> {
-        let channel = grpc::channel(self.net.clone(), address).map_err(|error| error.to_string())?;
-        let mut log = LogClient::new(channel).max_decoding_message_size(grpc::MESSAGE_MAX);
+        let mut log = LogClient::new(self.channel(address)?).max_decoding_message_size(grpc::MESSAGE_MAX);
         match tokio::time::timeout(NODE_DEADLINE, log.read(LogRequest { after, lines })).await {
             Ok(Ok(reply)) => Ok(reply.into_inner()),
             Ok(Err(status)) => Err(status.message().to_owned()),
@@ -176,19 +182,22 @@ impl Look {
     }
 
     fn forget_all_but(&self, alive: &[&NodeView]) {
-        let mut nodes = self.nodes.lock().expect("nothing panics under this lock");
-        nodes.retain(|address, _| alive.iter().any(|node| node.address == *address));
+        let mut channels = self.channels.lock().expect("nothing panics under this lock");
+        channels.retain(|address, _| alive.iter().any(|node| node.address == *address));
     }
 
     fn node(&self, address: &str) -> Result<Node, String> {
-        let mut nodes = self.nodes.lock().expect("nothing panics under this lock");
-        if let Some(node) = nodes.get(address) {
-            return Ok(node.clone());
+        Ok(NodeClient::new(self.channel(address)?).max_decoding_message_size(grpc::MESSAGE_MAX))
+    }
+
+    fn channel(&self, address: &str) -> Result<grpc::Channel, String> {
+        let mut channels = self.channels.lock().expect("nothing panics under this lock");
+        if let Some(channel) = channels.get(address) {
+            return Ok(channel.clone());
         }
         let channel = grpc::channel(self.net.clone(), address).map_err(|error| error.to_string())?;
-        let node = NodeClient::new(channel).max_decoding_message_size(grpc::MESSAGE_MAX);
-        nodes.insert(address.to_owned(), node.clone());
-        Ok(node)
+        channels.insert(address.to_owned(), channel.clone());
+        Ok(channel)
     }
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 pub const TASKS_MAX: usize = 2_000;
 
 /// It is not followed for longer: each level is a question to every shard.
-const DEADLINE: Duration = Duration::from_secs(20);
+pub const DEADLINE: Duration = Duration::from_secs(20);
 
 /// How things stand with a task of a lineage and what it made. The order is that of the colours' legend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]

@@ -3,13 +3,11 @@
 use crate::verdict::Observed;
 use mobula_gcs::{Client, Error};
 use mobula_net::auth::NEEDED;
-use mobula_net::seam::SharedNet;
 use mobula_proto::StatusReply;
 use std::collections::BTreeMap;
 
 /// Asks the heads at `addresses`, and those that they name. Those that were named together are asked together.
-pub async fn observe(net: SharedNet, addresses: Vec<String>) -> Vec<Observed> {
-    let client = Client::new(net, addresses.clone(), 0);
+pub async fn observe(client: &Client, addresses: Vec<String>) -> Vec<Observed> {
     let (mut asked, mut next) = (addresses.clone(), addresses);
     let mut observed = BTreeMap::new();
     while !next.is_empty() {

@@ -146,21 +146,17 @@ fn list<R: Row>(query: &ListQuery, listed: Result<Listed<R>, impl ToString>) -> 
         Err(why) => return answer(Err::<(), _>(why)),
     };
     match query.filters().and_then(|filters| admitted(rows, &filters)) {
-        Ok(rows) => answer(Ok::<_, String>(json!({ "rows": rows, "silent": silent, "more": more }))),
+        Ok(rows) => answer(Ok::<_, String>(Listed { rows, silent, more })),
         Err(why) => wrong(why),
     }
 }
 
-fn known<R>(rows: Vec<R>) -> Listed<R> {
-    Listed { rows, silent: Vec::new(), more: false }
-}
-
 async fn nodes(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
-    list(&query, look.busy_view().await.map(|view| known(rows::nodes(&view))))
+    list(&query, look.busy_view().await.map(|view| rows::nodes(&view).into()))
 }
 
 async fn jobs(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
-    list(&query, look.view().await.map(|view| known(rows::jobs(&view))))
+    list(&query, look.view().await.map(|view| rows::jobs(&view).into()))
 }
 
 async fn workers(State(look): State<Look>, Query(query): Query<ListQuery>) -> Response {
@@ -183,7 +179,11 @@ async fn objects(State(look): State<Look>, Query(query): Query<ListQuery>) -> Re
 
 async fn summary(State(look): State<Look>) -> Response {
     let told = look.summary().await;
-    answer(told.map(|(functions, silent)| json!({ "functions": functions, "silent": silent })))
+    answer(
+        told.map(
+            |Listed { rows, silent, more }| json!({ "functions": rows, "silent": silent, "more": more }),
+        ),
+    )
 }
 
 #[derive(Debug, Default, Deserialize)]

@@ -11,21 +11,6 @@ use mobula_proto::{
 use serde::Serialize;
 use std::collections::BTreeMap;
 
-/// What there are lists of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Node daemons, dead ones included while the cluster remembers them.
-    Nodes,
-    /// Jobs that run or ended lately.
-    Jobs,
-    /// Worker processes.
-    Workers,
-    /// Tasks that a node keeps or runs.
-    Tasks,
-    /// Objects that a node knows of.
-    Objects,
-}
-
 /// A row of a list, with what it is found by.
 pub trait Row: Serialize {
     /// What is shown in a table, in this order.
@@ -155,6 +140,7 @@ impl Row for ObjectRow {
 }
 
 /// Rows, who did not answer, and whether some node had more than it told.
+#[derive(Debug, Serialize)]
 pub struct Listed<R> {
     /// The rows, sorted.
     pub rows: Vec<R>,
@@ -162,6 +148,13 @@ pub struct Listed<R> {
     pub silent: Vec<String>,
     /// There are more.
     pub more: bool,
+}
+
+/// Rows that came with the cluster's view: no node was asked.
+impl<R> From<Vec<R>> for Listed<R> {
+    fn from(rows: Vec<R>) -> Self {
+        Listed { rows, silent: Vec::new(), more: false }
+    }
 }
 
 /// Nodes of a view.
@@ -212,9 +205,7 @@ impl Look {
         let asked = LookRequest { workers: true, ..LookRequest::default() };
         let answers = self.nodes(&view, &asked).await;
         let (names, now_us) = (Names::of(&view), clock::unix_ms() * 1000);
-        Ok(listed(&answers, |node, reply| {
-            reply.workers.iter().map(|worker| worker_row(worker, node, &names, now_us)).collect()
-        }))
+        Ok(whole(&answers, workers(&answers, &names, now_us)))
     }
 
     /// Tasks of all nodes that `asked` admits.
@@ -264,15 +255,19 @@ fn answered<T>(answers: &[Answer<T>]) -> impl Iterator<Item = (&NodeView, &T)> {
     answers.iter().filter_map(|answer| Some((&answer.node, answer.reply.as_ref().ok()?)))
 }
 
-fn listed<R>(answers: &[Answer<LookReply>], rows: impl Fn(&NodeView, &LookReply) -> Vec<R>) -> Listed<R> {
-    whole(answers, answered(answers).flat_map(|(node, reply)| rows(node, reply)).collect())
-}
-
-fn whole<R>(answers: &[Answer<LookReply>], rows: Vec<R>) -> Listed<R> {
+pub(crate) fn whole<R>(answers: &[Answer<LookReply>], rows: Vec<R>) -> Listed<R> {
     Listed { rows, silent: silent(answers), more: answered(answers).any(|(_, reply)| reply.more) }
 }
 
-pub(crate) fn worker_row(raw: &RawWorker, node: &NodeView, names: &Names, now_us: u64) -> WorkerRow {
+/// Worker processes of the nodes that answered.
+pub(crate) fn workers(answers: &[Answer<LookReply>], names: &Names, now_us: u64) -> Vec<WorkerRow> {
+    let of_node = |(node, reply): (_, &LookReply)| -> Vec<WorkerRow> {
+        reply.workers.iter().map(|worker| worker_row(worker, node, names, now_us)).collect()
+    };
+    answered(answers).flat_map(of_node).collect()
+}
+
+fn worker_row(raw: &RawWorker, node: &NodeView, names: &Names, now_us: u64) -> WorkerRow {
     let busy = !raw.task.is_empty();
     WorkerRow {
         node: node.name.clone(),

@@ -2,7 +2,7 @@
 
 use crate::gather::{Answer, Look, silent};
 use crate::names::Names;
-use crate::rows::{self, JobRow, NodeRow, WorkerRow, worker_row};
+use crate::rows::{self, JobRow, Listed, NodeRow, WorkerRow};
 use crate::verdict::{self, Observed, Verdict};
 use mobula_gcs::{Error, clock};
 use mobula_proto::{LookReply, LookRequest, StatusReply};
@@ -76,6 +76,8 @@ pub struct State {
     pub jobs: Vec<JobRow>,
     pub workers: Vec<WorkerRow>,
     pub functions: Vec<FunctionState>,
+    /// Some node keeps more tasks than it counts.
+    pub more: bool,
     pub totals: Vec<NodeTotals>,
     pub silent: Vec<String>,
 }
@@ -98,22 +100,23 @@ impl Look {
             shards: (0..view.shards).map(|shard| shard_state(shard, &observed)).collect(),
             nodes: rows::nodes(&view),
             jobs: rows::jobs(&view),
-            workers: workers(&answers, &names, now_ms),
+            workers: rows::workers(&answers, &names, now_ms * 1000),
             functions: functions(&answers, &names),
+            more: answers.iter().flat_map(|answer| &answer.reply).any(|reply| reply.more),
             totals: answers.iter().filter_map(totals).collect(),
             silent: silent(&answers),
             verdict,
         }
     }
 
-    /// How many tasks of each function stand where, and who did not answer.
+    /// How many tasks of each function stand where; there are more if some node keeps more than it counts.
     ///
     /// # Errors
     /// No head answers.
-    pub async fn summary(&self) -> Result<(Vec<FunctionState>, Vec<String>), Error> {
+    pub async fn summary(&self) -> Result<Listed<FunctionState>, Error> {
         let view = self.view().await?;
         let answers = self.nodes(&view, &LookRequest { counts: true, ..LookRequest::default() }).await;
-        Ok((functions(&answers, &Names::of(&view)), silent(&answers)))
+        Ok(rows::whole(&answers, functions(&answers, &Names::of(&view))))
     }
 }
 
@@ -155,14 +158,6 @@ fn shard_state(shard: u32, observed: &[Observed]) -> ShardState {
         tasks: all().map(|s| s.tasks).max().unwrap_or(0),
         replicas: observed.iter().map(replica).collect(),
     }
-}
-
-fn workers(answers: &[Answer<LookReply>], names: &Names, now_ms: u64) -> Vec<WorkerRow> {
-    let of_node = |answer: &Answer<LookReply>| -> Vec<WorkerRow> {
-        let workers = answer.reply.iter().flat_map(|reply| &reply.workers);
-        workers.map(|worker| worker_row(worker, &answer.node, names, now_ms * 1000)).collect()
-    };
-    answers.iter().flat_map(of_node).collect()
 }
 
 fn functions(answers: &[Answer<LookReply>], names: &Names) -> Vec<FunctionState> {

@@ -102,7 +102,7 @@ impl Look {
                 because: task.because.clone(),
             }));
         }
-        // What no node knows may be on record; and of one task the record has more to say.
+        // What no node knows may be on record.
         if let (true, Some(task)) = (story.told.is_empty(), prefix.whole()) {
             story.told.extend(self.recorded(task, view).await?);
         }

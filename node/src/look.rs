@@ -9,8 +9,8 @@ use mobula_proto::{
 };
 use mobula_scheduler::{ClientId, rows, trace};
 
-/// Rows of each kind that are told at once. The loop is busy meanwhile: for some milliseconds with these, and a tenth of a
-/// second for each million of tasks or objects among which they are found.
+/// Rows of each kind that are told at once. The loop is busy meanwhile, and for longer the more tasks or objects there are
+/// among which they are found.
 pub const ROWS_MAX: usize = 10_000;
 
 /// The clock of the core beside that of the world.

@@ -8,7 +8,7 @@ use crate::types::{ClientId, Value};
 use mobula_base::{Incarnation, Instant, JobId, ObjectId, TaskId, TaskPrefix};
 use std::collections::BTreeMap;
 
-/// Tasks that are counted by function: it is asked for every second, and takes a tenth of a microsecond each.
+/// Tasks that are counted by function: it is asked for every second by everybody who watches.
 pub const COUNTED_MAX: usize = 100_000;
 
 /// A task that this node keeps or runs.

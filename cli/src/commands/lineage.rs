@@ -7,7 +7,7 @@ use crate::exit::{self, Failure, Outcome};
 use crate::output::{Output, bytes};
 use crate::say;
 use mobula_look::Look;
-use mobula_look::lineage::{Lineage, TASKS_MAX};
+use mobula_look::lineage::{DEADLINE, Lineage, TASKS_MAX};
 use mobula_look::records::parse_object;
 use std::collections::BTreeSet;
 
@@ -55,7 +55,7 @@ fn tree(output: Output, lineage: &Lineage) {
         open.extend(task.takes.iter().rev().map(|taken| (*taken, indent + 1)));
     }
     if lineage.cut {
-        say!(output, "there are more: only {TASKS_MAX} are followed, and not for longer than 20 s");
+        say!(output, "there are more: only {TASKS_MAX} are followed, and not for longer than {DEADLINE:?}");
     }
 }
 

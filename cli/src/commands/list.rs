@@ -12,7 +12,6 @@ use mobula_look::Look;
 use mobula_look::filter::{Filter, admitted};
 use mobula_look::rows::{self, Listed, Row};
 use mobula_proto::LookRequest;
-use serde::Serialize;
 use std::time::Duration;
 
 /// Rows of each node that are asked for, where neither a number nor a filter is given; with one, all that it tells at once.
@@ -38,8 +37,8 @@ pub fn run(settings: &Settings, args: &ListArgs) -> Outcome {
 
 async fn show(output: Output, look: &Look, args: &ListArgs) -> Result<(), Failure> {
     match args.kind {
-        Kind::Nodes => print(output, args, known(rows::nodes(&look.busy_view().await.map_err(failed)?))),
-        Kind::Jobs => print(output, args, known(rows::jobs(&look.view().await.map_err(failed)?))),
+        Kind::Nodes => print(output, args, rows::nodes(&look.busy_view().await.map_err(failed)?).into()),
+        Kind::Jobs => print(output, args, rows::jobs(&look.view().await.map_err(failed)?).into()),
         Kind::Workers => print(output, args, look.workers().await.map_err(failed)?),
         Kind::Tasks => print(output, args, look.tasks(request(args)).await.map_err(failed)?),
         Kind::Objects => print(output, args, look.objects(request(args)).await.map_err(failed)?),
@@ -65,20 +64,6 @@ fn request(args: &ListArgs) -> LookRequest {
     LookRequest { states, job, prefix, limit, ..LookRequest::default() }
 }
 
-/// Rows that came with the cluster's view.
-pub fn known<R>(rows: Vec<R>) -> Listed<R> {
-    Listed { rows, silent: Vec::new(), more: false }
-}
-
-#[derive(Serialize)]
-struct Json<'a, R> {
-    rows: &'a [R],
-    /// Nodes that did not answer.
-    silent: &'a [String],
-    /// Some node has more rows than it told.
-    more: bool,
-}
-
 fn print<R: Row>(output: Output, args: &ListArgs, listed: Listed<R>) -> Result<(), Failure> {
     let Listed { rows, silent, more } = listed;
     let filters: &[Filter] = &args.filter;
@@ -91,7 +76,7 @@ fn print<R: Row>(output: Output, args: &ListArgs, listed: Listed<R>) -> Result<(
         say!(output, "there are more: raise --limit, or name the beginning of an id with --prefix");
     }
     silent.iter().for_each(|why| say!(output, "{why}"));
-    output.data(&Json { rows: &rows, silent: &silent, more });
+    output.data(&Listed { rows, silent, more });
     Ok(())
 }
 

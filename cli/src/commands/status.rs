@@ -5,6 +5,7 @@ use crate::config::Settings;
 use crate::exit::Outcome;
 use crate::output::{Output, bytes};
 use crate::say;
+use mobula_gcs::Client;
 use mobula_look::observe::observe;
 use mobula_look::verdict::{self, Health, Observed, Verdict};
 use mobula_proto::{ClusterView, GroupView, NodeView, StatusReply};
@@ -15,7 +16,9 @@ use std::collections::BTreeMap;
 pub fn run(settings: &Settings) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.map_err(|e| format!("cannot wait for answers: {e}"))?;
-    let observed = runtime.block_on(observe(settings.net()?, addresses(settings)));
+    let heads = addresses(settings);
+    let client = Client::new(settings.net()?, heads.clone(), 0);
+    let observed = runtime.block_on(observe(&client, heads));
     let verdict = verdict::judge(&observed);
     say!(settings.output, "{verdict}");
     table(settings.output, &observed, &verdict);

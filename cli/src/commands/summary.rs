@@ -55,11 +55,14 @@ async fn show(output: Output, look: &Look, kind: Kind) -> Result<(), Failure> {
             silent = listed.silent;
         }
         Kind::Tasks => {
-            let (functions, unheard) = look.summary().await.map_err(failed)?;
-            for FunctionState { name, states, .. } in &functions {
+            let listed = look.summary().await.map_err(failed)?;
+            for FunctionState { name, states, .. } in &listed.rows {
                 states.iter().for_each(|(state, count)| add(name, state, *count, 0));
             }
-            silent = unheard;
+            silent = listed.silent;
+            if listed.more {
+                say!(output, "nodes keep more tasks than they count at once: these are some of each");
+            }
         }
         Kind::Objects => {
             let listed = look.objects(LookRequest::default()).await.map_err(failed)?;

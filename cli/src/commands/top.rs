@@ -211,7 +211,8 @@ fn draw_tasks(frame: &mut Frame<'_>, area: Rect, state: &State) {
     });
     let widths = [Constraint::Length(24), Constraint::Min(20)];
     let jobs = state.jobs.iter().filter(|job| job.state == "running").count();
-    let title = format!(" tasks by function; {jobs} jobs run ");
+    let all = if state.more { ", not all are counted" } else { "" };
+    let title = format!(" tasks by function{all}; {jobs} jobs run ");
     frame.render_widget(Table::new(rows, widths).block(Block::bordered().title(title)), area);
 }
 
@@ -244,6 +245,7 @@ mod tests {
             jobs: Vec::new(),
             workers: Vec::new(),
             functions: Vec::new(),
+            more: false,
             totals: totals.collect(),
             silent: Vec::new(),
         }

@@ -78,8 +78,7 @@ impl Found {
 
     /// The exit code.
     fn code(&self) -> u8 {
-        let missed = |figure: &Figure| figure.aim.is_some_and(|aim| !aim.is_met(figure.value.mean));
-        match (self.wrong.is_empty(), self.figures.iter().any(missed)) {
+        match (self.wrong.is_empty(), self.figures.iter().any(Figure::is_missed)) {
             (false, _) => exit::FAILED,
             (true, true) => exit::FIGURE_MISSED,
             (true, false) => exit::OK,
@@ -91,10 +90,7 @@ impl Found {
         let shown = |figure: &Figure| format!("{} {}", figure.value, figure.unit).trim_end().to_owned();
         let mut aimed = self.figures.iter().filter(|figure| figure.aim.is_some());
         // What missed its aim is what has to be said.
-        let first = aimed
-            .clone()
-            .find(|figure| figure.aim.is_some_and(|aim| !aim.is_met(figure.value.mean)))
-            .or_else(|| aimed.next());
+        let first = aimed.clone().find(|figure| figure.is_missed()).or_else(|| aimed.next());
         let figure = first.map(|figure| {
             let aim = figure.aim.map(Aim::shown).unwrap_or_default();
             (format!("{}: {}", figure.name, shown(figure)), aim)
@@ -129,10 +125,11 @@ impl Found {
         for row in &texts {
             say!(lines, "  {}", line(row.iter().map(String::as_str).collect()));
         }
-        for Figure { name, value, unit, aim } in &self.figures {
+        for figure in &self.figures {
+            let Figure { name, value, unit, aim } = figure;
             let verdict = match aim {
-                Some(aim) if aim.is_met(value.mean) => format!("   aim {}: met", aim.shown()),
-                Some(aim) => format!("   aim {}: MISSED", aim.shown()),
+                Some(aim) if figure.is_missed() => format!("   aim {}: MISSED", aim.shown()),
+                Some(aim) => format!("   aim {}: met", aim.shown()),
                 None => String::new(),
             };
             say!(lines, "  {name}: {value} {unit}{verdict}");
@@ -192,11 +189,16 @@ fn field(value: &Value) -> String {
 }
 
 impl Figure {
+    /// Whether something is asked of it that is not so.
+    fn is_missed(&self) -> bool {
+        self.aim.is_some_and(|aim| !aim.is_met(self.value.mean))
+    }
+
     fn data(&self) -> Value {
         let mut data = json!({ "name": self.name, "value": self.value.mean, "ci95": self.value.ci95, "unit": self.unit });
         if let Some(aim) = self.aim {
             data["aim"] = serde_json::to_value(aim).expect("an aim has text keys");
-            data["met"] = aim.is_met(self.value.mean).into();
+            data["met"] = (!self.is_missed()).into();
         }
         data
     }
